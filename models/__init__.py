@@ -1,0 +1,1 @@
+"""Model definitions: one decode step in tile ops, configurations, checkpoint names."""

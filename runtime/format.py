@@ -1,0 +1,309 @@
+"""The program format: the one owner of every record that the compiler writes and a kernel reads.
+
+Each record is described once, field by field, and becomes a numpy dtype here and a C struct in the header that
+`c_header` generates (with static assertions on size and offsets). The compiler, the verifier, the emitters and the
+runtime all take their layout from this file. All records are little-endian and naturally aligned.
+
+An engine's program is a set of tables, one `.npy` file each (see `TABLES`):
+
+    streams       which slice of `instructions` an agent of a worker runs, in order, for one program
+    instructions  one tile each: body, operands, waits, notifies, weight runs
+    operands      buffers (plus byte offset) that an instruction's body addresses
+    waits         (event, count): the counter must have reached run * count
+    notifies      events that the instruction adds one to when it is done
+    tape          weight runs in the order in which the streams read them
+    regions       what each instruction reads and writes, for the proof; kernels ignore it
+    events        one counter each
+    buffers       where each buffer lies
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+FORMAT_VERSION = 1
+MAX_TOKENS = 8
+"""Largest number of tokens that one step can carry."""
+
+NONE = 0xFFFFFFFF
+"""An absent index in a u32 field."""
+
+COMMIT_KIND = 0
+"""Task kind of the sink, which every kernel implements in its loop."""
+
+ARENAS = ("activation", "cache", "weight", "io")
+"""Memory that a buffer lies in: scratch of one step, state kept over steps, the pool file, the controller's words."""
+
+DTYPES = ("f32", "bf16", "i32")
+DTYPE_BYTES = {"f32": 4, "bf16": 2, "i32": 4}
+
+READ, WRITE = 0, 1
+
+
+@dataclass(frozen=True)
+class Field:
+    """One field: numpy type string (optionally with a count), and what it means, with its unit."""
+
+    name: str
+    type: str
+    meaning: str
+    count: int = 1
+
+
+@dataclass(frozen=True)
+class Record:
+    """One record: its name in C, its name as a table, its size in bytes, its fields in order."""
+
+    name: str
+    size: int
+    fields: tuple[Field, ...]
+
+    @property
+    def dtype(self) -> np.dtype[np.void]:
+        """The numpy dtype of the record, with the C compiler's natural alignment."""
+        spec = [(f.name, "<" + f.type, (f.count,)) if f.count > 1 else (f.name, "<" + f.type) for f in self.fields]
+        dtype = np.dtype(spec, align=True)
+        if dtype.itemsize != self.size:
+            raise AssertionError(f"{self.name} is {dtype.itemsize} bytes, stated {self.size}")
+        return dtype
+
+
+STREAM = Record(
+    "Stream",
+    24,
+    (
+        Field("program", "u4", "index of the step program"),
+        Field("device", "u4", "device that the worker belongs to"),
+        Field("worker", "u4", "worker (core or SM), numbered over all devices"),
+        Field("agent", "u4", "agent of the worker; 0 computes, others load"),
+        Field("begin", "u4", "first instruction"),
+        Field("end", "u4", "one past the last instruction"),
+    ),
+)
+
+INSTRUCTION = Record(
+    "Instruction",
+    64,
+    (
+        Field("kind", "u2", "task kind: index into the kernel's bodies"),
+        Field("flags", "u2", "reserved, zero"),
+        Field("op", "u4", "operator instance, for listings and reports"),
+        Field("tile", "i4", "tile coordinates within the operator's task grid", 4),
+        Field("operand_begin", "u4", "first entry in `operands`"),
+        Field("wait_begin", "u4", "first entry in `waits`"),
+        Field("notify_begin", "u4", "first entry in `notifies`"),
+        Field("tape_begin", "u4", "first entry in `tape`"),
+        Field("region_begin", "u4", "first entry in `regions`"),
+        Field("prefetch", "u4", "tape entry to hint while waiting, or NONE"),
+        Field("wait_count", "u2", "entries in `waits`"),
+        Field("notify_count", "u2", "entries in `notifies`"),
+        Field("tape_count", "u2", "entries in `tape`"),
+        Field("region_count", "u2", "entries in `regions`"),
+        Field("operand_count", "u2", "entries in `operands`"),
+        Field("reserved", "u2", "reserved, zero", 3),
+    ),
+)
+
+OPERAND = Record(
+    "Operand",
+    16,
+    (
+        Field("buffer", "u4", "index into `buffers`"),
+        Field("reserved", "u4", "reserved, zero"),
+        Field("offset", "u8", "bytes from the start of the buffer"),
+    ),
+)
+
+WAIT = Record(
+    "Wait",
+    8,
+    (
+        Field("event", "u4", "index into `events`"),
+        Field("count", "u4", "notifications a run; in run n (from 1) the counter must reach n * count"),
+    ),
+)
+
+NOTIFY = Record(
+    "Notify",
+    8,
+    (
+        Field("event", "u4", "index into `events`; its counter grows by one"),
+        Field("scope", "u4", "0: same device, 1: another device"),
+    ),
+)
+
+TAPE_RUN = Record(
+    "TapeRun",
+    32,
+    (
+        Field("offset", "u8", "bytes from the start of the device's pool"),
+        Field("bytes", "u8", "length of one tile"),
+        Field("stride", "u8", "bytes from one expert's tile to the next; 0 for a run that is read unconditionally"),
+        Field("slot", "i4", "expert slot that chooses the tile, or -1"),
+        Field("tile", "u4", "weight tile, numbered over the engine"),
+    ),
+)
+
+REGION = Record(
+    "Region",
+    24,
+    (
+        Field("buffer", "u4", "index into `buffers`"),
+        Field("mode", "u4", "0: read, 1: write"),
+        Field("row_begin", "u4", "first row of the buffer's [rows, cols] matrix"),
+        Field("row_end", "u4", "one past the last row"),
+        Field("col_begin", "u4", "first column"),
+        Field("col_end", "u4", "one past the last column"),
+    ),
+)
+
+EVENT = Record(
+    "Event",
+    16,
+    (
+        Field("program", "u4", "step program whose runs it counts"),
+        Field("device", "u4", "device in whose memory the counter lies"),
+        Field("wait_count", "u4", "notifications a run = number of producer tasks"),
+        Field("tensor", "u4", "event tensor that the counter is an element of"),
+    ),
+)
+
+BUFFER = Record(
+    "Buffer",
+    40,
+    (
+        Field("device", "u4", "device"),
+        Field("arena", "u4", "index into ARENAS"),
+        Field("offset", "u8", "bytes from the start of the arena"),
+        Field("bytes", "u8", "size"),
+        Field("rows", "u4", "rows of the matrix that regions refer to"),
+        Field("cols", "u4", "columns of that matrix"),
+        Field("dtype", "u4", "index into DTYPES"),
+        Field("reserved", "u4", "reserved, zero"),
+    ),
+)
+
+STEP = Record(
+    "Step",
+    64,
+    (
+        Field("program", "u4", "step program to run"),
+        Field("run", "u4", "how often that program has run, this run included (its epoch)"),
+        Field("sequence", "u4", "number of the step over all programs, from 1"),
+        Field("position", "u4", "position of the first token"),
+        Field("tokens", "u4", "tokens in this step, at most MAX_TOKENS"),
+        Field("context", "u4", "positions that are valid once the step is done"),
+        Field("flags", "u4", "bit 0: the logits of this step are wanted"),
+        Field("stop", "u4", "1: no further step follows"),
+        Field("ids", "i4", "token ids", MAX_TOKENS),
+    ),
+)
+
+LAUNCH = Record(
+    "Launch",
+    160,
+    (
+        Field("streams", "u8", "address of the streams table"),
+        Field("instructions", "u8", "address of the instructions table"),
+        Field("operands", "u8", "address of the operands table"),
+        Field("waits", "u8", "address of the waits table"),
+        Field("notifies", "u8", "address of the notifies table"),
+        Field("tape", "u8", "address of the tape table"),
+        Field("events", "u8", "address of the events table"),
+        Field("buffers", "u8", "address of an array of buffer base addresses"),
+        Field("pools", "u8", "address of an array of pool base addresses, one a device"),
+        Field("stops", "u8", "address of the stop ids, i4"),
+        Field("logits", "u8", "address of the logits buffer [MAX_TOKENS, vocab] f32"),
+        Field("stream_count", "u4", "entries in `streams`"),
+        Field("event_count", "u4", "entries in `events`"),
+        Field("program_count", "u4", "step programs"),
+        Field("workers", "u4", "workers over all devices"),
+        Field("threads", "u4", "threads to start, 1 to workers"),
+        Field("stop_count", "u4", "entries in `stops`"),
+        Field("vocab", "u4", "logits a token"),
+        Field("max_seq_len", "u4", "positions that the caches hold"),
+        Field("next_buffer", "u4", "buffer of the sampled ids, i4 [MAX_TOKENS]"),
+        Field("ids_buffer", "u4", "buffer that the controller writes the step's ids to"),
+        Field("position_buffer", "u4", "buffer that the controller writes the step's position to"),
+        Field("stall_ms", "u4", "time without progress after which the kernel reports a stall"),
+        Field("scratch_bytes", "u4", "private memory of a thread for its bodies"),
+        Field("reserved", "u4", "reserved, zero", 5),
+    ),
+)
+
+REQUEST = Record(
+    "Request",
+    32,
+    (
+        Field("ids", "u8", "address of the prompt's ids, i4"),
+        Field("logits", "u8", "address for the logits of every prompt position, f32 [count, vocab], or 0"),
+        Field("count", "u4", "ids in the prompt, at least 1"),
+        Field("position", "u4", "position of the first id"),
+        Field("max_new", "u4", "tokens to generate at most; 0 to only feed the prompt"),
+        Field("reserved", "u4", "reserved, zero"),
+    ),
+)
+
+STATUS = Record(
+    "Status",
+    64,
+    (
+        Field("steps", "u8", "steps done since the launch"),
+        Field("launches", "u4", "launches of the kernel, for the engine's life"),
+        Field("state", "u4", "0: idle, 1: running a request, 2: stalled, 3: closed"),
+        Field("fed", "u4", "prompt ids of the current request that have been fed"),
+        Field("generated", "u4", "tokens generated for the current request"),
+        Field("reason", "u4", "why it ended: 0 still running, 1 stop id, 2 max_new, 3 context full, 4 aborted"),
+        Field("stall_worker", "u4", "worker that waited; valid in state 2"),
+        Field("stall_instruction", "u4", "instruction that it could not start"),
+        Field("stall_event", "u4", "event that it waited for"),
+        Field("stall_have", "u4", "counter as read"),
+        Field("stall_want", "u4", "value waited for"),
+        Field("parked", "u4", "threads that are parked"),
+        Field("reserved", "u4", "reserved, zero", 2),
+    ),
+)
+
+RECORDS = (STREAM, INSTRUCTION, OPERAND, WAIT, NOTIFY, TAPE_RUN, REGION, EVENT, BUFFER, STEP, LAUNCH, REQUEST, STATUS)
+
+TABLES: dict[str, Record] = {
+    "streams": STREAM,
+    "instructions": INSTRUCTION,
+    "operands": OPERAND,
+    "waits": WAIT,
+    "notifies": NOTIFY,
+    "tape": TAPE_RUN,
+    "regions": REGION,
+    "events": EVENT,
+    "buffers": BUFFER,
+}
+"""Tables of an engine, each saved as `tables/NAME.npy`."""
+
+_C_TYPES = {"u2": "uint16_t", "u4": "uint32_t", "u8": "uint64_t", "i4": "int32_t"}
+
+
+def c_header() -> str:
+    """The C header of all records, with static assertions that lock sizes and offsets to the numpy dtypes."""
+    out = [
+        "// Generated from runtime/format.py: the records of an engine's tables.",
+        "#pragma once",
+        "#include <cstddef>",
+        "#include <cstdint>",
+        "",
+        f"constexpr uint32_t NONE = 0x{NONE:X}u;",
+        f"constexpr int MAX_TOKENS = {MAX_TOKENS};",
+        f"constexpr uint16_t COMMIT_KIND = {COMMIT_KIND};",
+    ]
+    for record in RECORDS:
+        out += ["", f"struct {record.name} {{"]
+        for f in record.fields:
+            array = f"[{f.count}]" if f.count > 1 else ""
+            out.append(f"  {_C_TYPES[f.type]} {f.name}{array};  // {f.meaning}")
+        out += ["};", f"static_assert(sizeof({record.name}) == {record.size});"]
+        offsets = record.dtype.fields
+        if offsets is None:
+            raise AssertionError(record.name)
+        out += [f"static_assert(offsetof({record.name}, {f.name}) == {offsets[f.name][1]});" for f in record.fields]
+    return "\n".join(out) + "\n"

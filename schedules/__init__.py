@@ -1,0 +1,1 @@
+"""Placement recipes and machine descriptions."""

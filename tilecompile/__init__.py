@@ -1,0 +1,1 @@
+"""tilecompile: one decode step of a language model as one resident megakernel."""

@@ -1,0 +1,34 @@
+// What a task body sees of its instruction: operands, tile coordinates, weights, the step, private scratch memory.
+#pragma once
+
+struct Scratch {
+  char* base;        // private to the thread, `Launch::scratch_bytes` long, 64-byte aligned
+  const void* norm_x = nullptr;  // what `base` holds at the moment: see rms_norm/cpu.h
+  const void* norm_w = nullptr;
+  uint32_t norm_sequence = 0;
+};
+
+struct Call {
+  const Instruction* ins;
+  const Step* step;
+  const Operand* operands;
+  const TapeRun* tape;
+  char* const* buffers;
+  const char* pool;
+  Scratch* scratch;
+
+  int tile(int i) const { return ins->tile[i]; }
+
+  // Address of operand i.
+  template <class E>
+  E* arg(int i) const {
+    const Operand& o = operands[ins->operand_begin + i];
+    return reinterpret_cast<E*>(buffers[o.buffer] + o.offset);
+  }
+  // Address of the instruction's weight run i; `expert` chooses the tile of a run that is addressed through a slot.
+  template <class W>
+  const W* weights(int i, int expert = 0) const {
+    const TapeRun& r = tape[ins->tape_begin + i];
+    return reinterpret_cast<const W*>(pool + r.offset + r.stride * uint64_t(expert));
+  }
+};

@@ -1,0 +1,73 @@
+"""emit: kernel source from task kinds.
+
+The source is one readable file: the records' header, the vector library, the bodies of the ops in use, one function
+a task kind with its operator's name and shapes, and the resident loop. The schedule is not compiled in: the loop
+executes the engine's tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tilecompile.ops.base import REGISTRY, OpNode
+from tilecompile.runtime.format import c_header
+
+CPU = Path(__file__).parent / "cpu"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One task kind: a body specialised to shapes. `index` is what `Instruction.kind` holds; 0 is the sink."""
+
+    index: int
+    op: str
+    comment: str
+    statement: str
+
+    @property
+    def function(self) -> str:
+        """Name of the C++ function."""
+        return f"k{self.index}_{self.op}"
+
+
+def task_kinds(nodes: Iterable[OpNode]) -> tuple[list[Kind], dict[str, Kind]]:
+    """One kind for each distinct body among the nodes, and the kind of each node by name."""
+    kinds: dict[tuple[str, str], Kind] = {}
+    of_node = {}
+    for node in nodes:
+        if node.op == "commit":
+            continue
+        key = (node.op, REGISTRY[node.op].cpu(node))
+        if key not in kinds:
+            shapes = " ".join(str(v) for v in (*node.inputs, *node.weights)) + " -> " + " ".join(map(str, node.outputs))
+            kinds[key] = Kind(len(kinds) + 1, node.op, f"{node.name}: {shapes}", key[1])
+        of_node[node.name] = kinds[key]
+    return list(kinds.values()), of_node
+
+
+def body_headers(ops: Iterable[str]) -> list[str]:
+    """The ops' bodies, each after those that it builds on."""
+    ordered: list[str] = []
+
+    def visit(name: str) -> None:
+        for other in REGISTRY[name].headers:
+            visit(other)
+        if name not in ordered:
+            ordered.append(name)
+
+    for name in ops:
+        visit(name)
+    return [REGISTRY[name].body() for name in ordered]
+
+
+def bodies_source(kinds: list[Kind]) -> str:
+    """Records, vector library, bodies, and one function a kind in the table `BODIES`."""
+    parts = [c_header(), *((CPU / name).read_text() for name in ("simd.h", "call.h"))]
+    parts += body_headers(dict.fromkeys(kind.op for kind in kinds))
+    for kind in kinds:
+        parts.append(f"// {kind.comment}\nstatic void {kind.function}(const Call& c) {{\n  {kind.statement}\n}}\n")
+    table = ", ".join(["nullptr", *(kind.function for kind in kinds)])
+    parts.append(f"using Body = void (*)(const Call&);\nstatic const Body BODIES[] = {{{table}}};\n")
+    return "\n".join(part.replace("#pragma once\n", "") for part in parts)

@@ -1,0 +1,174 @@
+"""What every tile op is made of: the types that an op's folder fills in, and the registry that the passes read.
+
+An op's folder holds `__init__.py` (definition, eager reference, shape rule, tiling rule, C++ call), `cpu.h` (the body)
+and `cases.py` (random test cases). Ops know nothing of the compiler's stages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+PANEL = 16
+"""Rows of a weight panel: the lanes of a `v16`."""
+
+Bound = int | npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class View:
+    """How an operator sees a tensor: a strided window (in elements) of the tensor's own memory.
+
+    Dimension 0 is always dimension 0 of the tensor (tokens, or rows of a cache); views never cross it.
+    """
+
+    tensor: str
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    offset: int
+    dtype: str
+
+    @staticmethod
+    def of(tensor: str, shape: Sequence[int], dtype: str) -> View:
+        """The view of a whole contiguous tensor."""
+        strides, step = [], 1
+        for size in reversed(shape):
+            strides.append(step)
+            step *= size
+        return View(tensor, tuple(shape), tuple(reversed(strides)), 0, dtype)
+
+    def __str__(self) -> str:
+        text = f"{self.tensor}[{','.join(map(str, self.shape))}]{self.dtype}"
+        contiguous = View.of(self.tensor, self.shape, self.dtype)
+        return text if contiguous == self else f"{text} strides {self.strides} offset {self.offset}"
+
+
+@dataclass(frozen=True)
+class OpNode:
+    """One operator of the graph: tile op, operands, attributes, and where in the model it comes from."""
+
+    name: str
+    op: str
+    inputs: tuple[View, ...]
+    weights: tuple[View, ...]
+    outputs: tuple[View, ...]
+    attrs: dict[str, Any] = field(default_factory=dict)
+    layer: int | None = None
+
+    @property
+    def operands(self) -> tuple[View, ...]:
+        """Operands in the order in which bodies number them: inputs, then outputs."""
+        return self.inputs + self.outputs
+
+
+@dataclass(frozen=True)
+class Access:
+    """The boxes of one operand that the tasks of a grid read or write.
+
+    `box` gives (begin, end) for each dimension of the operand's view; each bound is a number or an array with one
+    entry a task. A data-dependent address is declared as all that it can reach.
+    """
+
+    operand: int
+    box: tuple[tuple[Bound, Bound], ...]
+
+
+def whole(node: OpNode, operand: int) -> Access:
+    """The access of every task to all of an operand."""
+    return Access(operand, tuple((0, size) for size in node.operands[operand].shape))
+
+
+@dataclass(frozen=True)
+class WeightTile:
+    """Rows of one or two weight matrices that one task streams, as they lie in the pool.
+
+    The matrices are taken as [matrices, rows, cols] (a 2-d weight is one matrix). The tile holds rows
+    `row_begin:row_end` of matrices `begin:end`; rows of each matrix are padded to whole panels; with two tensors their
+    panels alternate. A `gathered` tile stands for one such tile per matrix (an expert), chosen at run time.
+    """
+
+    tensors: tuple[str, ...]
+    begin: int
+    end: int
+    row_begin: int
+    row_end: int
+    cols: int
+    gathered: bool = False
+
+    @property
+    def panels(self) -> int:
+        """Panels of 16 rows in the tile (of one expert, if gathered)."""
+        matrices = 1 if self.gathered else self.end - self.begin
+        return matrices * -(-(self.row_end - self.row_begin) // PANEL) * len(self.tensors)
+
+    def bytes(self, element: int) -> int:
+        """Bytes of the tile (of one expert, if gathered) with `element` bytes a weight."""
+        return self.panels * PANEL * self.cols * element
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """An operator split into tasks: coordinates, accesses and weight tiles, one entry a task.
+
+    `coords` is int32 [tasks, 4] and becomes `Instruction.tile`. `weights[i]` are the tiles that task i streams, in
+    order; a gathered tile carries the expert slot that addresses it. `cost` is float64 [tasks], in bytes moved.
+    `scratch` is the private memory in bytes that the body needs.
+    """
+
+    coords: npt.NDArray[np.int32]
+    reads: tuple[Access, ...]
+    writes: tuple[Access, ...]
+    weights: tuple[tuple[tuple[WeightTile, int], ...], ...]
+    cost: npt.NDArray[np.float64]
+    scratch: int = 0
+
+
+@dataclass(frozen=True)
+class TileOp:
+    """One tile op.
+
+    `weight_args` and `mutated` name arguments of the torch op: streamed weights, and caches that it writes.
+    `tile(node, parts)` splits a node into about `parts` tasks of equal cost.
+    `cpu(node)` is the C++ statement that calls the body in `cpu.h` with the node's shapes as constants.
+    `reference(node, inputs, weights)` evaluates the node as the passes left it, fused parts included; inputs are torch
+    tensors, written in place where the op mutates them.
+    """
+
+    name: str
+    tile: Callable[[OpNode, int], Tiling]
+    cpu: Callable[[OpNode], str]
+    reference: Callable[..., Any]
+    weight_args: tuple[str, ...] = ()
+    mutated: tuple[str, ...] = ()
+    headers: tuple[str, ...] = ()
+
+    def body(self) -> str:
+        """The text of the op's C++ body, after the headers that it builds on."""
+        return (Path(__file__).parent / self.name / "cpu.h").read_text()
+
+
+REGISTRY: dict[str, TileOp] = {}
+
+
+def register(op: TileOp) -> TileOp:
+    """Adds an op to the registry; the name must be new."""
+    if op.name in REGISTRY:
+        raise ValueError(f"tile op {op.name} is registered twice")
+    REGISTRY[op.name] = op
+    return op
+
+
+def split(size: int, parts: int, unit: int = PANEL) -> npt.NDArray[np.int64]:
+    """Bounds of at most `parts` nearly equal pieces of `size`, each a multiple of `unit` but the last."""
+    units = -(-size // unit)
+    parts = max(1, min(parts, units))
+    bounds = np.minimum((np.arange(parts + 1) * units // parts) * unit, size)
+    return bounds.astype(np.int64)
+
+
+CPP_TYPES = {"f32": "float", "bf16": "bf16", "i32": "int32_t"}

@@ -1,0 +1,112 @@
+"""linear: a matrix-vector product per token, streamed from the weight tape.
+
+The fuse pass may fold into it: the RMS norm of its input (`attrs["norm"]` = eps; the norm's weight becomes input 1), a
+second weight of the same shape, and an elementwise epilogue over the products and further inputs
+(`attrs["epilogue"]`), such as a residual or `mul(silu(acc0), acc1)`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from tilecompile.ops.base import CPP_TYPES, Access, OpNode, TileOp, Tiling, View, WeightTile, register, split, whole
+from tilecompile.ops.expr import evaluate, to_cpp
+from tilecompile.ops.rms_norm import rms_norm
+
+
+@torch.library.custom_op("tilecompile::linear", mutates_args=())
+def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """y = x · weightᵀ. x: f32 [T, K], weight: [N, K]; returns f32 [T, N], accumulated in f32."""
+    return x @ weight.to(x.dtype).T
+
+
+@linear.register_fake
+def _(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return torch.empty((x.shape[0], weight.shape[0]), dtype=x.dtype, device=x.device)
+
+
+def epilogue_inputs(node: OpNode) -> list[int]:
+    """Operand numbers of the epilogue's extra inputs, after x and the folded norm's weight."""
+    first = 1 if node.attrs.get("norm") is None else 2
+    return list(range(first, len(node.inputs)))
+
+
+def norm_reads(node: OpNode) -> tuple[Access, ...]:
+    """Accesses to x and, if a norm is folded in, to its weight."""
+    return (whole(node, 0),) if node.attrs.get("norm") is None else (whole(node, 0), whole(node, 1))
+
+
+def norm_scratch(node: OpNode) -> int:
+    """Bytes of scratch memory for the folded norm."""
+    x = node.inputs[0]
+    return 0 if node.attrs.get("norm") is None else 4 * x.shape[0] * x.shape[1]
+
+
+def cpu_input(node: OpNode) -> tuple[str, int]:
+    """C++ expression of the activations, normed where a norm is folded in, and their token stride in floats."""
+    x = node.inputs[0]
+    tokens, cols = x.shape
+    if node.attrs.get("norm") is None:
+        return "c.arg<const float>(0)", x.strides[0]
+    call = f"normed<{tokens}, {cols}>(c, c.arg<float>(0), {x.strides[0]}, c.arg<float>(1), {node.attrs['norm']!r}f)"
+    return call, cols
+
+
+def cpu_epilogue(node: OpNode, first: int, strides: list[tuple[str, View]]) -> str:
+    """C++ lambda body that loads the extra inputs, evaluates the epilogue and stores 16 rows.
+
+    `strides` pairs the C++ offset expression within each operand from `first` on with the operand's view; the last one
+    is the output.
+    """
+    lines = [f"const v16 acc{i} = a[{i}];" for i in range(max(1, len(node.weights)))]
+    for i, (offset, _) in enumerate(strides[:-1]):
+        lines.append(f"const v16 in{i} = load_n(c.arg<const float>({first + i}) + {offset}, n);")
+    lines.append(f"store_n(c.arg<float>({first + len(strides) - 1}) + {strides[-1][0]}, ")
+    lines[-1] += f"{to_cpp(node.attrs.get('epilogue', ('acc', 0)))}, n);"
+    return "\n".join("    " + line for line in lines)
+
+
+def tile(node: OpNode, parts: int) -> Tiling:
+    """Row tiles; the coordinates are (first row, one past the last)."""
+    x, weight = node.inputs[0], node.weights[0]
+    rows, cols = weight.shape
+    bounds = split(rows, parts)
+    lo, hi = bounds[:-1], bounds[1:]
+    coords = np.zeros((len(lo), 4), np.int32)
+    coords[:, 0], coords[:, 1] = lo, hi
+    extra = tuple(Access(i, ((0, x.shape[0]), (lo, hi))) for i in epilogue_inputs(node))
+    names = tuple(w.tensor for w in node.weights)
+    element = 2 if weight.dtype == "bf16" else 4
+    return Tiling(
+        coords=coords,
+        reads=norm_reads(node) + extra,
+        writes=(Access(len(node.inputs), ((0, x.shape[0]), (lo, hi))),),
+        weights=tuple(((WeightTile(names, 0, 1, int(a), int(b), cols), -1),) for a, b in zip(lo, hi, strict=True)),
+        cost=np.asarray((hi - lo) * cols * element * len(names), np.float64),
+        scratch=norm_scratch(node),
+    )
+
+
+def cpu(node: OpNode) -> str:
+    """The call of `linear_rows` with the node's shapes, prologue and epilogue."""
+    x, weight = node.inputs[0], node.weights[0]
+    source, stride = cpu_input(node)
+    first = 1 if node.attrs.get("norm") is None else 2
+    views = [*node.inputs[first:], node.outputs[0]]
+    epilogue = cpu_epilogue(node, first, [(f"t * {v.strides[0]} + row", v) for v in views])
+    return (
+        f"const float* x = {source};\n"
+        f"  linear_rows<{x.shape[0]}, {x.shape[1]}, {len(node.weights)}>(c.weights<{CPP_TYPES[weight.dtype]}>(0), "
+        f"x, {stride}, c.tile(0), c.tile(1), [&](const v16* a, int t, int row, int n) {{\n{epilogue}\n  }});"
+    )
+
+
+def reference(node: OpNode, inputs: list[torch.Tensor], weights: list[torch.Tensor]) -> torch.Tensor:
+    """The eager value of a node with all that was folded into it."""
+    x = inputs[0] if node.attrs.get("norm") is None else rms_norm(inputs[0], inputs[1], node.attrs["norm"])
+    extra = [inputs[i] for i in epilogue_inputs(node)]
+    return evaluate(node.attrs.get("epilogue", ("acc", 0)), [linear(x, w) for w in weights], extra)
+
+
+register(TileOp("linear", tile, cpu, reference, weight_args=("weight",), headers=("rms_norm",)))

@@ -1,0 +1,44 @@
+// linear: y[t][n] = epilogue(sum_k w[n][k] * x[t][k]), one tile of rows for all tokens.
+//
+// A tile is a stream of panels [K][16 rows]; with two weights their panels alternate. Each lane is one row: the
+// activation is broadcast, so neither K nor the reduction needs padding. Every row is summed in the same order, whatever
+// the tile, the number of tokens or the instruction set: four partial sums over k mod 4, then (0+1)+(2+3).
+#pragma once
+
+constexpr int PREFETCH_BYTES = 4096;
+
+// One panel times T tokens whose activations are `stride` floats apart.
+template <int T, class W>
+inline void panel_dot(const W* w, const float* x, int stride, int K, v16 (&out)[T]) {
+  v16 s[T][4];
+  for (int t = 0; t < T; ++t)
+    for (int q = 0; q < 4; ++q) s[t][q] = zero();
+  int k = 0;
+  for (; k + 4 <= K; k += 4) {
+    for (int b = 0; b < int(4 * PANEL * sizeof(W)); b += 64)
+      prefetch(reinterpret_cast<const char*>(w + k * PANEL) + PREFETCH_BYTES + b);
+    for (int q = 0; q < 4; ++q) {
+      const v16 wv = load(w + (k + q) * PANEL);
+      for (int t = 0; t < T; ++t) s[t][q] = fma(wv, splat(x[t * stride + k + q]), s[t][q]);
+    }
+  }
+  for (int q = 0; k < K; ++k, ++q) {
+    const v16 wv = load(w + k * PANEL);
+    for (int t = 0; t < T; ++t) s[t][q] = fma(wv, splat(x[t * stride + k]), s[t][q]);
+  }
+  for (int t = 0; t < T; ++t) out[t] = (s[t][0] + s[t][1]) + (s[t][2] + s[t][3]);
+}
+
+// Rows row_begin..row_end of N weights; `epilogue(acc, t, row, n)` gets the N results of 16 rows and stores them.
+template <int T, int K, int N, class W, class Epilogue>
+inline void linear_rows(const W* w, const float* x, int stride, int row_begin, int row_end, Epilogue&& epilogue) {
+  for (int row = row_begin; row < row_end; row += PANEL) {
+    v16 acc[N][T];
+    for (int i = 0; i < N; ++i, w += size_t(K) * PANEL) panel_dot<T>(w, x, stride, K, acc[i]);
+    for (int t = 0; t < T; ++t) {
+      v16 a[N];
+      for (int i = 0; i < N; ++i) a[i] = acc[i][t];
+      epilogue(a, t, row, row_end - row < PANEL ? row_end - row : PANEL);
+    }
+  }
+}

@@ -1,0 +1,28 @@
+"""What the ops' test cases are written with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from tilecompile.ops.base import OpNode, View
+
+TORCH_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "i32": torch.int32}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One node with the tensors that it reads and mutates, by name; `tolerance` is relative to the output's RMS.
+
+    A result of 0 tolerance (selections, ids) must be equal.
+    """
+
+    node: OpNode
+    tensors: dict[str, torch.Tensor]
+    tolerance: float = 1e-5
+
+
+def normal(generator: torch.Generator, view: View, scale: float = 1.0) -> torch.Tensor:
+    """A tensor of a view's shape and dtype, normally distributed."""
+    return (torch.randn(view.shape, generator=generator) * scale).to(TORCH_DTYPES[view.dtype])

@@ -1,0 +1,165 @@
+"""fuse: named rewrites of the operator graph that save hops between workers.
+
+Each rewrite takes a graph and returns one; `REWRITES` lists them in order. They only move work into the prologue or
+epilogue of an operator that streams weights: a norm into the operators that read it, elementwise work (activations,
+residuals) into the operator that produces its last input, two weights with the same input into one stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from tilecompile.graph import OpGraph
+from tilecompile.ops.base import OpNode, View
+from tilecompile.ops.expr import Expr, substitute
+
+STREAMING = ("linear", "expert_linear", "expert_combine")
+"""Ops that take an epilogue."""
+
+NORMED = ("linear", "expert_linear")
+"""Ops that take the norm of their input as prologue."""
+
+
+def compose_maps(graph: OpGraph) -> OpGraph:
+    """A map whose result only another map reads becomes part of that map's expression."""
+    nodes = list(graph.nodes)
+    while True:
+        current = graph.replaced(nodes)
+        consumers, producer = current.consumers(), current.producer()
+        for node in nodes:
+            if node.op != "map":
+                continue
+            inner = next((p for v in node.inputs if (p := _sole(v, node, producer, consumers, graph, ("map",)))), None)
+            if inner is None:
+                continue
+            inlined = _inline(node, inner)
+            nodes = [inlined if n is node else n for n in nodes if n is not inner]
+            break
+        else:
+            return current
+
+
+def fold_norm(graph: OpGraph) -> OpGraph:
+    """An RMS norm that only streaming operators read is computed by each of them: cheaper than a hop."""
+    consumers = graph.consumers()
+    folded: dict[str, OpNode] = {}
+    for node in graph.nodes:
+        readers = consumers[node.outputs[0].tensor] if node.op == "rms_norm" else []
+        out = node.outputs[0] if node.outputs else None
+        if readers and all(
+            r.op in NORMED and r.inputs[0] == out and r.attrs.get("norm") is None and out not in r.inputs[1:]
+            for r in readers
+        ):
+            folded[node.outputs[0].tensor] = node
+    nodes = []
+    for node in graph.nodes:
+        if node.op == "rms_norm" and node.outputs[0].tensor in folded:
+            continue
+        norm = folded.get(node.inputs[0].tensor) if node.op in NORMED else None
+        if norm is not None:
+            inputs = (norm.inputs[0], norm.inputs[1], *node.inputs[1:])
+            node = replace(node, inputs=inputs, attrs={**node.attrs, "norm": norm.attrs["eps"]})
+        nodes.append(node)
+    return graph.replaced(nodes)
+
+
+def fold_epilogue(graph: OpGraph) -> OpGraph:
+    """A map joins the streaming operator that produces its last input; a pair with equal input shares one stream."""
+    nodes = list(graph.nodes)
+    for node in graph.nodes:
+        if node.op != "map":
+            continue
+        current = graph.replaced(nodes)
+        consumers, producer = current.consumers(), current.producer()
+        candidates = [p for v in node.inputs if (p := _sole(v, node, producer, consumers, graph, STREAMING))]
+        candidates = [p for p in candidates if p.attrs.get("epilogue") is None]
+        if not candidates:
+            continue
+        order = {n.name: i for i, n in enumerate(nodes)}
+        last = max(candidates, key=lambda p: order[p.name])
+        pair = next((p for p in candidates if p is not last and _same_stream(p, last)), None)
+        merged = [last] if pair is None else [pair, last]
+        fused = _absorb(node, merged)
+        nodes = [fused if n.name == node.name else n for n in nodes if all(n is not m for m in merged)]
+    return graph.replaced(nodes)
+
+
+REWRITES: tuple[Callable[[OpGraph], OpGraph], ...] = (compose_maps, fold_norm, fold_epilogue)
+
+
+def fuse(graph: OpGraph) -> OpGraph:
+    """All rewrites, in order."""
+    for rewrite in REWRITES:
+        graph = rewrite(graph)
+    return graph
+
+
+def _sole(
+    view: View,
+    reader: OpNode,
+    producer: dict[str, OpNode],
+    consumers: dict[str, list[OpNode]],
+    graph: OpGraph,
+    ops: tuple[str, ...],
+) -> OpNode | None:
+    """The producer of a view, if it is one of `ops`, the view is its whole result and only `reader` reads it."""
+    node = producer.get(view.tensor)
+    if node is None or node.op not in ops or node.outputs != (view,) or view.tensor in graph.outputs:
+        return None
+    return node if [n.name for n in consumers[view.tensor]] == [reader.name] else None
+
+
+def _inline(node: OpNode, inner: OpNode) -> OpNode:
+    """`node` with the expression of the map `inner` in place of its result."""
+    inputs: list[View] = []
+
+    def leaf_of(view: View) -> Expr:
+        if view not in inputs:
+            inputs.append(view)
+        return ("in", inputs.index(view))
+
+    def outer(leaf: Expr) -> Expr:
+        if leaf[0] != "in":
+            return leaf
+        view = node.inputs[leaf[1]]
+        if view == inner.outputs[0]:
+            return substitute(inner.attrs["expr"], lambda e: leaf_of(inner.inputs[e[1]]) if e[0] == "in" else e)
+        return leaf_of(view)
+
+    expr = substitute(node.attrs["expr"], outer)
+    return replace(node, inputs=tuple(inputs), attrs={**node.attrs, "expr": expr})
+
+
+def _same_stream(a: OpNode, b: OpNode) -> bool:
+    """Whether two streaming operators read the same input with weights of the same shape, one weight each."""
+    same = (a.op, a.inputs, a.attrs) == (b.op, b.inputs, b.attrs) and a.op in NORMED
+    weights = [(len(n.weights), n.weights[0].shape, n.weights[0].dtype) for n in (a, b)]
+    return same and weights[0] == weights[1] and weights[0][0] == 1
+
+
+def _absorb(node: OpNode, producers: list[OpNode]) -> OpNode:
+    """The streaming operator(s) with the map `node` as epilogue; the map's other inputs become extra inputs."""
+    results = [p.outputs[0] for p in producers]
+    extra: list[View] = []
+
+    def leaf(e: Expr) -> Expr:
+        if e[0] != "in":
+            return e
+        view = node.inputs[e[1]]
+        if view in results:
+            return ("acc", results.index(view))
+        if view not in extra:
+            extra.append(view)
+        return ("in", extra.index(view))
+
+    expr = substitute(node.attrs["expr"], leaf)
+    host = producers[-1]
+    return replace(
+        host,
+        name="+".join(p.name for p in producers),
+        inputs=(*host.inputs, *extra),
+        weights=tuple(w for p in producers for w in p.weights),
+        outputs=node.outputs,
+        attrs={**host.attrs, "epilogue": expr},
+    )

@@ -1,0 +1,34 @@
+"""commit: the sink of a step program. The kernel's loop implements it: it publishes the next step's record.
+
+It reads the sampled ids and rewrites the controller's words (ids, position); every other task comes before it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from tilecompile.ops.base import OpNode, TileOp, Tiling, register, whole
+
+
+def tile(node: OpNode, parts: int) -> Tiling:
+    """One task. Inputs: sampled ids and logits, then the controller's ids and position, which it writes."""
+    return Tiling(
+        coords=np.zeros((1, 4), np.int32),
+        reads=(whole(node, 0), whole(node, 1)),
+        writes=(whole(node, 2), whole(node, 3)),
+        weights=((),),
+        cost=np.ones(1),
+    )
+
+
+def cpu(node: OpNode) -> str:
+    """Nothing to call: the loop holds the code."""
+    return ""
+
+
+def reference(node: OpNode, inputs: list[torch.Tensor], weights: list[torch.Tensor]) -> None:
+    """Nothing to compute."""
+
+
+register(TileOp("commit", tile, cpu, reference))

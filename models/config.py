@@ -1,0 +1,281 @@
+"""The configuration of a GLM-5 model (`glm_moe_dsa`), read from a Hugging Face `config.json` and checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tilecompile.runtime.errors import InputError
+
+ARCHITECTURE = "GlmMoeDsaForCausalLM"
+MODEL_TYPE = "glm_moe_dsa"
+
+
+@dataclass(frozen=True)
+class Glm5Config:
+    """Sizes and constants of one model. Names are those of `config.json` where the field exists there.
+
+    `indexer_types[layer]` is "full" (the layer selects positions with its own indexer) or "shared" (it reuses the last
+    full layer's selection); `mlp_layer_types[layer]` is "dense" or "sparse" (a mixture of experts).
+    """
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    q_lora_rank: int
+    kv_lora_rank: int
+    qk_nope_head_dim: int
+    qk_rope_head_dim: int
+    v_head_dim: int
+    index_n_heads: int
+    index_head_dim: int
+    index_topk: int
+    intermediate_size: int
+    moe_intermediate_size: int
+    n_routed_experts: int
+    n_shared_experts: int
+    num_experts_per_tok: int
+    routed_scaling_factor: float
+    rms_norm_eps: float
+    max_position_embeddings: int
+    rope_theta: float
+    indexer_types: tuple[str, ...]
+    mlp_layer_types: tuple[str, ...]
+    norm_topk_prob: bool = True
+    tie_word_embeddings: bool = False
+    num_nextn_predict_layers: int = 0
+    index_share_for_mtp_iteration: bool = False
+    eos_token_id: tuple[int, ...] = ()
+    latent_norm_eps: float = 1e-6
+    """Epsilon of `q_a_layernorm` and `kv_a_layernorm`; transformers uses 1e-6, whatever `rms_norm_eps` is."""
+    index_norm_eps: float = 1e-6
+    """Epsilon of the indexer's `k_norm`."""
+
+    @property
+    def qk_head_dim(self) -> int:
+        """Width of one attention head's query and key: the part without position and the rotated part."""
+        return self.qk_nope_head_dim + self.qk_rope_head_dim
+
+    @property
+    def kv_width(self) -> int:
+        """Width of a cache row: the latent and the rotated key."""
+        return self.kv_lora_rank + self.qk_rope_head_dim
+
+    @property
+    def shared_intermediate_size(self) -> int:
+        """Width of the shared experts, which are one MLP."""
+        return self.moe_intermediate_size * self.n_shared_experts
+
+    @property
+    def attention_scale(self) -> float:
+        """Factor on the attention scores."""
+        return float(self.qk_head_dim**-0.5)
+
+    @property
+    def index_scale(self) -> float:
+        """Factor on the indexer's head weights: its scores' 1/sqrt(head width) and its weights' 1/sqrt(heads)."""
+        return float(self.index_head_dim**-0.5 * self.index_n_heads**-0.5)
+
+    @property
+    def mtp_layer(self) -> int | None:
+        """Number of the layer that predicts a further token, if the model has one."""
+        return self.num_hidden_layers if self.num_nextn_predict_layers else None
+
+    def parameter_count(self, experts: int | None = None) -> int:
+        """Parameters of the main model (without the MTP layer), with `experts` routed experts a layer.
+
+        With `experts=num_experts_per_tok` the matrices that one token reads, plus the embedding table.
+        """
+        hidden, heads = self.hidden_size, self.num_attention_heads
+        experts = self.n_routed_experts if experts is None else experts
+        attention = hidden * (self.q_lora_rank + self.kv_width) + self.q_lora_rank * heads * self.qk_head_dim
+        attention += heads * (self.qk_nope_head_dim + self.v_head_dim) * self.kv_lora_rank
+        attention += heads * self.v_head_dim * hidden + self.q_lora_rank + self.kv_lora_rank + 2 * hidden
+        indexer = self.q_lora_rank * self.index_n_heads * self.index_head_dim
+        indexer += hidden * (self.index_head_dim + self.index_n_heads) + 2 * self.index_head_dim
+        sparse = (hidden + 1) * self.n_routed_experts
+        sparse += 3 * hidden * (experts * self.moe_intermediate_size + self.shared_intermediate_size)
+        count = self.vocab_size * hidden * (1 if self.tie_word_embeddings else 2) + hidden
+        for kind, mlp in zip(self.indexer_types, self.mlp_layer_types, strict=True):
+            count += attention + (indexer if kind == "full" else 0)
+            count += sparse if mlp == "sparse" else 3 * hidden * self.intermediate_size
+        return count
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON values; `from_dict` reads them back."""
+        values = dataclasses.asdict(self)
+        values["rope_parameters"] = {"rope_theta": values.pop("rope_theta"), "rope_type": "default"}
+        values = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+        return {"architectures": [ARCHITECTURE], "model_type": MODEL_TYPE, **values}
+
+    @staticmethod
+    def from_file(path: Path) -> Glm5Config:
+        """Reads a `config.json`."""
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError(f"{path}: {error.strerror or error}") from error
+        except ValueError as error:
+            raise InputError(f"{path}: not valid JSON ({error})") from error
+        if not isinstance(values, dict):
+            raise InputError(f"{path}: found a JSON {type(values).__name__}, wanted an object")
+        return Glm5Config.from_dict(values, str(path))
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any], source: str = "config") -> Glm5Config:
+        """The configuration from a `config.json`'s values; whatever the model side doesn't support is an InputError."""
+        values = {key: value for key, value in values.items() if value is not None}
+        _refuse_unsupported(values, source)
+        for alias in ("num_experts", "num_local_experts"):
+            if "n_routed_experts" not in values and alias in values:
+                values["n_routed_experts"] = values[alias]
+        values["rope_theta"] = _rope_theta(values, source)
+        eos = values.get("eos_token_id", ())
+        values["eos_token_id"] = [eos] if isinstance(eos, int) else eos
+        derived = ("indexer_types", "mlp_layer_types")
+        plain = [f for f in dataclasses.fields(Glm5Config) if f.name not in derived]
+        missing = [f.name for f in plain if f.default is dataclasses.MISSING and f.name not in values]
+        if missing:
+            raise InputError(f"{source}: missing {', '.join(missing)}")
+        kept = {f.name: _checked(f.name, str(f.type), values[f.name], source) for f in plain if f.name in values}
+        layers = kept["num_hidden_layers"]
+        config = Glm5Config(
+            **kept,
+            indexer_types=_indexer_types(values, layers, source),
+            mlp_layer_types=_mlp_layer_types(values, layers, source),
+        )
+        _check_sizes(config, source)
+        return config
+
+
+def _refuse(source: str, field: str, found: object, wanted: str) -> InputError:
+    return InputError(f"{source}: {field}: found {found!r}, wanted {wanted}")
+
+
+def _refuse_unsupported(values: Mapping[str, Any], source: str) -> None:
+    architectures = values.get("architectures", [ARCHITECTURE])
+    if not isinstance(architectures, list) or ARCHITECTURE not in architectures:
+        raise _refuse(source, "architectures", architectures, f"[{ARCHITECTURE!r}]")
+    if values.get("model_type") != MODEL_TYPE:
+        raise _refuse(source, "model_type", values.get("model_type"), repr(MODEL_TYPE))
+    if (quantization := values.get("quantization_config")) is not None:
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+        raise _refuse(source, "quantization_config.quant_method", method, "no quantization (f32, bf16 or f16 weights)")
+    only: dict[str, tuple[Any, ...]] = {
+        "n_group": (1,),
+        "topk_group": (1,),
+        "moe_layer_freq": (1,),
+        "scoring_func": ("sigmoid",),
+        "topk_method": ("noaux_tc",),
+        "moe_router_dtype": ("float32",),
+        "hidden_act": ("silu",),
+        "attention_bias": (False,),
+        "mlp_bias": (False,),
+        "rope_interleave": (True,),
+        "indexer_rope_interleave": (True,),
+        "num_nextn_predict_layers": (0, 1),
+        "num_key_value_heads": (values.get("num_attention_heads"),),
+    }
+    for field, wanted in only.items():
+        if values.get(field, wanted[0]) not in wanted:
+            raise _refuse(source, field, values[field], " or ".join(map(repr, wanted)))
+
+
+def _rope_theta(values: Mapping[str, Any], source: str) -> Any:
+    """The base of the rotation frequencies, from `rope_parameters`, `rope_scaling` or the top level."""
+    theta = values.get("rope_theta")
+    for field in ("rope_parameters", "rope_scaling"):
+        rope = values.get(field, {})
+        if not isinstance(rope, dict):
+            raise _refuse(source, field, rope, "an object")
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        if kind != "default":
+            raise _refuse(source, f"{field}.rope_type", kind, "'default'")
+        for key in ("factor", "attention_factor"):
+            if rope.get(key, 1) != 1:
+                raise _refuse(source, f"{field}.{key}", rope[key], "no scaling")
+        theta = rope.get("rope_theta", theta)
+    if theta is None:
+        raise InputError(f"{source}: missing rope_parameters.rope_theta")
+    return theta
+
+
+def _checked(name: str, kind: str, value: Any, source: str) -> Any:
+    """A field's value in its type, within its range."""
+    if kind == "tuple[int, ...]":
+        if not isinstance(value, (list, tuple)) or not all(type(v) is int for v in value):
+            raise _refuse(source, name, value, "an integer or a list of integers")
+        return tuple(value)
+    if kind == "bool":
+        if not isinstance(value, bool):
+            raise _refuse(source, name, value, "true or false")
+        return value
+    number = isinstance(value, int if kind == "int" else (int, float)) and not isinstance(value, bool)
+    least = 0 if name == "num_nextn_predict_layers" else 1
+    if not number or (value < least if kind == "int" else not 0 < value < float("inf")):
+        raise _refuse(source, name, value, f"an integer of at least {least}" if kind == "int" else "a positive number")
+    return value if kind == "int" else float(value)
+
+
+def _kinds(values: Any, field: str, kinds: tuple[str, str], layers: int, spare: int, source: str) -> tuple[str, ...]:
+    """A list with one kind a layer; up to `spare` entries more (for the MTP layer) are dropped."""
+    if not isinstance(values, list) or any(v not in kinds for v in values):
+        raise _refuse(source, field, values, f"a list of {kinds[0]!r} and {kinds[1]!r}")
+    if not layers <= len(values) <= layers + spare:
+        raise _refuse(source, field, f"{len(values)} entries", f"{layers}, one a layer")
+    return tuple(values[:layers])
+
+
+def _indexer_types(values: Mapping[str, Any], layers: int, source: str) -> tuple[str, ...]:
+    """One kind a layer: the explicit list, else the pattern, else the schedule by frequency and offset."""
+    field = "indexer_types"
+    if (kinds := values.get(field)) is None:
+        field = "index_topk_pattern"
+        if (kinds := values.get(field)) is None:
+            freq = max(_schedule_number("index_topk_freq", values, 1, source), 1)
+            offset = _schedule_number("index_skip_topk_offset", values, 2, source)
+            field = "index_skip_topk_offset"
+            kinds = ["shared" if max(i - offset + 1, 0) % freq else "full" for i in range(layers)]
+        elif isinstance(kinds, str):
+            kinds = [{"F": "full", "S": "shared"}.get(letter, letter) for letter in kinds]
+    spare = 1 if values.get("num_nextn_predict_layers") else 0
+    kept = _kinds(kinds, field, ("full", "shared"), layers, spare, source)
+    if kept[0] != "full":
+        raise _refuse(source, field, "a shared first layer", "a full one, since there is no selection to share yet")
+    return kept
+
+
+def _schedule_number(field: str, values: Mapping[str, Any], default: int, source: str) -> int:
+    value = values.get(field, default)
+    if type(value) is not int:
+        raise _refuse(source, field, value, "an integer")
+    return value
+
+
+def _mlp_layer_types(values: Mapping[str, Any], layers: int, source: str) -> tuple[str, ...]:
+    """One kind a layer: the explicit list, else `first_k_dense_replace` dense layers and sparse ones after them."""
+    kinds = values.get("mlp_layer_types")
+    if kinds is None:
+        dense = min(_schedule_number("first_k_dense_replace", values, 3, source), layers)
+        kinds = ["dense"] * dense + ["sparse"] * (layers - dense)
+    spare = 1 if values.get("num_nextn_predict_layers") else 0
+    return _kinds(kinds, "mlp_layer_types", ("dense", "sparse"), layers, spare, source)
+
+
+def _check_sizes(config: Glm5Config, source: str) -> None:
+    if config.qk_rope_head_dim % 2:
+        raise _refuse(source, "qk_rope_head_dim", config.qk_rope_head_dim, "an even number")
+    if config.index_head_dim < config.qk_rope_head_dim:
+        wanted = f"at least qk_rope_head_dim ({config.qk_rope_head_dim})"
+        raise _refuse(source, "index_head_dim", config.index_head_dim, wanted)
+    if config.n_routed_experts < config.num_experts_per_tok:
+        wanted = f"at most n_routed_experts ({config.n_routed_experts})"
+        raise _refuse(source, "num_experts_per_tok", config.num_experts_per_tok, wanted)
+    if any(not 0 <= token < config.vocab_size for token in config.eos_token_id):
+        wanted = f"token ids below vocab_size ({config.vocab_size})"
+        raise _refuse(source, "eos_token_id", list(config.eos_token_id), wanted)

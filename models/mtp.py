@@ -1,0 +1,56 @@
+"""One step of GLM-5's multi-token prediction (MTP) layer, which drafts the token after the next one."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from tilecompile import ops
+from tilecompile.models.config import Glm5Config
+from tilecompile.models.glm5 import Layer, Matrix, RmsNorm, Storage, Trunk
+
+
+class MtpLayer(Layer):
+    """The layer that predicts a further token, with the norms and projections that join its two inputs."""
+
+    def __init__(self, c: Glm5Config, s: Storage, layer: int) -> None:
+        super().__init__(c, s, layer)
+        self.enorm = RmsNorm(c.hidden_size, c.rms_norm_eps)
+        self.hnorm = RmsNorm(c.hidden_size, c.rms_norm_eps)
+        # The checkpoint's eh_proj acts on [embedding; hidden]; its two halves act on one each, and nothing is joined.
+        self.eh_proj_embed = Matrix(c.hidden_size, c.hidden_size, dtype=s.weight_dtype)
+        self.eh_proj_hidden = Matrix(c.hidden_size, c.hidden_size, dtype=s.weight_dtype)
+        self.shared_head = nn.ModuleDict({"norm": RmsNorm(c.hidden_size, c.rms_norm_eps)})
+
+
+class MtpStep(nn.Module):
+    """One step of the MTP layer: from a token and the hidden state before it to the logits of the token after it.
+
+    `hidden` is the state *after* the last norm, of the main model or of the previous MTP step; so is the returned one.
+    """
+
+    def __init__(
+        self,
+        config: Glm5Config,
+        max_seq_len: int,
+        tokens: int = 1,
+        cache_dtype: torch.dtype = torch.float32,
+        weight_dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        if config.mtp_layer is None:
+            raise ValueError("the model has no MTP layer: num_nextn_predict_layers is 0")
+        self.tokens, s = tokens, Storage(max_seq_len, cache_dtype, weight_dtype)
+        layers: dict[int, Layer] = {config.mtp_layer: MtpLayer(config, s, config.mtp_layer)}
+        self.model = Trunk(config, s, layers, norm=False)
+        self.lm_head = Matrix(config.vocab_size, config.hidden_size, dtype=weight_dtype)
+
+    def forward(self, ids: Tensor, hidden: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+        """ids i32 [T], hidden f32 [T, hidden], position i32 [1] -> logits [T, vocab] and hidden [T, hidden]."""
+        (layer,) = self.model.layers.values()
+        angles = ops.rope_angles(position, self.model.inv_freq, self.tokens)
+        embedded = layer.enorm(ops.embed(ids, self.model.embed_tokens.weight))
+        x = layer.eh_proj_embed(embedded) + layer.eh_proj_hidden(layer.hnorm(hidden))
+        x, _ = layer(x, angles, position, None)
+        hidden = layer.shared_head["norm"](x)
+        return self.lm_head(hidden), hidden

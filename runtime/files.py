@@ -1,0 +1,112 @@
+"""Files of an engine folder: paths that stay inside it, sizes, and sha256 of whole files or of chunks."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from tilecompile.runtime.errors import EngineError
+
+CHUNK_BYTES = 64 << 20
+"""Bytes of one hashed chunk of a weight file."""
+
+
+class ChunkHasher:
+    """Hashes a weight file while it is being written: `update` with the bytes in order, then `entry`."""
+
+    def __init__(self, chunk_bytes: int = CHUNK_BYTES) -> None:
+        self.chunk_bytes = chunk_bytes
+        self.bytes = 0
+        self._chunks: list[str] = []
+        self._hash = hashlib.sha256()
+
+    def update(self, data: Any) -> None:
+        """Takes the next bytes: any C-contiguous buffer (bytes, memoryview, numpy array)."""
+        view = memoryview(data).cast("B")
+        while len(view):
+            room = self.chunk_bytes - self.bytes % self.chunk_bytes
+            part, view = view[:room], view[room:]
+            self._hash.update(part)
+            self.bytes += len(part)
+            if self.bytes % self.chunk_bytes == 0:
+                self._finish()
+
+    def _finish(self) -> None:
+        self._chunks.append(self._hash.hexdigest())
+        self._hash = hashlib.sha256()
+
+    def entry(self) -> dict[str, Any]:
+        """The file's entry in the manifest; call once, at the end."""
+        if self.bytes % self.chunk_bytes:
+            self._finish()
+        return {"bytes": self.bytes, "chunk_bytes": self.chunk_bytes, "chunks": self._chunks}
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_entry(path: Path, chunked: bool = False, chunk_bytes: int = CHUNK_BYTES) -> dict[str, Any]:
+    """A file's entry in the manifest: its size and its sha256, in chunks for weight files."""
+    if not chunked:
+        return {"bytes": path.stat().st_size, "sha256": sha256(path)}
+    hasher = ChunkHasher(chunk_bytes)
+    with path.open("rb") as file:
+        while data := file.read(chunk_bytes):
+            hasher.update(data)
+    return hasher.entry()
+
+
+def inner_path(folder: Path, name: str) -> Path:
+    """The path of a file of the engine. EngineError where the name or a link leads out of the folder."""
+    pure = PurePosixPath(name)
+    if not name or "\0" in name or "\\" in name or pure.is_absolute() or ".." in pure.parts:
+        raise EngineError(f"{folder}/engine.json: file name {name!r} is not a path inside the engine folder")
+    path = folder / pure
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise EngineError(f"{path}: is a link to {path.resolve()}, want a file inside the engine folder")
+    return path
+
+
+def check_size(path: Path, wanted: int) -> None:
+    """EngineError unless the path is a regular file of the wanted size."""
+    if not path.exists():
+        raise EngineError(f"{path}: missing file, want {wanted} bytes")
+    if not path.is_file():
+        raise EngineError(f"{path}: is not a file, want a file of {wanted} bytes")
+    found = path.stat().st_size
+    if found != wanted:
+        raise EngineError(f"{path}: size is {found} bytes, want {wanted}")
+
+
+def check_hash(path: Path, entry: Mapping[str, Any]) -> None:
+    """EngineError unless the file's content has the hashes of its entry; chunks are hashed in parallel."""
+    try:
+        if "sha256" in entry:
+            found = sha256(path)
+            if found != entry["sha256"]:
+                raise EngineError(f"{path}: sha256 is {found}, want {entry['sha256']}")
+            return
+        size, wanted = entry["chunk_bytes"], entry["chunks"]
+        if len(wanted) != -(-entry["bytes"] // size):
+            raise EngineError(f"{path}: engine.json has {len(wanted)} chunk hashes, want {-(-entry['bytes'] // size)}")
+
+        def chunk_hash(index: int) -> str:
+            with path.open("rb") as file:
+                file.seek(index * size)
+                return hashlib.sha256(file.read(size)).hexdigest()
+
+        with ThreadPoolExecutor(4) as pool:
+            for index, found in enumerate(pool.map(chunk_hash, range(len(wanted)))):
+                if found != wanted[index]:
+                    raise EngineError(
+                        f"{path}: sha256 of chunk {index} (bytes {index * size} to "
+                        f"{min((index + 1) * size, entry['bytes'])}) is {found}, want {wanted[index]}"
+                    )
+    except OSError as error:
+        raise EngineError(f"{path}: can't be read: {error.strerror or error}") from error

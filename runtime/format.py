@@ -293,6 +293,7 @@ def c_header() -> str:
         "#include <cstdint>",
         "",
         f"constexpr uint32_t NONE = 0x{NONE:X}u;",
+        f"constexpr uint32_t FORMAT_VERSION = {FORMAT_VERSION};",
         f"constexpr int MAX_TOKENS = {MAX_TOKENS};",
         f"constexpr uint16_t COMMIT_KIND = {COMMIT_KIND};",
     ]

@@ -39,7 +39,8 @@ def task_kinds(nodes: Iterable[OpNode]) -> tuple[list[Kind], dict[str, Kind]]:
     for node in nodes:
         if node.op == "commit":
             continue
-        key = (node.op, REGISTRY[node.op].cpu(node))
+        gate = "if (!(c.step->flags & 1)) return;  // only where the logits are wanted\n  "
+        key = (node.op, (gate if node.attrs.get("gate") else "") + REGISTRY[node.op].cpu(node))
         if key not in kinds:
             shapes = " ".join(str(v) for v in (*node.inputs, *node.weights)) + " -> " + " ".join(map(str, node.outputs))
             kinds[key] = Kind(len(kinds) + 1, node.op, f"{node.name}: {shapes}", key[1])
@@ -71,3 +72,10 @@ def bodies_source(kinds: list[Kind]) -> str:
     table = ", ".join(["nullptr", *(kind.function for kind in kinds)])
     parts.append(f"using Body = void (*)(const Call&);\nstatic const Body BODIES[] = {{{table}}};\n")
     return "\n".join(part.replace("#pragma once\n", "") for part in parts)
+
+
+def kernel_source(kinds: list[Kind], title: str) -> str:
+    """The whole kernel: bodies, resident loop, and what the runtime calls."""
+    tail = [(CPU / name).read_text().replace("#pragma once\n", "") for name in ("loop.h", "abi.h")]
+    head = f"// {title}\n// One resident megakernel: task bodies specialised to shapes, and the loop that runs the tables.\n"
+    return "\n".join([head, bodies_source(kinds), *tail])

@@ -36,7 +36,7 @@ def events(grids: TaskGrids) -> EventTensors:
         for producer, matrix in sorted(edges.items()):
             if not matrix.any():
                 continue
-            awaited[producer] |= matrix.any(axis=0)
+            awaited[producer] |= np.asarray(matrix.any(axis=0))
             signatures, notify = classes(matrix)
             key = (producer, notify.tobytes())
             if key not in known:

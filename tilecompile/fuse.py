@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from tilecompile.graph import OpGraph
-from tilecompile.ops.base import OpNode, View
+from tilecompile.ops.base import REGISTRY, OpNode, View
 from tilecompile.ops.expr import Expr, substitute
 
 STREAMING = ("linear", "expert_linear", "expert_combine")
@@ -85,7 +85,22 @@ def fold_epilogue(graph: OpGraph) -> OpGraph:
     return graph.replaced(nodes)
 
 
-REWRITES: tuple[Callable[[OpGraph], OpGraph], ...] = (compose_maps, fold_norm, fold_epilogue)
+def gate_logits(graph: OpGraph) -> OpGraph:
+    """Steps that only feed a prompt token skip what nothing but the logits needs: lm_head and argmax do nothing."""
+    needed: set[str] = set()
+    nodes: list[OpNode] = []
+    for node in reversed(graph.nodes):
+        mutates = bool(REGISTRY[node.op].mutated)
+        outputs = {v.tensor for v in node.outputs}
+        if mutates or outputs & needed:
+            needed |= {v.tensor for v in node.inputs}
+        elif node.op != "commit":
+            node = replace(node, attrs={**node.attrs, "gate": "logits"})
+        nodes.append(node)
+    return graph.replaced(reversed(nodes))
+
+
+REWRITES: tuple[Callable[[OpGraph], OpGraph], ...] = (compose_maps, fold_norm, fold_epilogue, gate_logits)
 
 
 def fuse(graph: OpGraph) -> OpGraph:

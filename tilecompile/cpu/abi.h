@@ -1,0 +1,86 @@
+// What the runtime calls. The engine's tables and arenas belong to the caller and outlive the handle.
+#pragma once
+
+extern "C" {
+
+uint32_t tc_abi() { return FORMAT_VERSION; }
+
+// Starts the resident threads; null when there is not enough memory or the system gives no more threads.
+void* tc_launch(const Launch* launch) {
+  Engine* e = new (std::nothrow) Engine{};
+  if (!e) return nullptr;
+  try {
+    e->launch = *launch;
+    e->counters = std::vector<Counter>(launch->event_count);
+    e->runs.assign(launch->program_count, 0);
+    e->tokens.assign(launch->max_seq_len + 1, 0);
+    e->threads = std::vector<ThreadState>(launch->threads);
+    std::vector<Worker> workers(launch->workers);
+    for (uint32_t i = 0; i < launch->workers; ++i) {
+      workers[i].id = i;
+      workers[i].streams.assign(launch->program_count, nullptr);
+    }
+    const Stream* streams = e->table<Stream>(launch->streams);
+    for (uint32_t i = 0; i < launch->stream_count; ++i) {
+      Worker& w = workers[streams[i].worker];
+      w.streams[streams[i].program] = streams + i;
+      w.pool = reinterpret_cast<const char*>(e->table<uint64_t>(launch->pools)[streams[i].device]);
+    }
+    const size_t scratch = (size_t(launch->scratch_bytes) + 127) / 64 * 64;
+    for (uint32_t i = 0; i < launch->workers; ++i)  // neighbouring workers share a thread
+      e->threads[size_t(i) * launch->threads / launch->workers].workers.push_back(workers[i]);
+    for (ThreadState& t : e->threads) {
+      t.scratch.base = static_cast<char*>(std::aligned_alloc(64, scratch));
+      if (!t.scratch.base) throw std::bad_alloc();
+    }
+    for (ThreadState& t : e->threads) t.thread = std::thread([e, &t] { e->loop(t); });
+    e->launches = 1;
+  } catch (const std::exception&) {
+    e->close();
+    delete e;
+    return nullptr;
+  }
+  return e;
+}
+
+// Starts a request: 0, or -1 when one is running, -2 when the engine is stalled or closed.
+int32_t tc_submit(void* handle, const Request* request) {
+  Engine* e = static_cast<Engine*>(handle);
+  std::lock_guard<std::mutex> lock(e->mutex);
+  const uint32_t state = e->state.load();
+  if (state != IDLE) return state == RUNNING ? -1 : -2;
+  e->request = *request;
+  const int32_t* ids = e->table<int32_t>(request->ids);
+  e->prompt.assign(ids, ids + request->count);
+  e->fed = e->generated = e->reason = e->abort = 0;
+  e->state.store(RUNNING);
+  e->publish(request->position, e->prompt[0]);
+  return 0;
+}
+
+// Returns once there are more than `generated` tokens, the request has ended, or after `timeout_ms`.
+uint32_t tc_wait(void* handle, uint32_t generated, uint32_t timeout_ms, Status* out) {
+  Engine* e = static_cast<Engine*>(handle);
+  const auto news = [&] { return e->state.load() != RUNNING || e->generated.load() > generated; };
+  for (uint32_t i = 0; i < 1024 && !news(); ++i) relax();
+  if (!news()) {
+    std::unique_lock<std::mutex> lock(e->mutex);
+    e->host_waits.store(true, std::memory_order_seq_cst);
+    e->host.wait_for(lock, std::chrono::milliseconds(timeout_ms), news);
+    e->host_waits.store(false, std::memory_order_relaxed);
+  }
+  e->fill(*out);
+  return out->state;
+}
+
+const int32_t* tc_tokens(void* handle) { return static_cast<Engine*>(handle)->tokens.data(); }
+
+void tc_abort(void* handle) { static_cast<Engine*>(handle)->abort.store(1); }
+
+void tc_close(void* handle) {
+  Engine* e = static_cast<Engine*>(handle);
+  e->close();
+  delete e;
+}
+
+}  // extern "C"

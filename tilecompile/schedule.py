@@ -1,0 +1,273 @@
+"""schedule: tasks to workers, in a fixed order, as the tables that a kernel executes.
+
+Every choice is made here: which worker runs a task, in which order, what it waits for and whom it notifies, where each
+weight tile lies in the pool. Waits that program order already satisfies are not emitted.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+
+import numpy as np
+
+from tilecompile.graph import Tensor
+from tilecompile.ops.base import WeightTile
+from tilecompile.plan import EventTensors, Ints, PlacedBuffer, PlacedTile, Program, TaskGrid
+from tilecompile.runtime import format as fmt
+
+ALIGN = 64
+"""Bytes that buffers and tiles are aligned to: a cache line, and the widest vector."""
+
+ARENA_OF_ROLE = {"activation": "activation", "cache": "cache", "constant": "weight", "input": "io"}
+
+
+def schedule(
+    plans: list[EventTensors], workers: int, kind_of: Mapping[tuple[str, str], int], kinds: list[str]
+) -> Program:
+    """The engine's program from the dependencies of its step programs, over `workers` workers a device.
+
+    `kind_of` gives the task kind of each (program, operator); `kinds` names the kinds.
+    """
+    return _Scheduler(plans, workers, kind_of, kinds).run()
+
+
+def assign(grids: list[TaskGrid], workers: int) -> list[Ints]:
+    """The worker (within its device) of each task of each grid.
+
+    Grids whose tasks divide evenly go round the workers, so that row tile i is always worker i's; other tasks go to the
+    worker with the least work so far.
+    """
+    load: dict[int, np.ndarray] = defaultdict(lambda: np.zeros(workers))
+    result = []
+    for grid in grids:
+        loads = load[grid.device]
+        chosen = np.zeros(grid.tasks, np.int64)
+        for i, cost in enumerate(grid.tiling.cost):
+            chosen[i] = i % workers if grid.tasks % workers == 0 else int(loads.argmin())
+            loads[chosen[i]] += cost
+        result.append(chosen)
+    return result
+
+
+class _Scheduler:
+    """Builds the tables step program by step program; tiles and buffers are shared between the programs."""
+
+    def __init__(
+        self, plans: list[EventTensors], workers: int, kind_of: Mapping[tuple[str, str], int], kinds: list[str]
+    ) -> None:
+        self.plans, self.workers, self.kind_of, self.kinds = plans, workers, kind_of, kinds
+        self.devices = plans[0].grids.placement.devices
+        self.rows: dict[str, list[tuple[object, ...]]] = {name: [] for name in fmt.TABLES}
+        self.operators: list[str] = []
+        self.tiles: dict[tuple[int, WeightTile], PlacedTile] = {}
+        self.buffers: dict[tuple[int, str | None, str], PlacedBuffer] = {}
+        self.arena_bytes = [dict.fromkeys(fmt.ARENAS, 0) for _ in range(self.devices)]
+        self.scratch = ALIGN
+
+    def run(self) -> Program:
+        assignments = [assign(plan.grids.grids, self.workers) for plan in self.plans]
+        self.place_tiles(assignments, gathered=False)
+        self.place_tiles(assignments, gathered=True)
+        for index, (plan, assignment) in enumerate(zip(self.plans, assignments, strict=True)):
+            self.program(index, plan, assignment)
+        tables = {name: self.table(name) for name in fmt.TABLES}
+        io = {}
+        for b in self.buffers.values():
+            if b.arena == "io":
+                io[b.tensor.name] = b.index
+        for plan in self.plans[:1]:
+            for name, tensor in zip(("logits", "next"), plan.grids.graph.outputs, strict=True):
+                io[name] = self.buffer(0, plan, tensor).index
+        return Program(
+            tables=tables,
+            programs=[p.grids.graph.program for p in self.plans],
+            operators=self.operators,
+            kinds=self.kinds,
+            tiles=list(self.tiles.values()),
+            buffers=list(self.buffers.values()),
+            arena_bytes=[{k: v for k, v in a.items() if k != "weight"} for a in self.arena_bytes],
+            pool_bytes=[a["weight"] for a in self.arena_bytes],
+            scratch_bytes=self.scratch,
+            io=io,
+        )
+
+    def table(self, name: str) -> np.ndarray:
+        record = fmt.TABLES[name]
+        out = np.zeros(len(self.rows[name]), record.dtype)
+        for i, field in enumerate(f.name for f in record.fields):
+            if self.rows[name] and i < len(self.rows[name][0]):
+                out[field] = [row[i] for row in self.rows[name]]
+        return out
+
+    def reserve(self, device: int, arena: str, size: int) -> int:
+        """Offset of `size` new bytes in an arena."""
+        offset = self.arena_bytes[device][arena]
+        self.arena_bytes[device][arena] = -(-(offset + size) // ALIGN) * ALIGN
+        return offset
+
+    def place_tiles(self, assignments: list[list[Ints]], gathered: bool) -> None:
+        """Lays the pool out in the order in which each worker reads: its unconditional tiles are one contiguous run.
+
+        A tile that another program or a later task reads again keeps its first place.
+        """
+        for device in range(self.devices):
+            for worker in range(self.workers):
+                for plan, assignment in zip(self.plans, assignments, strict=True):
+                    for grid, chosen in zip(plan.grids.grids, assignment, strict=True):
+                        if grid.device == device:
+                            for task in np.flatnonzero(chosen == worker):
+                                self.place_task_tiles(plan, grid, int(task), gathered)
+
+    def place_task_tiles(self, plan: EventTensors, grid: TaskGrid, task: int, gathered: bool) -> None:
+        for tile, _ in grid.tiling.weights[task]:
+            key = (grid.device, tile)
+            if tile.gathered != gathered or key in self.tiles:
+                continue
+            dtype = plan.grids.graph.tensors[tile.tensors[0]].dtype
+            size = tile.bytes(fmt.DTYPE_BYTES[dtype])
+            copies = tile.end - tile.begin if gathered else 1
+            offset = self.reserve(grid.device, "weight", size * copies)
+            self.tiles[key] = PlacedTile(len(self.tiles), tile, grid.device, offset, size)
+
+    def buffer(self, device: int, plan: EventTensors, name: str) -> PlacedBuffer:
+        """The buffer of a tensor; activations belong to one program, all else is shared by the programs."""
+        tensor: Tensor = plan.grids.graph.tensors[name]
+        program = plan.grids.graph.program if tensor.role == "activation" else None
+        key = (device, program, name)
+        if key not in self.buffers:
+            arena = ARENA_OF_ROLE[tensor.role]
+            size = tensor.rows * tensor.cols * fmt.DTYPE_BYTES[tensor.dtype]
+            # Bodies load whole vectors: a pad keeps the last one inside the arena.
+            offset = self.reserve(device, arena, size + ALIGN)
+            buffer = PlacedBuffer(len(self.buffers), tensor, device, arena, offset, size, program)
+            self.buffers[key] = buffer
+            codes = (fmt.ARENAS.index(arena), offset, size, tensor.rows, tensor.cols, fmt.DTYPES.index(tensor.dtype))
+            self.rows["buffers"].append((device, *codes))
+        return self.buffers[key]
+
+    def program(self, index: int, plan: EventTensors, assignment: list[Ints]) -> None:
+        """Appends one step program's streams, instructions, events and all that they refer to."""
+        grids = plan.grids.grids
+        operands = {g.index: self.operand_rows(plan, g) for g in grids}
+        op_base = len(self.operators)
+        self.operators += [g.node.name for g in grids]
+        emitted = self.emitted_waits(plan, assignment)
+        events: dict[tuple[int, int], int] = {}
+        for pairs in emitted.values():
+            for tensor, element in pairs:
+                if (tensor, element) not in events:
+                    events[tensor, element] = len(self.rows["events"])
+                    t = plan.tensors[tensor]
+                    row = (index, grids[t.producer].device, int(t.wait_counts[element]), tensor)
+                    self.rows["events"].append(row)
+        by_producer: dict[int, list[int]] = defaultdict(list)
+        for t in plan.tensors:
+            by_producer[t.producer].append(t.index)
+        for device in range(self.devices):
+            for worker in range(self.workers):
+                begin = len(self.rows["instructions"])
+                for grid, chosen in zip(grids, assignment, strict=True):
+                    if grid.device != device:
+                        continue
+                    self.scratch = max(self.scratch, grid.tiling.scratch)
+                    for task in np.flatnonzero(chosen == worker):
+                        notified = [
+                            events[pair]
+                            for t in by_producer[grid.index]
+                            if (pair := (t, int(plan.tensors[t].notify[task]))) in events
+                        ]
+                        awaited = [
+                            (events[pair], int(plan.tensors[pair[0]].wait_counts[pair[1]]))
+                            for pair in emitted[grid.index, int(task)]
+                        ]
+                        kind = self.kind_of[plan.grids.graph.program, grid.node.name]
+                        self.instruction(plan, grid, int(task), kind, op_base, operands[grid.index], awaited, notified)
+                end = len(self.rows["instructions"])
+                self.rows["streams"].append((index, device, device * self.workers + worker, 0, begin, end))
+                self.hint(begin, end)
+
+    def emitted_waits(self, plan: EventTensors, assignment: list[Ints]) -> dict[tuple[int, int], list[tuple[int, int]]]:
+        """The (event tensor, element) pairs that each task really waits for, by (grid, task).
+
+        Left out: elements whose producers all run earlier on the same worker, and elements that an earlier instruction
+        of the same worker waited for.
+        """
+        grids = plan.grids.grids
+        workers_of: dict[tuple[int, int], set[tuple[int, int]]] = {}
+        for t in plan.tensors:
+            for element in range(len(t.wait_counts)):
+                chosen = assignment[t.producer][t.notify == element]
+                workers_of[t.index, element] = {(grids[t.producer].device, int(w)) for w in chosen}
+        waited: dict[tuple[int, int], set[tuple[int, int]]] = defaultdict(set)
+        emitted: dict[tuple[int, int], list[tuple[int, int]]] = {}
+        for grid, chosen, waits in zip(grids, assignment, plan.waits, strict=True):
+            for task in range(grid.tasks):
+                me = (grid.device, int(chosen[task]))
+                pairs = [p for p in waits[task] if workers_of[p] != {me} and p not in waited[me]]
+                waited[me].update(pairs)
+                emitted[grid.index, task] = pairs
+        return emitted
+
+    def operand_rows(self, plan: EventTensors, grid: TaskGrid) -> tuple[int, int]:
+        """Appends the operands of a grid's node; returns (begin, count)."""
+        begin = len(self.rows["operands"])
+        for view in grid.node.operands:
+            buffer = self.buffer(grid.device, plan, view.tensor)
+            self.rows["operands"].append((buffer.index, 0, view.offset * fmt.DTYPE_BYTES[view.dtype]))
+        return begin, len(grid.node.operands)
+
+    def instruction(
+        self,
+        plan: EventTensors,
+        grid: TaskGrid,
+        task: int,
+        kind: int,
+        op_base: int,
+        operands: tuple[int, int],
+        awaited: list[tuple[int, int]],
+        notified: list[int],
+    ) -> None:
+        rows = self.rows
+        begins = {name: len(rows[name]) for name in ("waits", "notifies", "tape", "regions")}
+        rows["waits"] += awaited
+        rows["notifies"] += [(event, int(rows["events"][event][1] != grid.device)) for event in notified]
+        for tile, slot in grid.tiling.weights[task]:
+            placed = self.tiles[grid.device, tile]
+            rows["tape"].append((placed.offset, placed.bytes, placed.bytes if tile.gathered else 0, slot, placed.index))
+        for regions, mode in ((grid.reads, fmt.READ), (grid.writes, fmt.WRITE)):
+            for r in regions:
+                box = tuple(int(b[task]) for b in (r.row_begin, r.row_end, r.col_begin, r.col_end))
+                rows["regions"].append((self.buffer(grid.device, plan, r.tensor).index, mode, *box))
+        counts = {name: len(rows[name]) - begin for name, begin in begins.items()}
+        rows["instructions"].append(
+            (
+                kind,
+                0,
+                op_base + grid.index,
+                tuple(map(int, grid.tiling.coords[task])),
+                operands[0],
+                begins["waits"],
+                begins["notifies"],
+                begins["tape"],
+                begins["regions"],
+                fmt.NONE,
+                counts["waits"],
+                counts["notifies"],
+                counts["tape"],
+                counts["regions"],
+                operands[1],
+            )
+        )
+
+    def hint(self, begin: int, end: int) -> None:
+        """Gives each instruction the next unconditional weight run of its worker to prefetch while it waits."""
+        instructions, tape = self.rows["instructions"], self.rows["tape"]
+        following = fmt.NONE
+        for i in range(end - 1, begin - 1, -1):
+            row = list(instructions[i])
+            tape_begin, tape_count = int(row[7]), int(row[12])  # type: ignore[call-overload]
+            if tape_count and tape[tape_begin][3] == -1:
+                following = tape_begin
+            row[9] = following
+            instructions[i] = tuple(row)

@@ -1,0 +1,142 @@
+"""What to compile and how: the options of `tilecompile compile`, checked without reading the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tilecompile.build import ISAS, Isa
+from tilecompile.errors import InputError
+from tilecompile.models.named import NAMED
+from tilecompile.runtime.machine import cpu_features, usable_cores
+from tilecompile.runtime.manifest import NAME as MANIFEST
+from tilecompile.schedules.machine import Machine, load_machine
+
+TARGETS = {"cpu": ("avx512", "avx2", "portable"), "cpu-avx2": ("avx2",), "cpu-portable": ("portable",)}
+"""Targets, and the instruction sets of each; the first that this machine has is taken, or else the last."""
+
+PLACEMENTS = ("single",)
+WEIGHT_DTYPES = ("bf16", "f32")
+CACHE_DTYPES = ("f32", "bf16")
+
+MAX_DEVICES = 1024
+MAX_WORKERS = 65536
+MAX_SEQ_LEN = 1 << 24
+MAX_SEED = (1 << 63) - 1
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the options come to on this machine. `workers` counts those of one device."""
+
+    target: str
+    isa: Isa
+    machine: Machine
+    devices: int
+    workers: int
+    placement: str
+
+
+@dataclass(frozen=True)
+class CompileOptions:
+    """Options of a compilation; None leaves a choice to the compiler.
+
+    `model` is a checkpoint folder or a named configuration, `seed` is for drawn weights, `workers` counts those of
+    one device, `dump` is a folder for every stage's value in readable form.
+    """
+
+    model: str
+    output: Path
+    force: bool = False
+    target: str | None = None
+    machine: str | None = None
+    devices: int | None = None
+    workers: int | None = None
+    placement: str | None = None
+    max_seq_len: int | None = None
+    weights: str | None = None
+    cache: str = "f32"
+    seed: int | None = None
+    no_weights: bool = False
+    dump: Path | None = None
+
+    def resolve(self) -> Settings:
+        """Checks everything that needs no model and makes the choices. InputError names the option at fault."""
+        _one_of("--placement", self.placement, PLACEMENTS)
+        _one_of("--target", self.target, TARGETS)
+        _one_of("--weights", self.weights, WEIGHT_DTYPES)
+        _one_of("--cache", self.cache, CACHE_DTYPES)
+        _in_range("--devices", self.devices, 1, MAX_DEVICES)
+        _in_range("--workers", self.workers, 1, MAX_WORKERS)
+        _in_range("--max-seq-len", self.max_seq_len, 1, MAX_SEQ_LEN)
+        _in_range("--seed", self.seed, 0, MAX_SEED)
+        machine = load_machine(self.machine or "cpu")
+        target = self.target or machine.target
+        if target.split("-")[0] != machine.target:
+            raise InputError(
+                f"--target {target} contradicts --machine {machine.name}, whose target is {machine.target}"
+            )
+        devices = self._agree("--devices", self.devices, machine, machine.devices) or machine.devices
+        workers = self._agree("--workers", self.workers, machine, machine.workers) or usable_cores()
+        placement = self.placement or "single"
+        if placement == "single" and devices != 1:
+            raise InputError(
+                f"placement single uses 1 device, {devices} are wanted; placements: {', '.join(PLACEMENTS)}"
+            )
+        self._check_model()
+        self._check_paths()
+        return Settings(target, _isa(target), machine, devices, workers, placement)
+
+    def _agree(self, flag: str, given: int | None, machine: Machine, stated: int | None) -> int | None:
+        """The value that the flag or the machine gives; an error when an explicit machine says otherwise."""
+        if self.machine is not None and given is not None and stated is not None and given != stated:
+            raise InputError(f"{flag} {given} contradicts --machine {machine.name}, which has {stated}")
+        return given if given is not None else stated
+
+    def _check_model(self) -> None:
+        if self.no_weights and self.seed is not None:
+            raise InputError("--seed draws weights and --no-weights leaves them out; give one of the two")
+        if self.model in NAMED:
+            return
+        path = Path(self.model)
+        if not self.model or not path.exists():
+            raise InputError(
+                f"model {self.model!r} is neither a checkpoint folder nor a named configuration; "
+                f"there are: {', '.join(NAMED)}"
+            )
+        if not path.is_dir():
+            raise InputError(f"{path}: is a file, want a checkpoint folder (with config.json and *.safetensors)")
+        if self.seed is not None and any(path.glob("*.safetensors")):
+            raise InputError(f"--seed {self.seed} draws weights, but {path} has its own; leave out --seed")
+
+    def _check_paths(self) -> None:
+        output, dump = self.output, self.dump
+        if output.is_symlink() or (output.exists() and not output.is_dir()):
+            raise InputError(f"{output}: is a file or a link, want a new folder for the engine")
+        if output.exists() and any(output.iterdir()):
+            if not (output / MANIFEST).is_file():
+                raise InputError(f"{output}: exists, is not empty and is no engine; give another --output")
+            if not self.force:
+                raise InputError(f"{output}: exists; give --force to replace it")
+        for path in (output, dump):
+            above = next((p for p in path.absolute().parents if p.exists()), None) if path else None
+            if above and not above.is_dir():
+                raise InputError(f"{path}: can't be made: {above} is a file")
+        if dump and dump.exists() and not dump.is_dir():
+            raise InputError(f"--dump {dump}: is a file, want a folder")
+
+
+def _one_of(flag: str, value: str | None, names: Iterable[str]) -> None:
+    if value is not None and value not in names:
+        raise InputError(f"{flag} {value!r} is unknown; there are: {', '.join(names)}")
+
+
+def _in_range(flag: str, value: int | None, low: int, high: int) -> None:
+    if value is not None and not low <= value <= high:
+        raise InputError(f"{flag} is {value}, want {low} to {high}")
+
+
+def _isa(target: str) -> Isa:
+    isas = [ISAS[name] for name in TARGETS[target]]
+    return next((isa for isa in isas if cpu_features() >= set(isa.features)), isas[-1])

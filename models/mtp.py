@@ -48,6 +48,7 @@ class MtpStep(nn.Module):
     def forward(self, ids: Tensor, hidden: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
         """ids i32 [T], hidden f32 [T, hidden], position i32 [1] -> logits [T, vocab] and hidden [T, hidden]."""
         (layer,) = self.model.layers.values()
+        assert isinstance(layer, MtpLayer)
         angles = ops.rope_angles(position, self.model.inv_freq, self.tokens)
         embedded = layer.enorm(ops.embed(ids, self.model.embed_tokens.weight))
         x = layer.eh_proj_embed(embedded) + layer.eh_proj_hidden(layer.hnorm(hidden))

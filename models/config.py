@@ -55,6 +55,13 @@ class Glm5Config:
     """Epsilon of `q_a_layernorm` and `kv_a_layernorm`; transformers uses 1e-6, whatever `rms_norm_eps` is."""
     index_norm_eps: float = 1e-6
     """Epsilon of the indexer's `k_norm`."""
+    dtype: str = "bfloat16"
+    """Type of the checkpoint's matrices as the configuration states it: bfloat16, float16 or float32."""
+
+    @property
+    def weight_type(self) -> str:
+        """The weight type that keeps the checkpoint's values: `bf16`, or `f32` for all else."""
+        return "bf16" if self.dtype == "bfloat16" else "f32"
 
     @property
     def qk_head_dim(self) -> int:
@@ -134,6 +141,8 @@ class Glm5Config:
         for alias in ("num_experts", "num_local_experts"):
             if "n_routed_experts" not in values and alias in values:
                 values["n_routed_experts"] = values[alias]
+        if "dtype" not in values and "torch_dtype" in values:
+            values["dtype"] = values["torch_dtype"]
         values["rope_theta"] = _rope_theta(values, source)
         eos = values.get("eos_token_id", ())
         values["eos_token_id"] = [eos] if isinstance(eos, int) else eos
@@ -214,6 +223,10 @@ def _checked(name: str, kind: str, value: Any, source: str) -> Any:
     if kind == "bool":
         if not isinstance(value, bool):
             raise _refuse(source, name, value, "true or false")
+        return value
+    if kind == "str":
+        if value not in ("bfloat16", "float16", "float32"):
+            raise _refuse(source, name, value, "bfloat16, float16 or float32")
         return value
     number = isinstance(value, int if kind == "int" else (int, float)) and not isinstance(value, bool)
     least = 0 if name == "num_nextn_predict_layers" else 1

@@ -7,12 +7,15 @@ executes the engine's tables.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from tilecompile.ops.base import REGISTRY, OpNode
 from tilecompile.runtime.format import c_header
+
+Label = TypeVar("Label", bound=Hashable)
 
 CPU = Path(__file__).parent / "cpu"
 
@@ -32,11 +35,11 @@ class Kind:
         return f"k{self.index}_{self.op}"
 
 
-def task_kinds(nodes: Iterable[OpNode]) -> tuple[list[Kind], dict[str, Kind]]:
-    """One kind for each distinct body among the nodes, and the kind of each node by name."""
+def task_kinds(nodes: Mapping[Label, OpNode]) -> tuple[list[Kind], dict[Label, Kind]]:
+    """One kind for each distinct body among the nodes, and the kind of each node by its label; sinks have none."""
     kinds: dict[tuple[str, str], Kind] = {}
     of_node = {}
-    for node in nodes:
+    for label, node in nodes.items():
         if node.op == "commit":
             continue
         gate = "if (!(c.step->flags & 1)) return;  // only where the logits are wanted\n  "
@@ -44,7 +47,7 @@ def task_kinds(nodes: Iterable[OpNode]) -> tuple[list[Kind], dict[str, Kind]]:
         if key not in kinds:
             shapes = " ".join(str(v) for v in (*node.inputs, *node.weights)) + " -> " + " ".join(map(str, node.outputs))
             kinds[key] = Kind(len(kinds) + 1, node.op, f"{node.name}: {shapes}", key[1])
-        of_node[node.name] = kinds[key]
+        of_node[label] = kinds[key]
     return list(kinds.values()), of_node
 
 
@@ -77,5 +80,5 @@ def bodies_source(kinds: list[Kind]) -> str:
 def kernel_source(kinds: list[Kind], title: str) -> str:
     """The whole kernel: bodies, resident loop, and what the runtime calls."""
     tail = [(CPU / name).read_text().replace("#pragma once\n", "") for name in ("loop.h", "abi.h")]
-    head = f"// {title}\n// One resident megakernel: task bodies specialised to shapes, and the loop that runs the tables.\n"
+    head = f"// {title}\n// One resident megakernel: task bodies specialised to shapes, and the loop over the tables.\n"
     return "\n".join([head, bodies_source(kinds), *tail])

@@ -20,7 +20,7 @@ def events(grids: TaskGrids) -> EventTensors:
     known: dict[tuple[int, bytes], int] = {}
     waits: list[list[list[tuple[int, int]]]] = []
     touched: dict[str, list[tuple[TaskGrid, Region, bool]]] = {}
-    awaited = [np.zeros(g.tasks, bool) for g in grids.grids]
+    awaited: list[npt.NDArray[np.bool_]] = [np.zeros(g.tasks, np.bool_) for g in grids.grids]
     for grid in grids.grids:
         edges: dict[int, npt.NDArray[np.bool_]] = {}
         for region, writes in [(r, False) for r in grid.reads] + [(w, True) for w in grid.writes]:
@@ -36,7 +36,7 @@ def events(grids: TaskGrids) -> EventTensors:
         for producer, matrix in sorted(edges.items()):
             if not matrix.any():
                 continue
-            awaited[producer] |= np.asarray(matrix.any(axis=0))
+            awaited[producer] = np.logical_or(awaited[producer], matrix.any(axis=0))
             signatures, notify = classes(matrix)
             key = (producer, notify.tobytes())
             if key not in known:
@@ -60,14 +60,14 @@ def classes(matrix: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.bool_], npt.N
     """
     columns, inverse = np.unique(matrix.T, axis=0, return_inverse=True)
     inverse = inverse.reshape(-1)
-    needed = columns.any(axis=1)
+    needed: npt.NDArray[np.bool_] = np.asarray(columns.any(axis=1))
     order: dict[int, int] = {}
     notify = np.full(len(inverse), -1, np.int64)
-    for producer, column in enumerate(inverse):
+    for producer, column in enumerate(inverse.tolist()):
         if needed[column]:
-            notify[producer] = order.setdefault(int(column), len(order))
+            notify[producer] = order.setdefault(column, len(order))
     return columns[list(order)], notify
 
 
 def _join(edges: dict[int, npt.NDArray[np.bool_]], producer: int, matrix: npt.NDArray[np.bool_]) -> None:
-    edges[producer] = edges[producer] | matrix if producer in edges else matrix
+    edges[producer] = np.logical_or(edges[producer], matrix) if producer in edges else matrix

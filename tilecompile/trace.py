@@ -109,6 +109,8 @@ class _Tracer:
         returned = [self.values[n] for n in node.args[0] if isinstance(n, torch.fx.Node)]  # type: ignore[union-attr]
         returned = returned[len(returned) - len(self.output_names) :]
         self.graph.outputs = tuple(view.tensor for view in returned)
+        words = [View.of(t.name, t.shape, t.dtype) for n in ("ids", "position") for t in [self.graph.tensors[n]]]
+        self.add(OpNode("commit", "commit", (*returned, *words), (), ()))
 
     def set_roles(self) -> None:
         for node in self.graph.nodes:

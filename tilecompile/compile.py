@@ -1,0 +1,281 @@
+"""From a model to an engine folder: the pipeline, one named pass after the other.
+
+    models/glm5.py → trace → fuse → place → tile → events → schedule → verify → emit → build → pack → engine folder
+
+Each pass is one function in the module of its name; its value can be printed, and `--dump DIR` writes them all.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+import tilecompile.ops  # noqa: F401  (registers the tile ops)
+from tilecompile.build import build
+from tilecompile.emit import kernel_source, task_kinds
+from tilecompile.errors import InputError
+from tilecompile.events import events
+from tilecompile.fuse import fuse
+from tilecompile.graph import OpGraph
+from tilecompile.listing import listing
+from tilecompile.models.config import Glm5Config
+from tilecompile.models.glm5 import Glm5Step
+from tilecompile.models.mtp import MtpStep
+from tilecompile.ops.testing import TORCH_DTYPES
+from tilecompile.options import CompileOptions, Settings
+from tilecompile.pack import pack
+from tilecompile.place import place
+from tilecompile.plan import EventTensors, Program
+from tilecompile.runtime.manifest import TOKENIZER, write_manifest
+from tilecompile.schedule import schedule
+from tilecompile.sources import ModelSource, open_model
+from tilecompile.tile import tile
+from tilecompile.trace import trace
+from tilecompile.traffic import bytes_per_step
+from tilecompile.verify import verify
+
+DEFAULT_MAX_SEQ_LEN = 4096
+
+V = TypeVar("V")
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What a compilation made: the engine folder, its manifest's programs, notes for the user, seconds taken."""
+
+    output: Path
+    programs: list[dict[str, object]]
+    notes: tuple[str, ...]
+    seconds: float
+
+
+def compile_model(options: CompileOptions, progress: Progress = lambda stage, done, total: None) -> Compiled:
+    """Compiles a model to the engine folder `options.output`.
+
+    `progress(stage, done, total)` is told of each stage, and of bytes while packing. Raises InputError for anything
+    wrong with the options, the model or the machine; then nothing is left behind.
+    """
+    start = time.perf_counter()
+    settings = options.resolve()
+    progress("open", 0, 1)
+    source = open_model(options)
+    dump = Dump(options.dump)
+    graphs = [dump.add("trace", g) for g in trace_programs(source.config, options, progress)]
+    graphs = [dump.add("fuse", fuse(g)) for g in graphs]
+    placed = [dump.add("place", place(g, settings.placement, settings.devices)) for g in graphs]
+    progress("tile", 0, 1)
+    tiled = [dump.add("tile", tile(p, settings.workers)) for p in placed]
+    progress("events", 0, 1)
+    plans = [dump.add("events", events(t)) for t in tiled]
+    kinds, kind_of_node = task_kinds({(g.program, n.name): n for g in graphs for n in g.nodes})
+    kind_of = {(g.program, n.name): 0 for g in graphs for n in g.nodes} | {k: v.index for k, v in kind_of_node.items()}
+    progress("schedule", 0, 1)
+    program = schedule(plans, settings.workers, kind_of, ["commit", *(k.function for k in kinds)])
+    text = listing(program.tables, program.programs, program.operators, program.kinds, program.buffers)
+    dump.add("schedule", text)
+    progress("verify", 0, 1)
+    dump.add("verify", verify(program.tables, program.operators))
+    kernel = kernel_source(kinds, f"{source.name} for {settings.isa.name}, {settings.workers} workers")
+    dump.add("emit", kernel, "cpp")
+    with new_folder(options.output) as folder:
+        progress("build", 0, 1)
+        (folder / "kernel.cpp").write_text(kernel)
+        build(folder / "kernel.cpp", folder / "kernel.so", settings.isa)
+        (folder / "listing.txt").write_text(text)
+        (folder / "tables").mkdir()
+        for name, table in program.tables.items():
+            np.save(folder / "tables" / f"{name}.npy", table, allow_pickle=False)
+        if source.tokenizer:
+            shutil.copyfile(source.tokenizer, folder / TOKENIZER)
+        files = pack_pools(program, graphs, source, folder, progress)
+        seconds = time.perf_counter() - start
+        manifest = describe(options, settings, source, program, graphs, plans) | {
+            "files": files,
+            "compile_seconds": round(seconds, 3),
+        }
+        write_manifest(folder, manifest)
+        dump.add("pack", pack_text(program))
+    return Compiled(options.output, manifest["programs"], source.notes, seconds)  # type: ignore[arg-type]
+
+
+def trace_programs(config: Glm5Config, options: CompileOptions, progress: Progress) -> list[OpGraph]:
+    """The step programs of a model: decode, and draft where the model has an MTP layer (it shares weights)."""
+    max_seq_len = sequence_length(config, options)
+    cache, weights = TORCH_DTYPES[options.cache], TORCH_DTYPES[options.weights or config.weight_type]
+    steps: list[tuple[str, type[Glm5Step] | type[MtpStep]]] = [("decode", Glm5Step)]
+    if config.mtp_layer is not None:
+        steps.append(("draft", MtpStep))
+    graphs = []
+    for i, (name, step) in enumerate(steps):
+        progress("trace", i, len(steps))
+        ids, position = torch.zeros(1, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
+        inputs = {"ids": ids, "position": position}
+        if step is MtpStep:
+            inputs = {"ids": ids, "hidden": torch.zeros(1, config.hidden_size), "position": position}
+        with torch.device("meta"):
+            module = step(config, max_seq_len, 1, cache, weights)
+        args = tuple(t.to("meta") for t in inputs.values())
+        outputs = ("logits", "next") if name == "decode" else ("logits", "hidden")
+        graphs.append(trace(module, args, tuple(inputs), outputs, name))
+    return graphs
+
+
+def sequence_length(config: Glm5Config, options: CompileOptions) -> int:
+    """Positions that the caches hold."""
+    limit = config.max_position_embeddings
+    if options.max_seq_len is None:
+        return min(limit, DEFAULT_MAX_SEQ_LEN)
+    if options.max_seq_len > limit:
+        raise InputError(f"--max-seq-len is {options.max_seq_len}, the model's positions end at {limit}")
+    return options.max_seq_len
+
+
+def pack_pools(
+    program: Program, graphs: list[OpGraph], source: ModelSource, folder: Path, progress: Progress
+) -> dict[str, dict[str, object]]:
+    """Writes the pool of each device; returns the files' manifest entries. Nothing with --no-weights."""
+    if source.weights is None:
+        return {}
+    total = sum(program.pool_bytes)
+    free = shutil.disk_usage(folder).free
+    if total > free:
+        raise InputError(f"{folder.parent}: weights need {total} bytes, the disk has {free} free (see --no-weights)")
+    dtypes = {n: t.dtype for g in graphs for n, t in g.tensors.items() if t.role == "weight"}
+    (folder / "weights").mkdir()
+    files = {}
+    for device in range(len(program.pool_bytes)):
+        name = f"weights/device{device}.bin"
+        report = partial(_report, progress, sum(program.pool_bytes[:device]), total)
+        files[name] = pack(program, device, dtypes, source.weights, folder / name, report)
+    return files
+
+
+def _report(progress: Progress, before: int, total: int, done: int) -> None:
+    progress("pack", before + done, total)
+
+
+def describe(
+    options: CompileOptions,
+    settings: Settings,
+    source: ModelSource,
+    program: Program,
+    graphs: list[OpGraph],
+    plans: list[EventTensors],
+) -> dict[str, object]:
+    """The manifest's content, without files and times."""
+    config = source.config
+    max_seq_len = sequence_length(config, options)
+    tables = program.tables
+    programs = []
+    for index, graph in enumerate(graphs):
+        streams = tables["streams"][tables["streams"]["program"] == index]
+        instructions = np.concatenate([tables["instructions"][s["begin"] : s["end"]] for s in streams])
+        grids = plans[index].grids.grids
+        base = len(program.operators) - sum(len(p.grids.grids) for p in plans[index:])
+        ops = Counter(grids[int(op) - base].node.op for op in instructions["op"])
+        programs.append(
+            {
+                "name": graph.program,
+                "tokens": graph.tokens,
+                "tasks": len(instructions),
+                "events": int((tables["events"]["program"] == index).sum()),
+                "edges": int(instructions["wait_count"].sum()),
+                "bytes_per_step": bytes_per_step(graph, max_seq_len),
+                "ops": dict(sorted(ops.items())),
+            }
+        )
+    pools = [
+        {"device": d, "file": f"weights/device{d}.bin" if source.weights else None, "bytes": size}
+        for d, size in enumerate(program.pool_bytes)
+    ]
+    return {
+        "model": {"name": source.name, "architecture": "GlmMoeDsaForCausalLM", "config": config.to_dict()},
+        "target": {"name": settings.target, "isa": settings.isa.name, "features": list(settings.isa.features)},
+        "machine": settings.machine.name,
+        "devices": settings.devices,
+        "workers": settings.workers * settings.devices,
+        "placement": settings.placement,
+        "max_seq_len": max_seq_len,
+        "vocab_size": config.vocab_size,
+        "eos_token_ids": list(config.eos_token_id),
+        "weights": {"dtype": options.weights or config.weight_type, "source": source.origin, "pools": pools},
+        "cache": options.cache,
+        "arenas": [{"device": d, **sizes} for d, sizes in enumerate(program.arena_bytes)],
+        "programs": programs,
+        "kinds": program.kinds,
+        "operators": program.operators,
+        "io": {name: program.io[name] for name in ("ids", "position", "next", "logits")},
+        "scratch_bytes": program.scratch_bytes,
+    }
+
+
+def pack_text(program: Program) -> str:
+    """Where every weight tile lies, in pool order."""
+    lines = [f"pools: {', '.join(f'device {d} {size} bytes' for d, size in enumerate(program.pool_bytes))}"]
+    for p in sorted(program.tiles, key=lambda p: (p.device, p.offset)):
+        t = p.tile
+        copies = f" x {p.copies} experts" if t.gathered else ""
+        lines.append(
+            f"  device {p.device} +{p.offset} {p.bytes} B{copies}  tile {p.index}: {' + '.join(t.tensors)} "
+            f"rows {t.row_begin}:{t.row_end}{'' if t.gathered else f' of matrices {t.begin}:{t.end}'}"
+        )
+    return "\n".join(lines) + "\n"
+
+
+class Dump:
+    """Writes each stage's value to `DIR/NN-stage.txt`, if a folder was asked for; values of one stage share a file."""
+
+    STAGES = ("trace", "fuse", "place", "tile", "events", "schedule", "verify", "emit", "pack")
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        if folder:
+            folder.mkdir(parents=True, exist_ok=True)
+            for old in folder.glob("[0-9][0-9]-*"):
+                old.unlink()
+
+    def add(self, stage: str, value: V, suffix: str = "txt") -> V:
+        """Writes the value and returns it."""
+        if self.folder:
+            name = f"{self.STAGES.index(stage) + 1:02}-{stage}.{suffix}"
+            with (self.folder / name).open("a") as file:
+                file.write(str(value))
+        return value
+
+
+@contextmanager
+def new_folder(output: Path) -> Iterator[Path]:
+    """A folder beside `output` that takes its place when the block succeeds, and vanishes when it doesn't."""
+    output = output.absolute()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    for stale in output.parent.glob(f".{output.name}.partial-*"):
+        if not Path(f"/proc/{stale.name.rsplit('-', 1)[1]}").exists():
+            shutil.rmtree(stale, ignore_errors=True)
+    folder = output.parent / f".{output.name}.partial-{os.getpid()}"
+    folder.mkdir()
+    try:
+        yield folder
+        if output.exists():
+            old = output.parent / f".{output.name}.partial-old-{os.getpid()}"
+            output.rename(old)
+            folder.rename(output)
+            shutil.rmtree(old)
+        else:
+            folder.rename(output)
+    except OSError as error:
+        raise InputError(f"{output}: can't be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -15,12 +15,14 @@ TORCH_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "i32": torch.int32
 class Case:
     """One node with the tensors that it reads and mutates, by name; `tolerance` is relative to the output's RMS.
 
-    A result of 0 tolerance (selections, ids) must be equal.
+    A result of 0 tolerance (selections, ids) must be equal. `written` marks the elements of the first output that the
+    op writes, where that depends on the data; the others must be left as they were.
     """
 
     node: OpNode
     tensors: dict[str, torch.Tensor]
     tolerance: float = 1e-5
+    written: torch.Tensor | None = None
 
 
 def normal(generator: torch.Generator, view: View, scale: float = 1.0) -> torch.Tensor:

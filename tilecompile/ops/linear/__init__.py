@@ -26,10 +26,14 @@ def _(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return torch.empty((x.shape[0], weight.shape[0]), dtype=x.dtype, device=x.device)
 
 
-def epilogue_inputs(node: OpNode) -> list[int]:
-    """Operand numbers of the epilogue's extra inputs, after x and the folded norm's weight."""
-    first = 1 if node.attrs.get("norm") is None else 2
-    return list(range(first, len(node.inputs)))
+def epilogue_begin(node: OpNode, own: int = 1) -> int:
+    """Operand number of the epilogue's first extra input, after the op's `own` inputs and the folded norm's weight."""
+    return own + (node.attrs.get("norm") is not None)
+
+
+def epilogue_inputs(node: OpNode, own: int = 1) -> list[int]:
+    """Operand numbers of the epilogue's extra inputs."""
+    return list(range(epilogue_begin(node, own), len(node.inputs)))
 
 
 def norm_reads(node: OpNode) -> tuple[Access, ...]:
@@ -92,7 +96,7 @@ def cpu(node: OpNode) -> str:
     """The call of `linear_rows` with the node's shapes, prologue and epilogue."""
     x, weight = node.inputs[0], node.weights[0]
     source, stride = cpu_input(node)
-    first = 1 if node.attrs.get("norm") is None else 2
+    first = epilogue_begin(node)
     views = [*node.inputs[first:], node.outputs[0]]
     epilogue = cpu_epilogue(node, first, [(f"t * {v.strides[0]} + row", v) for v in views])
     return (
@@ -102,9 +106,15 @@ def cpu(node: OpNode) -> str:
     )
 
 
+def normed_input(node: OpNode, inputs: list[torch.Tensor]) -> torch.Tensor:
+    """The activations, normed where a norm is folded in, in torch."""
+    x: torch.Tensor = inputs[0]
+    return x if node.attrs.get("norm") is None else rms_norm(x, inputs[1], node.attrs["norm"])
+
+
 def reference(node: OpNode, inputs: list[torch.Tensor], weights: list[torch.Tensor]) -> torch.Tensor:
     """The eager value of a node with all that was folded into it."""
-    x = inputs[0] if node.attrs.get("norm") is None else rms_norm(inputs[0], inputs[1], node.attrs["norm"])
+    x = normed_input(node, inputs)
     extra = [inputs[i] for i in epilogue_inputs(node)]
     return evaluate(node.attrs.get("epilogue", ("acc", 0)), [linear(x, w) for w in weights], extra)
 

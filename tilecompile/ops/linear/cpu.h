@@ -7,22 +7,27 @@
 
 constexpr int PREFETCH_BYTES = 4096;
 
-// One panel times T tokens whose activations are `stride` floats apart.
+// One panel times T tokens whose activations are `stride` floats apart. `next` is what will be read after the panel, into
+// which the prefetches run on; without it, what lies behind the panel.
 template <int T, class W>
-inline void panel_dot(const W* w, const float* x, int stride, int K, v16 (&out)[T]) {
+inline void panel_dot(const W* w, const float* x, int stride, int K, v16 (&out)[T], const W* next = nullptr) {
+  const int64_t bytes = int64_t(K) * PANEL * sizeof(W);
+  const char* here = reinterpret_cast<const char*>(w) + PREFETCH_BYTES;
+  const char* there = next ? reinterpret_cast<const char*>(next) + PREFETCH_BYTES - bytes : here;
   v16 s[T][4];
   for (int t = 0; t < T; ++t)
     for (int q = 0; q < 4; ++q) s[t][q] = zero();
   int k = 0;
   for (; k + 4 <= K; k += 4) {
-    for (int b = 0; b < int(4 * PANEL * sizeof(W)); b += 64)
-      prefetch(reinterpret_cast<const char*>(w + k * PANEL) + PREFETCH_BYTES + b);
+    const int64_t done = int64_t(k) * PANEL * sizeof(W);
+    const char* ahead = (done + PREFETCH_BYTES < bytes ? here : there) + done;
+    for (int b = 0; b < int(4 * PANEL * sizeof(W)); b += 64) prefetch(ahead + b);
     for (int q = 0; q < 4; ++q) {
       const v16 wv = load(w + (k + q) * PANEL);
       for (int t = 0; t < T; ++t) s[t][q] = fma(wv, splat(x[t * stride + k + q]), s[t][q]);
     }
   }
-  for (int q = 0; k < K; ++k, ++q) {
+  for (int q = 0; q < K % 4; ++q, ++k) {
     const v16 wv = load(w + k * PANEL);
     for (int t = 0; t < T; ++t) s[t][q] = fma(wv, splat(x[t * stride + k]), s[t][q]);
   }
@@ -30,11 +35,14 @@ inline void panel_dot(const W* w, const float* x, int stride, int K, v16 (&out)[
 }
 
 // Rows row_begin..row_end of N weights; `epilogue(acc, t, row, n)` gets the N results of 16 rows and stores them.
+// `after` is what will be read after the tile; without it, what lies behind the tile.
 template <int T, int K, int N, class W, class Epilogue>
-inline void linear_rows(const W* w, const float* x, int stride, int row_begin, int row_end, Epilogue&& epilogue) {
+inline void linear_rows(const W* w, const float* x, int stride, int row_begin, int row_end, Epilogue&& epilogue,
+                        const W* after = nullptr) {
   for (int row = row_begin; row < row_end; row += PANEL) {
+    const W* next = row + PANEL < row_end ? nullptr : after;
     v16 acc[N][T];
-    for (int i = 0; i < N; ++i, w += size_t(K) * PANEL) panel_dot<T>(w, x, stride, K, acc[i]);
+    for (int i = 0; i < N; ++i, w += size_t(K) * PANEL) panel_dot<T>(w, x, stride, K, acc[i], i == N - 1 ? next : nullptr);
     for (int t = 0; t < T; ++t) {
       v16 a[N];
       for (int i = 0; i < N; ++i) a[i] = acc[i][t];

@@ -1,0 +1,108 @@
+"""expert_linear: for each slot the products of all tokens with the matrix of the expert that the slot holds.
+
+The fuse pass folds into it what it folds into linear: the RMS norm of its input (`attrs["norm"]` = eps), a second
+weight of the same shape, and an elementwise epilogue (`attrs["epilogue"]`) whose extra inputs have the output's shape.
+Inputs, in order: x, the folded norm's weight if there is one, expert, the epilogue's extra inputs.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import torch
+
+from tilecompile.ops.base import CPP_TYPES, PANEL, Access, OpNode, TileOp, Tiling, WeightTile, register, split
+from tilecompile.ops.expr import evaluate
+from tilecompile.ops.linear import (
+    cpu_epilogue,
+    cpu_input,
+    epilogue_begin,
+    epilogue_inputs,
+    norm_reads,
+    norm_scratch,
+    normed_input,
+)
+
+OWN = 2
+"""Inputs of the op itself: x and expert."""
+
+
+@torch.library.custom_op("tilecompile::expert_linear", mutates_args=())
+def expert_linear(x: torch.Tensor, expert: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """y[t, s] = weight[expert[s]] · x[t]; slots with expert -1 are inactive: zeros here, left unwritten by the body.
+
+    x: f32 [T, K], expert: i32 [1, slots], weight: [E, N, K]; returns f32 [T, slots, N], accumulated in f32.
+    """
+    y = x.new_zeros((x.shape[0], expert.shape[1], weight.shape[1]))
+    for slot, e in enumerate(expert[0].tolist()):
+        if e >= 0:
+            y[:, slot] = x @ weight[e].to(x.dtype).T
+    return y
+
+
+@expert_linear.register_fake
+def _(x: torch.Tensor, expert: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return torch.empty((x.shape[0], expert.shape[1], weight.shape[1]), dtype=x.dtype, device=x.device)
+
+
+def row_tiles(slots: int, rows: int, parts: int) -> int:
+    """How many pieces to cut the rows into: the fewest for which the busiest of `parts` workers has least to do."""
+    panels = -(-rows // PANEL)
+    return min(range(1, min(panels, parts) + 1), key=lambda n: (-(-slots * n // parts) * -(-panels // n), n))
+
+
+def tile(node: OpNode, parts: int) -> Tiling:
+    """Row tiles of each slot, slot by slot; the coordinates are (first row, one past the last, slot)."""
+    tokens, slots, rows = node.outputs[0].shape
+    weight = node.weights[0]
+    bounds = split(rows, row_tiles(slots, rows, parts))
+    lo, hi = np.tile(bounds[:-1], slots), np.tile(bounds[1:], slots)
+    slot = np.repeat(np.arange(slots), len(bounds) - 1)
+    coords = np.zeros((len(lo), 4), np.int32)
+    coords[:, 0], coords[:, 1], coords[:, 2] = lo, hi, slot
+    box = ((0, tokens), (slot, slot + 1), (lo, hi))
+    expert = Access(epilogue_begin(node, OWN) - 1, ((0, 1), (slot, slot + 1)))
+    names = tuple(w.tensor for w in node.weights)
+    element = 2 if weight.dtype == "bf16" else 4
+    tiles = [
+        WeightTile(names, 0, weight.shape[0], int(a), int(b), weight.shape[2], gathered=True)
+        for a, b in pairwise(bounds)
+    ]
+    return Tiling(
+        coords=coords,
+        reads=(*norm_reads(node), expert, *(Access(i, box) for i in epilogue_inputs(node, OWN))),
+        writes=(Access(len(node.inputs), box),),
+        weights=tuple(((t, s),) for s in range(slots) for t in tiles),
+        cost=np.asarray((hi - lo) * weight.shape[2] * element * len(names), np.float64),
+        scratch=norm_scratch(node),
+    )
+
+
+def cpu(node: OpNode) -> str:
+    """The call of `expert_linear_rows` with the node's shapes, prologue and epilogue; nothing for an inactive slot."""
+    x, weight = node.inputs[0], node.weights[0]
+    source, stride = cpu_input(node)
+    first = epilogue_begin(node, OWN)
+    views = [*node.inputs[first:], node.outputs[0]]
+    epilogue = cpu_epilogue(node, first, [(f"t * {v.strides[0]} + slot * {v.strides[1]} + row", v) for v in views])
+    return (
+        f"const int slot = c.tile(2), expert = c.arg<const int32_t>({first - 1})[slot];\n"
+        f"  if (expert < 0) return;\n"
+        f"  const float* x = {source};\n"
+        f"  expert_linear_rows<{x.shape[0]}, {x.shape[1]}, {len(node.weights)}, {CPP_TYPES[weight.dtype]}>"
+        f"(c, expert, x, {stride}, [&](const v16* a, int t, int row, int n) {{\n{epilogue}\n  }});"
+    )
+
+
+def reference(node: OpNode, inputs: list[torch.Tensor], weights: list[torch.Tensor]) -> torch.Tensor:
+    """The eager value of a node with all that was folded into it, zeros in inactive slots."""
+    x = normed_input(node, inputs)
+    expert = inputs[epilogue_begin(node, OWN) - 1]
+    extra = [inputs[i] for i in epilogue_inputs(node, OWN)]
+    products = [expert_linear(x, expert, w) for w in weights]
+    y = evaluate(node.attrs.get("epilogue", ("acc", 0)), products, extra)
+    return torch.where((expert[0] >= 0)[None, :, None], y, 0.0)
+
+
+register(TileOp("expert_linear", tile, cpu, reference, weight_args=("weight",), headers=("linear",)))

@@ -1,0 +1,103 @@
+"""The program tables of an engine: loaded, and checked so that no index leads out of a table or an arena."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tilecompile.runtime.errors import EngineError
+from tilecompile.runtime.format import ARENAS, DTYPES, NONE, TABLES
+from tilecompile.runtime.manifest import Manifest
+
+Table = npt.NDArray[np.void]
+Tables = dict[str, Table]
+
+_SPANS = {"operand": "operands", "wait": "waits", "notify": "notifies", "tape": "tape", "region": "regions"}
+
+
+def load_tables(manifest: Manifest) -> Tables:
+    """The tables by name. EngineError for another record layout or shape, or an index that leads nowhere."""
+    tables = {name: _load(manifest, name) for name in TABLES}
+    _check(manifest, tables)
+    return tables
+
+
+def _load(manifest: Manifest, name: str) -> Table:
+    path, wanted = manifest.table(name), TABLES[name].dtype
+    try:
+        table: npt.NDArray[Any] = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise EngineError(f"{path}: is not a readable table: {str(error).splitlines()[0]}") from error
+    if table.dtype != wanted:
+        raise EngineError(f"{path}: dtype is {table.dtype}, want {wanted}")
+    if table.ndim != 1:
+        raise EngineError(f"{path}: shape is {table.shape}, want one dimension")
+    return np.ascontiguousarray(table)
+
+
+def arena_sizes(manifest: Manifest) -> npt.NDArray[np.uint64]:
+    """Bytes of each arena, [devices, len(ARENAS)]; the weight arena is the pool."""
+    rows = [
+        {**arena, "weight": int(pool["bytes"])} for arena, pool in zip(manifest.arenas, manifest.pools, strict=True)
+    ]
+    return np.array([[row[name] for name in ARENAS] for row in rows], np.uint64)
+
+
+def _check(manifest: Manifest, tables: Tables) -> None:
+    def below(name: str, field: str, limit: Any, what: str, optional: bool = False) -> None:
+        values = tables[name][field].astype(np.uint64)
+        bad = np.flatnonzero((values >= np.uint64(limit)) & ~(optional & (values == NONE)))
+        if bad.size:
+            where = f"{manifest.table(name)}: {field} of entry {bad[0]}"
+            raise EngineError(f"{where} is {values[bad[0]]}, want less than {limit} ({what})")
+
+    def within(name: str, what: str, ends: npt.NDArray[Any], limits: Any) -> None:
+        bad = np.flatnonzero(ends > limits)
+        if bad.size:
+            limit = np.broadcast_to(limits, ends.shape)[bad[0]]
+            raise EngineError(
+                f"{manifest.table(name)}: {what} of entry {bad[0]} end at {ends[bad[0]]}, want {limit} at most"
+            )
+
+    instructions, buffers = tables["instructions"], tables["buffers"]
+    below("streams", "program", len(manifest.data["programs"]), "programs")
+    below("streams", "device", manifest.devices, "devices")
+    below("streams", "worker", manifest.workers, "workers")
+    within("streams", "instructions", tables["streams"]["end"], len(instructions))
+    within("streams", "first instructions", tables["streams"]["begin"], tables["streams"]["end"])
+    _check_streams(manifest, tables["streams"])
+    below("instructions", "kind", len(manifest.data["kinds"]), "task kinds")
+    below("instructions", "prefetch", len(tables["tape"]), "tape entries", optional=True)
+    for field, table in _SPANS.items():
+        ends = instructions[f"{field}_begin"].astype(np.uint64) + instructions[f"{field}_count"]
+        within("instructions", table, ends, len(tables[table]))
+    below("operands", "buffer", len(buffers), "buffers")
+    within("operands", "offsets", tables["operands"]["offset"], buffers["bytes"][tables["operands"]["buffer"]])
+    for name in ("waits", "notifies"):
+        below(name, "event", len(tables["events"]), "events")
+    below("events", "program", len(manifest.data["programs"]), "programs")
+    below("buffers", "device", manifest.devices, "devices")
+    below("buffers", "arena", len(ARENAS), "arenas")
+    below("buffers", "dtype", len(DTYPES), "dtypes")
+    sizes = arena_sizes(manifest)
+    within("buffers", "bytes", buffers["offset"] + buffers["bytes"], sizes[buffers["device"], buffers["arena"]])
+    pool = int(sizes[:, ARENAS.index("weight")].max())
+    within("tape", "bytes", tables["tape"]["offset"] + tables["tape"]["bytes"], pool)
+    for name, index in manifest.data["io"].items():
+        if index >= len(buffers):
+            raise EngineError(f"{manifest.path}: io.{name} is {index}, want less than {len(buffers)} (buffers)")
+
+
+def _check_streams(manifest: Manifest, streams: Table) -> None:
+    """Every worker has one stream of its first agent in every program."""
+    programs, workers = len(manifest.data["programs"]), manifest.workers
+    first = streams[streams["agent"] == 0]
+    found = np.zeros((programs, workers), np.int64)
+    np.add.at(found, (first["program"], first["worker"]), 1)
+    bad = np.argwhere(found != 1)
+    if bad.size:
+        program, worker = (int(i) for i in bad[0])
+        where = f"{manifest.table('streams')}: worker {worker}"
+        raise EngineError(f"{where} has {found[program, worker]} streams in program {program}, want 1")

@@ -1,0 +1,97 @@
+"""Text to token ids and back, also piece by piece as tokens arrive, without broken characters."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from tilecompile.runtime.errors import EngineError
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The characters that byte-level BPE writes bytes as: printable ones as themselves, the others from U+0100 on."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    rest = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(0x100 + i): byte for i, byte in enumerate(rest)}
+
+
+class Text:
+    """The engine's tokenizer. Special tokens (such as end of text) are left out of decoded text."""
+
+    def __init__(self, path: Path) -> None:
+        from tokenizers import Tokenizer
+
+        try:
+            self._tokenizer: Any = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception
+            raise EngineError(f"{path}: is not a readable tokenizer: {str(error).splitlines()[0]}") from error
+        self._special = {i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
+        self._byte_level = type(self._tokenizer.decoder).__name__ == "ByteLevel"
+        self._alphabet = _byte_alphabet()
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, with what the tokenizer itself adds."""
+        try:
+            return list(self._tokenizer.encode(text).ids)
+        except UnicodeEncodeError as error:
+            raise EngineError(f"the text can't be encoded: {error}") from error
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of token ids."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that a token of a byte-level tokenizer stands for."""
+        name = None if token in self._special else self._tokenizer.id_to_token(token)
+        if name is None:
+            return b""
+        codes = [self._alphabet.get(character) for character in name]
+        known = [code for code in codes if code is not None]
+        return bytes(known) if len(known) == len(codes) else name.encode()
+
+    def pieces(self) -> Pieces:
+        """A new decoder of one stream of tokens."""
+        return BytePieces(self) if self._byte_level else Pieces(self)
+
+
+class Pieces:
+    """Text of a stream of tokens; what `push` and `finish` return, joined, is the decoded text of all tokens.
+
+    A character whose bytes are not all there yet is held back. Works with any tokenizer whose text only grows; each
+    step decodes all tokens so far.
+    """
+
+    def __init__(self, text: Text) -> None:
+        self._text = text
+        self._ids: list[int] = []
+        self._done = 0
+
+    def push(self, token: int) -> str:
+        """The text that is complete with this token, often empty."""
+        self._ids.append(token)
+        whole = self._text.decode(self._ids)
+        return "" if whole.endswith("\N{REPLACEMENT CHARACTER}") else self._advance(whole)
+
+    def finish(self) -> str:
+        """What was held back; a character that stays incomplete shows as U+FFFD, as in `Text.decode`."""
+        return self._advance(self._text.decode(self._ids))
+
+    def _advance(self, whole: str) -> str:
+        piece, self._done = whole[self._done :], max(self._done, len(whole))
+        return piece
+
+
+class BytePieces(Pieces):
+    """The same for byte-level tokenizers, whose tokens are bytes: looks at each token once."""
+
+    def __init__(self, text: Text) -> None:
+        super().__init__(text)
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token: int) -> str:
+        return self._decoder.decode(self._text.token_bytes(token))
+
+    def finish(self) -> str:
+        return self._decoder.decode(b"", final=True)

@@ -1,0 +1,22 @@
+"""Loads an engine and generates where only the base dependencies are installed. Run by `make test`, not by pytest.
+
+    python tests/base_environment.py ENGINE
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+
+BANNED = ("torch", "tilelang", "networkx", "safetensors", "transformers")
+
+if __name__ == "__main__":
+    present = [name for name in BANNED if importlib.util.find_spec(name)]
+    if present:
+        sys.exit(f"this environment has {', '.join(present)}; the check needs one without them")
+    import tilecompile
+
+    with tilecompile.load(sys.argv[1]) as engine:
+        out = engine.generate("In the beginning", max_new_tokens=16)
+    assert len(out.tokens) == 16
+    print(f"base environment: generated {out.text!r}")

@@ -14,12 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tilecompile import __version__
 from tilecompile.runtime.errors import EngineError
 from tilecompile.runtime.files import CHUNK_BYTES, check_hash, check_size, file_entry, inner_path
 from tilecompile.runtime.format import FORMAT_VERSION, NONE, TABLES
-
-VERSION = "0.1.0"
-"""Version of the package, as engines state it."""
 
 NAME = "engine.json"
 KERNEL = "kernel.so"
@@ -213,7 +211,7 @@ def write_manifest(folder: Path, data: Mapping[str, Any], chunk_bytes: int = CHU
         name = path.relative_to(folder).as_posix()
         if path.is_file() and name != NAME and name not in entries:
             entries[name] = file_entry(path, name.startswith("weights/"), chunk_bytes)
-    filled = {**data, "format": FORMAT_VERSION, "tilecompile": VERSION, "files": entries}
+    filled = {**data, "format": FORMAT_VERSION, "tilecompile": __version__, "files": entries}
     filled = json.loads(json.dumps(filled))
     filled["manifest_sha256"] = manifest_sha256(filled)
     manifest = Manifest(folder, filled)

@@ -1,0 +1,5 @@
+"""python -m tilecompile: the command line."""
+
+from tilecompile.cli import main
+
+main()

@@ -31,10 +31,15 @@ def _load(manifest: Manifest, name: str) -> Table:
     except (OSError, ValueError, EOFError) as error:
         raise EngineError(f"{path}: is not a readable table: {str(error).splitlines()[0]}") from error
     if table.dtype != wanted:
-        raise EngineError(f"{path}: dtype is {table.dtype}, want {wanted}")
+        raise EngineError(f"{path}: dtype is {_words(table.dtype)}, want {_words(wanted)}")
     if table.ndim != 1:
         raise EngineError(f"{path}: shape is {table.shape}, want one dimension")
     return np.ascontiguousarray(table)
+
+
+def _words(dtype: np.dtype[Any]) -> str:
+    """A record layout in short: names, types and offsets of its fields."""
+    return ", ".join(f"{n} {f[0]}@{f[1]}" for n, f in dtype.fields.items()) if dtype.fields else str(dtype)
 
 
 def arena_sizes(manifest: Manifest) -> npt.NDArray[np.uint64]:

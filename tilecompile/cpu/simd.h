@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #if defined(__AVX512F__)
 constexpr int LANES = 16;
@@ -70,6 +71,17 @@ inline v16 load(const bf16* p) {
   return r;
 }
 inline void store(float* p, const v16& x) { memcpy(p, &x, 64); }
+// Rounds as to_bf16 does.
+inline void store(bf16* p, const v16& x) {
+  EACH {
+    vu u;
+    memcpy(&u, &x.p[i_], sizeof u);
+    const vu rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+    const vu bits = (u & 0x7fffffffu) > 0x7f800000u ? (u >> 16) | 0x40u : rounded;
+    const vh h = __builtin_convertvector(bits, vh);
+    memcpy(p + i_ * LANES, &h, sizeof h);
+  }
+}
 
 // The first n of 16 elements; nothing beyond them is touched, missing ones read as zero.
 template <class E>
@@ -81,13 +93,25 @@ inline v16 load_n(const E* p, int n) {
 }
 template <class E>
 inline void store_n(E* p, const v16& x, int n) {
+  if (n >= 16) return store(p, x);
   alignas(64) float t[16];
   store(t, x);
-  for (int i = 0; i < n && i < 16; ++i) put(p + i, t[i]);
+  for (int i = 0; i < n; ++i) put(p + i, t[i]);
 }
-inline void store_n(float* p, const v16& x, int n) {
-  if (n >= 16) return store(p, x);
-  store_n<float>(p, x, n);
+// The first n lanes; the others become zero.
+inline v16 keep_n(const v16& x, int n) {
+  alignas(64) float t[16];
+  store(t, x);
+  return load_n(t, n);
+}
+
+// Calls body(i, n) for the blocks i..i+n of begin..end: n is 16 for all but the last. The whole blocks are a loop of
+// their own, in which load_n and store_n come out as plain vector moves.
+template <class Body>
+inline void each_block(int begin, int end, Body&& body) {
+  int i = begin;
+  for (; i + 16 <= end; i += 16) body(i, 16);
+  if (i < end) body(i, end - i);
 }
 
 #define BINARY(name, op)                            \
@@ -109,6 +133,18 @@ inline v16 fma(const v16& a, const v16& b, const v16& c) {
   EACH r.p[i_] = a.p[i_] * b.p[i_] + c.p[i_];
   return r;
 }
+// x itself, but not contracted with the sum that it goes into. In a * b + c * d the compiler may contract either
+// product; a * b + rounded(c * d) leaves no choice, so that every copy of the expression gives the same bits.
+inline v16 rounded(const v16& x) {
+#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
+  v16 r;
+  EACH r.p[i_] = __builtin_assoc_barrier(x.p[i_]);
+  return r;
+#else
+  return x;
+#endif
+}
+// Where either is not a number the result is b.
 inline v16 maximum(const v16& a, const v16& b) {
   v16 r;
   EACH r.p[i_] = a.p[i_] > b.p[i_] ? a.p[i_] : b.p[i_];
@@ -117,6 +153,19 @@ inline v16 maximum(const v16& a, const v16& b) {
 inline v16 minimum(const v16& a, const v16& b) {
   v16 r;
   EACH r.p[i_] = a.p[i_] < b.p[i_] ? a.p[i_] : b.p[i_];
+  return r;
+}
+
+// Lanes 2i and 2i + 1 exchanged.
+inline v16 swap_pairs(const v16& x) {
+  v16 r;
+#if defined(__AVX512F__)
+  r.p[0] = __builtin_shufflevector(x.p[0], x.p[0], 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
+#elif defined(__AVX2__)
+  EACH r.p[i_] = __builtin_shufflevector(x.p[i_], x.p[i_], 1, 0, 3, 2, 5, 4, 7, 6);
+#else
+  EACH r.p[i_] = __builtin_shufflevector(x.p[i_], x.p[i_], 1, 0, 3, 2);
+#endif
   return r;
 }
 
@@ -136,9 +185,81 @@ inline float lane_max(const v16& x) {
   return t[0];
 }
 
-// e^x to about 1e-7 relative: 2^n times a polynomial on [-ln2/2, ln2/2] (coefficients: Cephes expf).
+// Shuffles of two vectors by a constant pattern: the lanes of `a` and `b` alternating (first or second halves), and every
+// other group of G lanes of `a` followed by those of `b` (even or odd groups).
+template <int... L>
+struct Lanes {
+  template <int Half>
+  static vf zip(vf a, vf b) {
+    return __builtin_shufflevector(a, b, (L % 2 * LANES + L / 2 + Half * (LANES / 2))...);
+  }
+  template <int G, int Odd>
+  static vf groups(vf a, vf b) {
+    return __builtin_shufflevector(a, b, (L / G * 2 * G + Odd * G + L % G)...);
+  }
+};
+#if defined(__AVX512F__)
+typedef Lanes<0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15> AllLanes;
+#elif defined(__AVX2__)
+typedef Lanes<0, 1, 2, 3, 4, 5, 6, 7> AllLanes;
+#else
+typedef Lanes<0, 1, 2, 3> AllLanes;
+#endif
+
+// Transposes 16 rows of 16: zipping row i with row i + LANES / 2, log2(LANES) times, transposes a square block.
+inline void transpose(v16 (&m)[16]) {
+  v16 r[16];
+  for (int part = 0; part < PARTS; ++part)
+    for (int rows = 0; rows < PARTS; ++rows) {
+      vf a[LANES], b[LANES];
+      for (int i = 0; i < LANES; ++i) a[i] = m[rows * LANES + i].p[part];
+#pragma GCC unroll 4
+      for (int width = LANES; width > 1; width /= 2) {
+#pragma GCC unroll 16
+        for (int i = 0; i < LANES / 2; ++i) {
+          b[2 * i] = AllLanes::zip<0>(a[i], a[i + LANES / 2]);
+          b[2 * i + 1] = AllLanes::zip<1>(a[i], a[i + LANES / 2]);
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < LANES; ++i) a[i] = b[i];
+      }
+      for (int i = 0; i < LANES; ++i) r[part * LANES + i].p[rows] = a[i];
+    }
+  for (int i = 0; i < 16; ++i) m[i] = r[i];
+}
+
+// Lane i of the result is lane_sum(a[i]), to the bit: halves are added together, two vectors at a time.
+template <int G, int N>
+inline void add_halves(vf (&a)[N]) {
+  if constexpr (G > 0) {
+#pragma GCC unroll 16
+    for (int i = 0; i < N / 2; ++i) {
+      const vf x = a[2 * i], y = a[2 * i + 1];
+      a[i] = AllLanes::groups<G, 0>(x, y) + AllLanes::groups<G, 1>(x, y);
+    }
+    add_halves<G / 2>(a);
+  }
+}
+inline v16 lane_sums(const v16 (&a)[16]) {
+  v16 r;
+  EACH {
+    vf s[LANES];
+    for (int i = 0; i < LANES; ++i) {
+      vf x[PARTS];
+      for (int p = 0; p < PARTS; ++p) x[p] = a[i_ * LANES + i].p[p];
+      for (int w = PARTS / 2; w > 0; w /= 2)
+        for (int p = 0; p < w; ++p) x[p] = x[p] + x[p + w];
+      s[i] = x[0];
+    }
+    add_halves<LANES / 2>(s);
+    r.p[i_] = s[0];
+  }
+  return r;
+}
+
+// e^x to about 1e-7 relative: 2^n times a polynomial on [-ln2/2, ln2/2] (coefficients: Cephes expf). Not-a-number stays.
 inline v16 exp(const v16& x0) {
-  const v16 x = minimum(maximum(x0, splat(-87.3f)), splat(88.3f));
+  const v16 x = minimum(splat(88.3f), maximum(splat(-87.3f), x0));
   const v16 magic = splat(12582912.f);  // 1.5 * 2^23: adding it rounds to an integer
   v16 r;
   EACH {
@@ -161,7 +282,7 @@ inline v16 exp(const v16& x0) {
 }
 
 inline v16 neg(const v16& x) { return zero() - x; }
-inline v16 relu(const v16& x) { return maximum(x, zero()); }
+inline v16 relu(const v16& x) { return maximum(zero(), x); }  // not-a-number kept
 inline v16 sigmoid(const v16& x) { return splat(1.f) / (splat(1.f) + exp(neg(x))); }
 inline v16 silu(const v16& x) { return x / (splat(1.f) + exp(neg(x))); }
 inline v16 tanh(const v16& x) { return splat(1.f) - splat(2.f) / (exp(x + x) + splat(1.f)); }

@@ -171,4 +171,13 @@ def split(size: int, parts: int, unit: int = PANEL) -> npt.NDArray[np.int64]:
     return bounds.astype(np.int64)
 
 
+GRAIN = 4096
+"""Elements below which an elementwise op is not worth splitting: a task costs about as much as moving these."""
+
+
+def pieces(parts: int, elements: int) -> int:
+    """How many tasks to make of an op that only moves `elements`: at most `parts`, and none far below GRAIN."""
+    return max(1, min(parts, -(-elements // GRAIN)))
+
+
 CPP_TYPES = {"f32": "float", "bf16": "bf16", "i32": "int32_t"}

@@ -1,0 +1,54 @@
+"""cache_append: writes the step's rows into some columns of a cache."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from tilecompile.ops.base import CPP_TYPES, Access, OpNode, TileOp, Tiling, register, whole
+
+
+@torch.library.custom_op("tilecompile::cache_append", mutates_args=("cache",))
+def cache_append(cache: torch.Tensor, x: torch.Tensor, position: torch.Tensor, column: int) -> None:
+    """cache[position + t, column + i] = x[t, i], rounded to the cache's type; rows past its end are dropped.
+
+    cache: f32 or bf16 [S, D], x: f32 [T, W], position: i32 [1].
+    """
+    begin = int(position[0])
+    tokens = max(0, min(x.shape[0], cache.shape[0] - begin))
+    cache[begin : begin + tokens, column : column + x.shape[1]] = x[:tokens].to(cache.dtype)
+
+
+@cache_append.register_fake
+def _(cache: torch.Tensor, x: torch.Tensor, position: torch.Tensor, column: int) -> None:
+    return None
+
+
+def tile(node: OpNode, parts: int) -> Tiling:
+    """One task; where the rows lie is known at run time only, so all rows of the columns are declared."""
+    cache, x, _ = node.inputs
+    column = node.attrs["column"]
+    return Tiling(
+        coords=np.zeros((1, 4), np.int32),
+        reads=(whole(node, 1), whole(node, 2)),
+        writes=(Access(0, ((0, cache.shape[0]), (column, column + x.shape[1]))),),
+        weights=((),),
+        cost=np.array([float(x.shape[0] * x.shape[1] * (6 if cache.dtype == "bf16" else 8))]),
+    )
+
+
+def cpu(node: OpNode) -> str:
+    """The call of `cache_append` with the node's shapes."""
+    cache, x, _ = node.inputs
+    return (
+        f"cache_append<{x.shape[0]}, {x.shape[1]}>(c.arg<{CPP_TYPES[cache.dtype]}>(0) + {node.attrs['column']}, "
+        f"{cache.strides[0]}, {cache.shape[0]}, c.arg<const float>(1), {x.strides[0]}, *c.arg<const int32_t>(2));"
+    )
+
+
+def reference(node: OpNode, inputs: list[torch.Tensor], weights: list[torch.Tensor]) -> None:
+    """The eager effect of a node, on its first input."""
+    cache_append(inputs[0], inputs[1], inputs[2], node.attrs["column"])
+
+
+register(TileOp("cache_append", tile, cpu, reference, mutated=("cache",)))

@@ -1,17 +1,30 @@
 """The tile ops: a small vocabulary that models are written in. Importing this package registers all of them."""
 
+from tilecompile.ops import commit, map  # noqa: F401  (registers the sink and map, which have no torch op)
+from tilecompile.ops.argmax import argmax
+from tilecompile.ops.cache_append import cache_append
 from tilecompile.ops.dispatch import dispatch
+from tilecompile.ops.embed import embed
 from tilecompile.ops.expert_combine import expert_combine
 from tilecompile.ops.expert_linear import expert_linear
+from tilecompile.ops.layer_norm import layer_norm
 from tilecompile.ops.linear import linear
 from tilecompile.ops.rms_norm import rms_norm
+from tilecompile.ops.rope import rope
+from tilecompile.ops.rope_angles import rope_angles
 from tilecompile.ops.route import route
 
 __all__ = [
+    "argmax",
+    "cache_append",
     "dispatch",
+    "embed",
     "expert_combine",
     "expert_linear",
+    "layer_norm",
     "linear",
     "rms_norm",
+    "rope",
+    "rope_angles",
     "route",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from tilecompile.ops.base import OpNode
+from tilecompile.ops.base import OpNode, View
 from tilecompile.ops.expr import to_text
 
 
@@ -66,11 +66,38 @@ class OpGraph:
         return OpGraph(self.program, self.tokens, tensors, nodes, self.outputs)
 
     def __str__(self) -> str:
-        lines = [f"program {self.program}: {self.tokens} token(s) a step, {len(self.nodes)} operators"]
+        lines = [
+            f"program {self.program}: {self.tokens} token(s) a step, {len(self.nodes)} operators",
+            "  %name: result of an operator; streams: weights read from the tape; names are relative to the layer",
+        ]
+        layer: int | None = None
         for node in self.nodes:
-            outs = ", ".join(map(str, node.outputs)) or "(in place)"
-            ins = ", ".join([*map(str, node.inputs), *(f"stream {w}" for w in node.weights)])
-            attrs = {k: to_text(v) if k in ("epilogue", "expr") else v for k, v in node.attrs.items()}
-            text = " ".join(f"{k}={v}" for k, v in attrs.items() if v is not None)
-            lines.append(f"  {outs} = {node.op}({ins}){'  ' + text if text else ''}    # {node.name}")
+            if node.layer != layer:
+                layer = node.layer
+                lines.append(f"layer {layer}" if layer is not None else "outside the layers")
+            lines.append("  " + self._line(node))
         return "\n".join(lines) + "\n"
+
+    def _line(self, node: OpNode) -> str:
+        """One operator as `result = op(operands) streams weights attributes`."""
+        prefix = f"model.layers.{node.layer}."
+
+        def short(name: str) -> str:
+            sign = "%" if name.startswith("%") else ""
+            return sign + name.removeprefix(sign).removeprefix(prefix)
+
+        def text(view: View, shape: bool) -> str:
+            tensor = self.tensors[view.tensor]
+            whole = View.of(view.tensor, tensor.shape, tensor.dtype)
+            dims = f"{view.dtype}[{','.join(map(str, view.shape))}]"
+            if (view.strides, view.offset) == (View.of("", view.shape, "").strides, 0):
+                return f"{short(view.tensor)} {dims}" if shape or view.shape != whole.shape else short(view.tensor)
+            return f"{short(view.tensor)} {dims} from {view.offset} by {','.join(map(str, view.strides))}"
+
+        results = ", ".join(text(v, True) for v in node.outputs)
+        line = f"{results} = " if results else ""
+        line += f"{node.op}({', '.join(text(v, False) for v in node.inputs)})"
+        if node.weights:
+            line += f" streams {', '.join(text(w, True) for w in node.weights)}"
+        attrs = {k: to_text(v) if k in ("epilogue", "expr") else v for k, v in node.attrs.items() if v is not None}
+        return line + "".join(f"  {k}={v}" for k, v in attrs.items())

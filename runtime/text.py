@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tilecompile.runtime.errors import EngineError
+from tilecompile.runtime.errors import EngineError, InputError
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -34,9 +34,10 @@ class Text:
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, with what the tokenizer itself adds."""
         try:
-            return list(self._tokenizer.encode(text).ids)
+            text.encode()
         except UnicodeEncodeError as error:
-            raise EngineError(f"the text can't be encoded: {error}") from error
+            raise InputError(f"the text is not valid Unicode: {error.reason} at character {error.start}") from error
+        return list(self._tokenizer.encode(text).ids)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids."""

@@ -1,0 +1,294 @@
+"""The command line: tilecompile demo, compile, generate, inspect, models."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ParamSpec
+
+import typer
+
+from tilecompile import __version__
+from tilecompile.runtime.errors import EngineError, InputError, TilecompileError
+
+if TYPE_CHECKING:
+    from tilecompile.compile import Compiled
+    from tilecompile.options import CompileOptions
+    from tilecompile.runtime.engine import Engine, Prompt
+    from tilecompile.runtime.generate import TokenStream
+
+P = ParamSpec("P")
+
+COMPILER_MODULES = ("torch", "networkx", "safetensors")
+DEMO_PROMPT = "In the beginning"
+EXAMPLE = "\b\nExample:\n  "
+
+app = typer.Typer(
+    name="tilecompile",
+    help="Compile one decode step of GLM-5 into a single resident megakernel, and generate text with it.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+
+
+def main() -> None:
+    """Entry point."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # what the terminal can't show is no reason to fail
+    app()
+
+
+def _fail(message: str, code: int) -> typer.Exit:
+    print("error: " + " ".join(message.split()), file=sys.stderr, flush=True)
+    return typer.Exit(code)
+
+
+def _guarded(command: Callable[P, None]) -> Callable[P, None]:
+    """Every error is one line: exit code 2 for what the user can mend, 1 for the unexpected, 130 for Ctrl-C."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+            sys.stdout.flush()
+        except typer.Exit:
+            raise
+        except TilecompileError as error:
+            raise _fail(str(error), 2) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on: end quietly
+            raise typer.Exit(1) from None
+        except Exception as error:
+            if os.environ.get("TILECOMPILE_TRACEBACK"):
+                raise
+            what = f"unexpected {type(error).__name__}: {error}"
+            raise _fail(f"{what} (set TILECOMPILE_TRACEBACK=1 to see where it happened)", 1) from None
+
+    return run
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"tilecompile {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command("compile", epilog=EXAMPLE + "tilecompile compile examples/tiny-glm5 -o tiny.engine --max-seq-len 1024")
+@_guarded
+def compile_command(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoint folder or named configuration.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="ENGINE", help="Folder to make.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace an engine that exists.")] = False,
+    target: Annotated[str | None, typer.Option(help="cpu (what this machine has), cpu-avx2, cpu-portable.")] = None,
+    machine: Annotated[str | None, typer.Option(metavar="NAME|FILE.toml", help="Sets target and devices.")] = None,
+    devices: Annotated[int | None, typer.Option(help="Devices to place the model on.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Workers a device.  [default: the usable cores]")] = None,
+    placement: Annotated[str | None, typer.Option(help="How the model is placed on devices: single.")] = None,
+    max_seq_len: Annotated[int | None, typer.Option(help="Positions that the engine can hold.")] = None,
+    weights: Annotated[str | None, typer.Option(help="f32 or bf16.  [default: as in the checkpoint]")] = None,
+    cache: Annotated[str, typer.Option(help="Type of the attention caches: f32 or bf16.")] = "f32",
+    seed: Annotated[int | None, typer.Option(help="Draw the weights from this seed.")] = None,
+    no_weights: Annotated[bool, typer.Option("--no-weights", help="Leave the weights out, to look at.")] = False,
+    dump: Annotated[Path | None, typer.Option(metavar="DIR", help="Write the value of every stage there.")] = None,
+) -> None:
+    """Compile a model into an engine folder."""
+    from tilecompile.cli_output import note
+    from tilecompile.options import CompileOptions
+
+    options = CompileOptions(
+        model=model,
+        output=output,
+        force=force,
+        target=target,
+        machine=machine,
+        devices=devices,
+        workers=workers,
+        placement=placement,
+        max_seq_len=max_seq_len,
+        weights=weights,
+        cache=cache,
+        seed=seed,
+        no_weights=no_weights,
+        dump=dump,
+    )
+    compiled = _compile(options)
+    decode = compiled.programs[0]
+    note(
+        f"{output}: compiled {model} in {compiled.seconds:.1f} s; "
+        f"a step runs {decode['tasks']} tasks with {decode['edges']} waits"
+    )
+
+
+def _compile(options: CompileOptions) -> Compiled:
+    from tilecompile.cli_output import StageProgress, note
+
+    options.resolve()
+    try:
+        from tilecompile.compile import compile_model
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in COMPILER_MODULES:
+            raise
+        raise InputError(
+            f"compiling needs the package {error.name}, which is not installed: pip install 'tilecompile[compile]'"
+        ) from error
+    with StageProgress() as progress:
+        compiled = compile_model(options, progress)
+    for text in compiled.notes:
+        note(f"note: {text}")
+    return compiled
+
+
+@app.command(epilog=EXAMPLE + 'tilecompile generate tiny.engine --prompt "In the beginning" --max-new-tokens 80')
+@_guarded
+def generate(
+    engine: Annotated[Path, typer.Argument(metavar="ENGINE", help="Engine folder.")],
+    prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="Text to continue.")] = None,
+    ids: Annotated[str | None, typer.Option(metavar="N,N,…", help="Token ids to continue, instead of text.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate at most.")] = 64,
+    threads: Annotated[int | None, typer.Option(help="1 to the engine's workers.")] = None,
+    check_weights: Annotated[bool, typer.Option("--check-weights", help="Check the weight files' hashes.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of streaming.")] = False,
+) -> None:
+    """Generate text with an engine.
+
+    Decoding is greedy and stops at the model's stop ids. Text streams to stdout, everything else goes to stderr.
+    """
+    from tilecompile.cli_output import note, print_json, timings
+    from tilecompile.runtime.engine import load
+
+    start = _prompt(prompt, ids)
+    with load(engine, threads, check_weights) as loaded:
+        if not as_json:
+            stream = loaded.stream(start, max_new_tokens)
+            _print_stream(loaded, stream)
+            if stream.stats is not None:
+                note(timings(loaded, stream.stats))
+            return
+        out = loaded.generate(start, max_new_tokens)
+        print_json(
+            {
+                "tokens": out.tokens,
+                "text": out.text,
+                "finish": out.stats.finish,
+                "prompt_tokens": out.stats.prompt_tokens,
+                "ms_per_step": out.stats.ms_per_step,
+                "time_to_first_token_ms": out.stats.time_to_first_token_ms,
+                "load_ms": loaded.stats.load_ms,
+                "threads": loaded.threads,
+                "launches": loaded.stats.launches,
+                "steps": loaded.stats.steps,
+            }
+        )
+
+
+def _prompt(prompt: str | None, ids: str | None) -> Prompt:
+    """The one of --prompt and --ids that was given."""
+    if (prompt is None) == (ids is None):
+        raise InputError("give either --prompt TEXT or --ids N,N,…")
+    if prompt is not None:
+        return prompt
+    try:
+        return [int(item) for item in str(ids).replace(",", " ").split()]
+    except ValueError:
+        raise InputError(f"--ids is {ids!r}, want whole numbers with commas between them") from None
+
+
+def _print_stream(engine: Engine, stream: TokenStream) -> None:
+    """Text as it comes; ids for an engine without tokenizer."""
+    begun = False
+    try:
+        with stream:
+            for token in stream:
+                print(stream.piece if engine.text else f"{token} ", end="", flush=True)
+                begun = True
+    finally:
+        if begun:
+            print(stream.piece, flush=True)
+
+
+@app.command(epilog=EXAMPLE + "tilecompile inspect tiny.engine --json")
+@_guarded
+def inspect(
+    engine: Annotated[Path, typer.Argument(metavar="ENGINE", help="Engine folder.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Show what an engine is.
+
+    Model, target, machine, and for each step program its tasks, events, waits and the bytes that a step reads.
+    """
+    from tilecompile.cli_output import engine_summary, print_engine, print_json
+    from tilecompile.runtime.manifest import read_manifest
+
+    manifest = read_manifest(engine)
+    if as_json:
+        print_json(engine_summary(manifest))
+    else:
+        print_engine(manifest)
+
+
+@app.command(epilog=EXAMPLE + "tilecompile models --json")
+@_guarded
+def models(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
+    """Show what can be compiled."""
+    from tilecompile.cli_output import CHECKPOINT, named_models, print_json, print_models
+
+    if as_json:
+        print_json({"named": named_models(), "checkpoint_folder": CHECKPOINT})
+    else:
+        print_models()
+
+
+@app.command(epilog=EXAMPLE + "tilecompile demo")
+@_guarded
+def demo(
+    engine: Annotated[
+        Path | None, typer.Option(metavar="ENGINE", help="Keep the engine there, and use it if it exists.")
+    ] = None,
+    prompt: Annotated[str, typer.Option(metavar="TEXT", help="Text to continue.")] = DEMO_PROMPT,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate at most.")] = 80,
+) -> None:
+    """Compile a tiny GLM-5 and generate text.
+
+    The model is the checkpoint in examples/tiny-glm5 of this repository.
+    """
+    from tilecompile.cli_output import note, timings
+    from tilecompile.options import CompileOptions
+    from tilecompile.runtime.engine import load
+    from tilecompile.runtime.manifest import read_manifest
+
+    checkpoint = Path(__file__).resolve().parent.parent / "examples" / "tiny-glm5"
+    if not (checkpoint / "config.json").is_file():
+        raise InputError(f"{checkpoint}: the tiny checkpoint is not there; demo needs a checkout of the repository")
+    with tempfile.TemporaryDirectory(prefix="tilecompile-demo-") as folder:
+        path = engine or Path(folder) / "tiny.engine"
+        try:
+            read_manifest(path)
+            note(f"{path}: is there and is used as it is")
+        except EngineError:
+            note(f"compiling {checkpoint} to {path}")
+            _compile(CompileOptions(model=str(checkpoint), output=path, force=True))
+        with load(path) as loaded:
+            stream = loaded.stream(prompt, max_new_tokens)
+            print(prompt, end="", flush=True)
+            _print_stream(loaded, stream)
+            if stream.stats is not None:
+                print(timings(loaded, stream.stats), flush=True)

@@ -1,0 +1,196 @@
+"""What the command line shows: progress, tables, figures. Results go to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from tilecompile.runtime.engine import Engine
+    from tilecompile.runtime.generate import Stats
+    from tilecompile.runtime.manifest import Manifest
+
+
+def note(text: str) -> None:
+    """A line for the user that is no result."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on stdout."""
+    print(json.dumps(value, ensure_ascii=False))
+
+
+def size(count: float) -> str:
+    """A number of bytes for people, in powers of 1000."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}" if unit != "B" else f"{count:.0f} B"
+        count /= 1000
+    return f"{count:.4g} TB"
+
+
+class StageProgress:
+    """Shows the stages of a compilation: a bar on a terminal, else a line when a stage begins."""
+
+    def __init__(self) -> None:
+        self._begin = time.perf_counter()
+        self._stage: str | None = None
+        self._bar: Progress | None = None
+        self._task: Any = None
+
+    def __enter__(self) -> Self:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+            columns = (TextColumn("{task.description:<9}"), BarColumn(), TextColumn("{task.fields[state]}"))
+            self._bar = Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True)
+            self._bar.start()
+            self._task = self._bar.add_task("", total=1, state="")
+        return self
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """`done` of `total` of a stage: steps, or bytes where weights are packed."""
+        new, self._stage = stage != self._stage, stage
+        if self._bar is not None:
+            state = f"{size(done)} of {size(total)}" if total > 1000 else ""
+            self._bar.update(self._task, description=stage, completed=done, total=total, state=state)
+        elif new:
+            more = f" {size(total)}" if total > 1000 else ""
+            note(f"{time.perf_counter() - self._begin:6.1f} s  {stage}{more}")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def timings(engine: Engine, stats: Stats) -> str:
+    """The figures of one generation, in one line."""
+    return (
+        f"{stats.tokens} tokens after a prompt of {stats.prompt_tokens} (ended by: {stats.finish}); "
+        f"{stats.ms_per_step:.3f} ms per token, {stats.time_to_first_token_ms:.1f} ms to the first token, "
+        f"{engine.stats.load_ms:.0f} ms to load, {engine.threads} threads"
+    )
+
+
+def engine_summary(manifest: Manifest) -> dict[str, Any]:
+    """What `inspect --json` prints: the engine, figures of its decode program at the top, all programs below."""
+    data, decode = manifest.data, manifest.program("decode")
+    return {
+        "model": data["model"]["name"],
+        "architecture": data["model"]["architecture"],
+        "target": data["target"]["name"],
+        "isa": data["target"]["isa"],
+        "machine": data["machine"],
+        "devices": data["devices"],
+        "workers": data["workers"],
+        "placement": data["placement"],
+        "max_seq_len": data["max_seq_len"],
+        "vocab_size": data["vocab_size"],
+        "eos_token_ids": data["eos_token_ids"],
+        "weights": data["weights"]["dtype"],
+        "weights_source": data["weights"]["source"],
+        "cache": data["cache"],
+        "tasks": decode["tasks"],
+        "events": decode["events"],
+        "edges": decode["edges"],
+        "bytes_per_step": decode["bytes_per_step"],
+        "ops": decode["ops"],
+        "programs": data["programs"],
+        "pool_bytes": [pool["bytes"] for pool in manifest.pools],
+        "arena_bytes": manifest.arenas,
+        "compile_seconds": data["compile_seconds"],
+        "format": data["format"],
+        "tilecompile": data["tilecompile"],
+    }
+
+
+def print_engine(manifest: Manifest) -> None:
+    """The engine as tables on stdout."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    about = engine_summary(manifest)
+    console = Console()
+    table = Table(title=Text(str(manifest.folder)), show_header=False, title_justify="left")
+    weights = sum(about["pool_bytes"])
+    arenas = {key: sum(arena[key] for arena in manifest.arenas) for key in ("activation", "cache", "io")}
+    for name, value in (
+        ("model", f"{about['model']} ({about['architecture']})"),
+        ("target", f"{about['target']}, instruction set {about['isa']}"),
+        ("machine", f"{about['machine']}: {about['devices']} device(s), {about['workers']} workers"),
+        ("placement", about["placement"]),
+        ("context", f"{about['max_seq_len']} positions, cache {about['cache']}, vocabulary {about['vocab_size']}"),
+        ("stops at", ", ".join(map(str, about["eos_token_ids"])) or "no id"),
+        ("weights", f"{about['weights']}, {size(weights)}, from: {about['weights_source']}"),
+        ("memory", ", ".join(f"{key} {size(count)}" for key, count in arenas.items())),
+        ("tokenizer", "yes" if manifest.tokenizer else "no"),
+        ("compiled", f"in {about['compile_seconds']:.1f} s by tilecompile {about['tilecompile']}"),
+    ):
+        table.add_row(Text(name), Text(str(value)))
+    console.print(table)
+    programs = Table("program", "tasks", "events", "edges", "read a step", "tasks of each op")
+    for program in about["programs"]:
+        ops = ", ".join(f"{op} {count}" for op, count in sorted(program["ops"].items(), key=lambda item: -item[1]))
+        figures = [str(program[key]) for key in ("tasks", "events", "edges")]
+        programs.add_row(Text(program["name"]), *figures, size(program["bytes_per_step"]), Text(ops))
+    console.print(programs)
+
+
+CHECKPOINT = (
+    "a folder with a Hugging Face config.json of the architecture GlmMoeDsaForCausalLM, weights as *.safetensors "
+    "(one file, or shards with an index) in f32 or bf16, and optionally tokenizer.json"
+)
+
+
+def named_models() -> dict[str, dict[str, Any]]:
+    """The named configurations with their main figures."""
+    from tilecompile.models.named import NAMED
+
+    out = {}
+    for name, config in NAMED.items():
+        active = config.parameter_count(config.num_experts_per_tok) - config.vocab_size * config.hidden_size
+        out[name] = {
+            "parameters": config.parameter_count(),
+            "active_parameters": active,
+            "layers": config.num_hidden_layers,
+            "hidden_size": config.hidden_size,
+            "experts": config.n_routed_experts,
+            "experts_per_token": config.num_experts_per_tok,
+            "vocab_size": config.vocab_size,
+            "max_position_embeddings": config.max_position_embeddings,
+        }
+    return out
+
+
+def count(number: float) -> str:
+    """A number of parameters for people."""
+    return f"{number / 1e9:.3g}B" if number >= 1e9 else f"{number / 1e6:.3g}M"
+
+
+def print_models() -> None:
+    """What can be compiled, as text on stdout."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    table = Table("name", "parameters", "read a token", "layers", "hidden", "experts", "context", title_justify="left")
+    table.title = "Named configurations (weights are drawn from --seed, or left out with --no-weights)"
+    for name, about in named_models().items():
+        experts = f"{about['experts_per_token']} of {about['experts']}"
+        figures = [str(about[key]) for key in ("layers", "hidden_size")]
+        read = count(about["active_parameters"])
+        context = str(about["max_position_embeddings"])
+        table.add_row(Text(name), count(about["parameters"]), read, *figures, experts, context)
+    console.print(table)
+    console.print(Text(f"Checkpoint folders: {CHECKPOINT}."))

@@ -45,7 +45,7 @@ def fold_norm(graph: OpGraph) -> OpGraph:
     consumers = graph.consumers()
     folded: dict[str, OpNode] = {}
     for node in graph.nodes:
-        readers = consumers[node.outputs[0].tensor] if node.op == "rms_norm" else []
+        readers = consumers[node.outputs[0].tensor] if node.op == "rms_norm" and _movable(node, graph) else []
         out = node.outputs[0] if node.outputs else None
         if readers and all(
             r.op in NORMED and r.inputs[0] == out and r.attrs.get("norm") is None and out not in r.inputs[1:]
@@ -68,8 +68,8 @@ def fold_epilogue(graph: OpGraph) -> OpGraph:
     """A map joins the streaming operator that produces its last input; a pair with equal input shares one stream."""
     nodes = list(graph.nodes)
     for node in graph.nodes:
-        if node.op != "map":
-            continue
+        if node.op != "map" or any(v.shape[-1] > 1 and v.strides[-1] != 1 for v in node.inputs):
+            continue  # epilogues load whole vectors of the last dimension
         current = graph.replaced(nodes)
         consumers, producer = current.consumers(), current.producer()
         candidates = [p for v in node.inputs if (p := _sole(v, node, producer, consumers, graph, STREAMING))]
@@ -118,11 +118,21 @@ def _sole(
     graph: OpGraph,
     ops: tuple[str, ...],
 ) -> OpNode | None:
-    """The producer of a view, if it is one of `ops`, the view is its whole result and only `reader` reads it."""
+    """The producer of a view, if it may be merged into `reader`.
+
+    It must be one of `ops` and may move; the view must be its whole result, which only `reader` reads.
+    """
     node = producer.get(view.tensor)
     if node is None or node.op not in ops or node.outputs != (view,) or view.tensor in graph.outputs:
         return None
+    if not _movable(node, graph):
+        return None
     return node if [n.name for n in consumers[view.tensor]] == [reader.name] else None
+
+
+def _movable(node: OpNode, graph: OpGraph) -> bool:
+    """Whether the node gives the same value further down: caches may have been written to by then."""
+    return all(graph.tensors[v.tensor].role != "cache" for v in node.inputs)
 
 
 def _inline(node: OpNode, inner: OpNode) -> OpNode:

@@ -1,14 +1,14 @@
 """trace: a PyTorch step to an operator graph, by torch.export.
 
-Tile ops arrive as custom ops and become nodes one to one. ATen between them is mapped by the two small tables below:
-views become windows of their base tensor, elementwise functions become `map` nodes. Anything else is refused by name.
+Tile ops arrive as custom ops and become nodes one to one. ATen between them is mapped by two small tables:
+`VIEWS` (windows of their base tensor) and `ELEMENTWISE` (`map` nodes). Anything else is refused by name.
 """
 
 from __future__ import annotations
 
+import math
 import operator
 import re
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from tilecompile.errors import InputError
 from tilecompile.graph import OpGraph, Tensor
 from tilecompile.ops.base import REGISTRY, OpNode, View
 from tilecompile.ops.expr import Expr
+from tilecompile.views import VIEWS
 
 DTYPES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.int32: "i32"}
 
@@ -74,7 +75,7 @@ class _Tracer:
         self.output_names = output_names
         self.graph = OpGraph(program, tokens)
         self.values: dict[torch.fx.Node, Any] = {}
-        self.names: dict[str, int] = {}
+        self.names: set[str] = set()
 
     def run(self) -> OpGraph:
         for node in self.exported.graph.nodes:
@@ -90,6 +91,10 @@ class _Tracer:
     def placeholder(self, node: torch.fx.Node) -> None:
         spec = self.exported.graph_signature
         name = spec.inputs_to_parameters.get(node.name) or spec.inputs_to_buffers.get(node.name)
+        if name is None and node.name not in spec.user_inputs:
+            raise InputError(
+                f"{node.name} is a tensor that the model makes while it runs; make it a buffer or a number"
+            )
         if name is None:
             name = self.input_names[list(spec.user_inputs).index(node.name)]
             role = "input"
@@ -108,6 +113,10 @@ class _Tracer:
         # Buffers that were written in place come first among the outputs of some torch versions; ours come last.
         returned = [self.values[n] for n in node.args[0] if isinstance(n, torch.fx.Node)]  # type: ignore[union-attr]
         returned = returned[len(returned) - len(self.output_names) :]
+        for name, view in zip(self.output_names, returned, strict=True):
+            tensor = self.graph.tensors[view.tensor]
+            if tensor.role != "activation" or view != View.of(tensor.name, tensor.shape, tensor.dtype):
+                raise InputError(f"output {name} is {view} ({tensor.role}), want an operator's whole result")
         self.graph.outputs = tuple(view.tensor for view in returned)
         words = [View.of(t.name, t.shape, t.dtype) for n in ("ids", "position") for t in [self.graph.tensors[n]]]
         self.add(OpNode("commit", "commit", (*returned, *words), (), ()))
@@ -152,9 +161,9 @@ class _Tracer:
             if not isinstance(value, torch.fx.Node):
                 attrs[argument.name] = value
             elif argument.name in REGISTRY[op].weight_args:
-                weights.append(self.values[value])
+                weights.append(self.weight(node, self.values[value]))
             else:
-                inputs.append(self.values[value])
+                inputs.append(self.input(node, self.values[value]))
         value = node.meta.get("val")
         results = value if isinstance(value, (tuple, list)) else [] if value is None else [value]
         stem = weights[0].tensor.removesuffix(".weight") if weights else f"{_module_path(node)}.{op}"
@@ -166,6 +175,19 @@ class _Tracer:
         ]
         self.values[node] = outputs if isinstance(value, (tuple, list)) else outputs[0] if outputs else None
         self.add(OpNode(name, op, tuple(inputs), tuple(weights), tuple(outputs), attrs, _layer(name)))
+
+    def weight(self, node: torch.fx.Node, view: View) -> View:
+        """A weight is streamed by rows of its tensor, so it must be a whole parameter."""
+        tensor = self.graph.tensors[view.tensor]
+        if tensor.role != "constant" or view != View.of(tensor.name, tensor.shape, tensor.dtype):
+            raise self.refusal(node, f"its weight is {view} ({tensor.role}), want a whole parameter")
+        return view
+
+    def input(self, node: torch.fx.Node, view: View) -> View:
+        """Bodies load whole vectors of the last dimension, so its elements must lie together."""
+        if not view.shape or (view.shape[-1] > 1 and view.strides[-1] != 1):
+            raise self.refusal(node, f"operand {view} has no last dimension whose elements lie together")
+        return view
 
     def elementwise(self, node: torch.fx.Node, aten: str) -> None:
         function = ELEMENTWISE[aten]
@@ -184,8 +206,10 @@ class _Tracer:
                 if view not in inputs:
                     inputs.append(view)
                 leaves.append(("in", inputs.index(view)))
+            elif math.isfinite(value := float(arg)):  # type: ignore[arg-type]
+                leaves.append(("const", value))
             else:
-                leaves.append(("const", float(arg)))  # type: ignore[arg-type]
+                raise self.refusal(node, f"no mapping with the number {value}")
         name = self.unique(f"{_module_path(node)}.{function}")
         out = self.tensor(f"%{name}", shape, node.meta["val"].dtype, "activation", node)
         self.values[node] = out
@@ -199,89 +223,15 @@ class _Tracer:
         return result
 
     def unique(self, stem: str) -> str:
-        count = self.names[stem] = self.names.get(stem, 0) + 1
-        return stem if count == 1 else f"{stem}.{count}"
+        name, count = stem, 1
+        while name in self.names:
+            count += 1
+            name = f"{stem}.{count}"
+        self.names.add(name)
+        return name
 
     def add(self, node: OpNode) -> None:
         self.graph.nodes.append(node)
-
-
-def _reshape(view: View, shape: list[int]) -> View | None:
-    size = 1
-    for s in view.shape:
-        size *= s
-    known = 1
-    for s in shape:
-        known *= s if s != -1 else 1
-    shape = [size // known if s == -1 else s for s in shape]
-    strides = _reshaped_strides(view, shape)
-    if strides is None or (view.shape and shape[0] != view.shape[0]):
-        return None
-    return View(view.tensor, tuple(shape), strides, view.offset, view.dtype)
-
-
-def _reshaped_strides(view: View, shape: list[int]) -> tuple[int, ...] | None:
-    # The meta device knows which reshapes are views.
-    try:
-        meta = torch.empty_strided(view.shape, view.strides, device="meta").view(shape)
-    except RuntimeError:
-        return None
-    return tuple(meta.stride())
-
-
-def _slice(view: View, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> View | None:
-    dim %= len(view.shape)
-    begin, stop, _ = slice(start, end, step).indices(view.shape[dim])
-    if step != 1 or (dim == 0 and (begin, stop) != (0, view.shape[0])):
-        return None
-    shape = (*view.shape[:dim], stop - begin, *view.shape[dim + 1 :])
-    return View(view.tensor, shape, view.strides, view.offset + begin * view.strides[dim], view.dtype)
-
-
-def _split(view: View, sizes: int | list[int], dim: int = 0) -> list[View] | None:
-    total = view.shape[dim]
-    if isinstance(sizes, int):
-        sizes = [min(sizes, total - i) for i in range(0, total, sizes)]
-    parts, begin = [], 0
-    for size in sizes:
-        part = _slice(view, dim, begin, begin + size)
-        if part is None:
-            return None
-        parts.append(part)
-        begin += size
-    return parts
-
-
-def _unsqueeze(view: View, dim: int) -> View | None:
-    dim %= len(view.shape) + 1
-    shape = (*view.shape[:dim], 1, *view.shape[dim:])
-    strides = (*view.strides[:dim], 1, *view.strides[dim:])
-    return None if dim == 0 else View(view.tensor, shape, strides, view.offset, view.dtype)
-
-
-def _squeeze(view: View, dim: int) -> View | None:
-    dim %= len(view.shape)
-    if dim == 0:
-        return None
-    if view.shape[dim] != 1:
-        return view
-    shape, strides = view.shape[:dim] + view.shape[dim + 1 :], view.strides[:dim] + view.strides[dim + 1 :]
-    return View(view.tensor, shape, strides, view.offset, view.dtype)
-
-
-VIEWS: dict[str, Callable[..., View | list[View] | None]] = {
-    "view.default": _reshape,
-    "reshape.default": _reshape,
-    "slice.Tensor": _slice,
-    "split.Tensor": _split,
-    "split_with_sizes.default": _split,
-    "unsqueeze.default": _unsqueeze,
-    "squeeze.dim": _squeeze,
-    "alias.default": lambda view: view,
-    "detach.default": lambda view: view,
-    "contiguous.default": lambda view: view if View.of(view.tensor, view.shape, view.dtype) == view else None,
-}
-"""ATen overload to the window that it shows; None where it isn't one within the rows of its tensor."""
 
 
 def _module_path(node: torch.fx.Node) -> str:

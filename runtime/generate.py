@@ -113,15 +113,20 @@ class Run:
         while kernel.submit(request, logits):
             self._poll(UNLIMITED)  # what an interrupted abort left behind
 
-    def _poll(self, generated: int) -> int:
+    def _poll(self, generated: int) -> bool:
+        """Waits a moment; whether there is news: more than `generated` tokens, or the request has ended.
+
+        After a stall the tokens that came before it are news first, and then it is raised.
+        """
         state = self._kernel.wait(generated, POLL_MS)
-        if state == STALLED:
+        more = self._kernel.field("generated") > generated
+        if state == STALLED and not more:
             raise self._stalled(self._kernel)
-        return state
+        return more or state != RUNNING
 
     def wait(self, generated: int) -> int:
         """Waits until there are more than `generated` tokens or the request has ended; returns how many there are."""
-        while self._poll(generated) == RUNNING and self._kernel.field("generated") <= generated:
+        while not self._poll(generated):
             pass
         self._last = time.perf_counter()
         count = self._kernel.field("generated")

@@ -264,8 +264,9 @@ class DrawnWeights(Weights):
     only its own blocks. Values are uniform, in steps of 16-bit integers: exact on every machine, and sums over a row
     are close to normal all the same. Only the variance matters, and it is chosen so that
 
-    - the embedding and every product with a normed input have unit variance (variance 1/columns), hence queries, keys,
-      router logits and logits are of order 1, index scores spread around 0, and experts are chosen evenly;
+    - the embedding (unless it is the lm_head too) and every product with a normed input have unit variance (variance
+      1/columns), hence queries, keys, router logits and logits are of order 1, index scores spread around 0, and
+      experts are chosen evenly;
     - attention scores have a deviation of 2 (`q_b_proj`): a few dozen of the selected positions carry the weight, so
       a wrong position shows in the logits;
     - the 2·layers branches that are added to the residual stream together add about its own variance (`o_proj` and
@@ -287,7 +288,7 @@ class DrawnWeights(Weights):
         if "norm" in tensor.rsplit(".", 2)[1]:
             return 1.0, 0.1
         if tensor == "model.embed_tokens.weight":
-            return 0.0, 1.0
+            return 0.0, float(cols**-0.5) if self.config.tie_word_embeddings else 1.0
         gain = 1.0
         if tensor.endswith((".o_proj.weight", ".down_proj.weight")):
             # silu(gate)·up of unit normals has a deviation of 0.6, the attended values about 0.2 to 1.

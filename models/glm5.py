@@ -148,7 +148,7 @@ class Attention(nn.Module):
         if self.indexer is not None:
             selection = self.indexer(h, q_latent, angles, position)
         attended = ops.mla_attention(q_absorbed, q_rope, self.kv_cache, selection, position, self.scale)
-        values = ops.head_linear(attended, self.w_uv).view(tokens, self.heads * self.value)
+        values = ops.head_linear(attended, self.w_uv).reshape(tokens, self.heads * self.value)
         return self.o_proj(values), selection
 
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from reference import draw, make_model, teacher_forced
+from reference import draw, make_model, run_eager, teacher_forced
 from transformers import GlmMoeDsaForCausalLM
 
 import tilecompile
 from tilecompile.compile import compile_model
+from tilecompile.models import glm5
+from tilecompile.models.checkpoint import Checkpoint
 from tilecompile.options import CompileOptions
 
 TOKENS = 160
@@ -151,3 +154,37 @@ def test_both_workers_share_each_layer(tmp_path: Path) -> None:
     assert sorted(share) == [0, 1, 2, 3]
     for layer, (a, b) in share.items():
         assert 0.8 < a / b < 1.25, f"layer {layer}: {a} and {b} bytes"
+
+
+def moved(self: glm5.Mlp, x: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+    """The gated MLP with its activation on the other branch."""
+    out: torch.Tensor = x + self.down_proj(self.gate_proj(h) * glm5.silu(self.up_proj(h)))
+    return out
+
+
+@pytest.mark.parametrize(
+    ("target", "name", "change", "seen"),
+    [
+        (glm5, "silu", partial(torch.nn.functional.gelu, approximate="tanh"), "mul(gelu_tanh(acc0), acc1)"),
+        (glm5.Mlp, "forward", moved, "mul(acc0, silu(acc1))"),
+    ],
+    ids=["another activation", "moved activation"],
+)
+def test_changed_model_changes_engine(
+    target: Any, name: str, change: Any, seen: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the model changes: the emitted kernel and its numbers follow."""
+    config, model = make_model({"num_hidden_layers": 2}, 4)
+    folder = save(config, model, tmp_path / "model")
+    plain = compiled(folder, tmp_path / "plain", weights="f32")
+    monkeypatch.setattr(target, name, change)
+    changed = compiled(folder, tmp_path / "changed", weights="f32")
+    assert seen in (changed / "kernel.cpp").read_text()
+    assert seen not in (plain / "kernel.cpp").read_text()
+    ids = torch.arange(20, dtype=torch.int32)
+    checkpoint = Checkpoint(folder)
+    want = run_eager(checkpoint.config, checkpoint, ids).numpy()
+    with tilecompile.load(changed) as engine:
+        assert np.abs(engine.score(ids.tolist()) - want).max() < 1e-4
+    with tilecompile.load(plain) as engine:
+        assert np.abs(engine.score(ids.tolist()) - want).max() > 1e-2

@@ -154,7 +154,7 @@ def test_interrupt(slow_folder: Path, call: str) -> None:
         begin = time.perf_counter()
         with pytest.raises(KeyboardInterrupt):
             calls[call]()
-        assert time.perf_counter() - begin < 0.6
+        assert time.perf_counter() - begin < 0.9
         steps = engine.stats.steps
         assert steps < 30
         assert engine.generate(PROMPT, 2).tokens == fake.greedy(PROMPT, 2)

@@ -403,7 +403,10 @@ def set_field(table: str, field: str, value: int) -> Callable[[Any, Tables], Non
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda d, t: t.update(waits=np.zeros(1, "<u4")), r"waits.npy: dtype is uint32, want event uint32@0, count uint32@4"),
+        (
+            lambda d, t: t.update(waits=np.zeros(1, "<u4")),
+            r"waits.npy: dtype is uint32, want event uint32@0, count uint32@4",
+        ),
         (lambda d, t: t.update(waits=t["waits"][None]), r"waits.npy: shape is \(1, 1\), want one dimension"),
         (lambda d, t: t.update(waits=t["waits"][:0]), "instructions.npy: waits of entry 1 end at 1, want 0 at most"),
         (lambda d, t: t.update(streams=t["streams"][:1]), "streams.npy: worker 1 has 0 streams in program 0, want 1"),

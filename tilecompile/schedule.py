@@ -19,7 +19,8 @@ from tilecompile.runtime import format as fmt
 ALIGN = 64
 """Bytes that buffers and tiles are aligned to: a cache line, and the widest vector."""
 
-ARENA_OF_ROLE = {"activation": "activation", "cache": "cache", "constant": "weight", "input": "io"}
+ARENA_OF_ROLE = {"activation": "activation", "cache": "cache", "weight": "weight", "constant": "weight", "input": "io"}
+"""A weight that is streamed lies in the pool as tiles; where it is an operand as well, also as it is."""
 
 
 def schedule(
@@ -109,11 +110,11 @@ class _Scheduler:
     def place_tiles(self, assignments: list[list[Ints]], gathered: bool) -> None:
         """Lays the pool out in the order in which each worker reads: its unconditional tiles are one contiguous run.
 
-        A tile that another program or a later task reads again keeps its first place.
+        A tile that another program or a later task reads again keeps its first place, so the first program comes first.
         """
-        for device in range(self.devices):
-            for worker in range(self.workers):
-                for plan, assignment in zip(self.plans, assignments, strict=True):
+        for plan, assignment in zip(self.plans, assignments, strict=True):
+            for device in range(self.devices):
+                for worker in range(self.workers):
                     for grid, chosen in zip(plan.grids.grids, assignment, strict=True):
                         if grid.device == device:
                             for task in np.flatnonzero(chosen == worker):

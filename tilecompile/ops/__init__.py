@@ -7,12 +7,16 @@ from tilecompile.ops.dispatch import dispatch
 from tilecompile.ops.embed import embed
 from tilecompile.ops.expert_combine import expert_combine
 from tilecompile.ops.expert_linear import expert_linear
+from tilecompile.ops.head_linear import head_linear
+from tilecompile.ops.index_score import index_score
 from tilecompile.ops.layer_norm import layer_norm
 from tilecompile.ops.linear import linear
+from tilecompile.ops.mla_attention import mla_attention
 from tilecompile.ops.rms_norm import rms_norm
 from tilecompile.ops.rope import rope
 from tilecompile.ops.rope_angles import rope_angles
 from tilecompile.ops.route import route
+from tilecompile.ops.topk_select import topk_select
 
 __all__ = [
     "argmax",
@@ -21,10 +25,14 @@ __all__ = [
     "embed",
     "expert_combine",
     "expert_linear",
+    "head_linear",
+    "index_score",
     "layer_norm",
     "linear",
+    "mla_attention",
     "rms_norm",
     "rope",
     "rope_angles",
     "route",
+    "topk_select",
 ]

@@ -1,0 +1,89 @@
+"""index_score: how much each cached position matters to each token, by the indexer's small attention.
+
+score[t, s] = Σ_h weight[t, h] · relu(query[t, h] · cache[s]), for the positions s that token t can see. A token that
+sees at most `topk` positions needs no scores, and gets none.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from tilecompile.ops.base import CPP_TYPES, Access, OpNode, TileOp, Tiling, register, whole
+
+UNIT = 128
+"""Blocks of positions are multiples of this."""
+
+BLOCKS = 8
+"""Blocks a part: the context ends somewhere in the cache, and what lies before the end should spread evenly."""
+
+LEAST = 256
+"""Fewest positions of a block."""
+
+FLOPS_PER_BYTE = 4.0
+"""What a core computes while it reads a byte, about: turns arithmetic into cost."""
+
+
+@torch.library.custom_op("tilecompile::index_score", mutates_args=())
+def index_score(
+    query: torch.Tensor, weight: torch.Tensor, cache: torch.Tensor, position: torch.Tensor, topk: int
+) -> torch.Tensor:
+    """Scores f32 [T, S]; not-a-number where they are undefined.
+
+    query: f32 [T, H, D], weight: f32 [T, H], cache: f32 or bf16 [S, D], position: i32 [1]. Defined are the scores of
+    positions up to the token's own, position + t, if these are more than `topk`.
+    """
+    dots = torch.einsum("thd,sd->ths", query, cache.to(query.dtype))
+    scores = torch.einsum("th,ths->ts", weight, torch.relu(dots))
+    context = (position + 1 + torch.arange(query.shape[0], device=query.device))[:, None]
+    defined = (torch.arange(cache.shape[0], device=query.device) < context) & (context > topk)
+    return scores.masked_fill(~defined, float("nan"))
+
+
+@index_score.register_fake
+def _(
+    query: torch.Tensor, weight: torch.Tensor, cache: torch.Tensor, position: torch.Tensor, topk: int
+) -> torch.Tensor:
+    return torch.empty((query.shape[0], cache.shape[0]), dtype=query.dtype, device=query.device)
+
+
+def tile(node: OpNode, parts: int) -> Tiling:
+    """Blocks of positions; the coordinates are (first position, one past the last)."""
+    query, _, cache, _ = node.inputs
+    tokens, heads, width = query.shape
+    size = cache.shape[0]
+    block = max(LEAST, -(-size // (BLOCKS * parts * UNIT)) * UNIT)
+    lo = np.arange(0, size, block)
+    hi = np.minimum(lo + block, size)
+    coords = np.zeros((len(lo), 4), np.int32)
+    coords[:, 0], coords[:, 1] = lo, hi
+    element = 2 if cache.dtype == "bf16" else 4
+    return Tiling(
+        coords=coords,
+        reads=(whole(node, 0), whole(node, 1), Access(2, ((lo, hi), (0, width))), whole(node, 3)),
+        writes=(Access(4, ((0, tokens), (lo, hi))),),
+        weights=((),) * len(lo),
+        cost=np.asarray((hi - lo) * width * (element + 2 * tokens * heads / FLOPS_PER_BYTE), np.float64),
+        scratch=4 * 32 * width,
+    )
+
+
+def cpu(node: OpNode) -> str:
+    """The call of `index_score` with the node's shapes and strides."""
+    query, weight, cache, _, scores = node.operands
+    tokens, heads, width = query.shape
+    return (
+        f"index_score<{tokens}, {heads}, {width}, {node.attrs['topk']}>(c, c.arg<const float>(0), {query.strides[0]}, "
+        f"{query.strides[1]}, c.arg<const float>(1), {weight.strides[0]}, "
+        f"c.arg<const {CPP_TYPES[cache.dtype]}>(2), {cache.strides[0]}, c.arg<const int32_t>(3)[0], "
+        f"c.arg<float>(4), {scores.strides[0]});"
+    )
+
+
+def reference(node: OpNode, inputs: list[torch.Tensor], weights: list[torch.Tensor]) -> torch.Tensor:
+    """The eager value of a node."""
+    y: torch.Tensor = index_score(*inputs, node.attrs["topk"])
+    return y
+
+
+register(TileOp("index_score", tile, cpu, reference))

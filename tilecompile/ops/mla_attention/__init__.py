@@ -1,0 +1,101 @@
+"""mla_attention: latent attention of all heads over the selected positions, in absorbed form.
+
+A cache row is a latent (R values) and a rotated key (P values); it serves all heads as key, and its latent as value.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from tilecompile.ops.base import CPP_TYPES, Access, OpNode, TileOp, Tiling, register, split, whole
+
+FLOPS_PER_BYTE = 4.0
+"""What a core computes while it reads a byte, about: turns arithmetic into cost."""
+
+
+@torch.library.custom_op("tilecompile::mla_attention", mutates_args=())
+def mla_attention(
+    q_latent: torch.Tensor,
+    q_rope: torch.Tensor,
+    cache: torch.Tensor,
+    selection: torch.Tensor,
+    position: torch.Tensor,
+    scale: float,
+) -> torch.Tensor:
+    """y[t, h] = Σ_j softmax_j(scale · [q_latent, q_rope][t, h] · row_j) · latent_j over the selected rows j.
+
+    q_latent: f32 [T, H, R], q_rope: f32 [T, H, P], cache: f32 or bf16 [S, R + P], selection: i32 [T, topk], whose first
+    min(topk, position + t + 1) entries count, position: i32 [1]; returns f32 [T, H, R].
+    """
+    rows = cache[selection.clamp(min=0)].to(q_latent.dtype)
+    context = (position + 1 + torch.arange(selection.shape[0], device=cache.device))[:, None]
+    counts = torch.arange(selection.shape[1], device=cache.device) < context
+    query = torch.cat([q_latent, q_rope], 2)
+    scores = torch.einsum("thd,tjd->thj", query, rows) * scale
+    weights = torch.softmax(scores.masked_fill(~counts[:, None], -torch.inf), 2)
+    return torch.einsum("thj,tjr->thr", weights, rows[:, :, : q_latent.shape[2]])
+
+
+@mla_attention.register_fake
+def _(
+    q_latent: torch.Tensor,
+    q_rope: torch.Tensor,
+    cache: torch.Tensor,
+    selection: torch.Tensor,
+    position: torch.Tensor,
+    scale: float,
+) -> torch.Tensor:
+    return torch.empty(q_latent.shape, dtype=q_latent.dtype, device=q_latent.device)
+
+
+def tile(node: OpNode, parts: int) -> Tiling:
+    """Head ranges; the coordinates are (first head, one past the last). Each task gathers the rows for itself."""
+    q_latent, q_rope, cache, selection, _ = node.inputs
+    tokens, heads, latent = q_latent.shape
+    topk = selection.shape[1]
+    bounds = split(heads, parts, 1)
+    lo, hi = bounds[:-1], bounds[1:]
+    coords = np.zeros((len(lo), 4), np.int32)
+    coords[:, 0], coords[:, 1] = lo, hi
+    width = cache.shape[1]
+    gathered = tokens * topk * width * (2 if cache.dtype == "bf16" else 4)
+    flops = 2.0 * tokens * topk * (width + latent) * (hi - lo)
+    most = int((hi - lo).max())
+    return Tiling(
+        coords=coords,
+        reads=(
+            Access(0, ((0, tokens), (lo, hi), (0, latent))),
+            Access(1, ((0, tokens), (lo, hi), (0, q_rope.shape[2]))),
+            whole(node, 2),
+            whole(node, 3),
+            whole(node, 4),
+        ),
+        writes=(Access(5, ((0, tokens), (lo, hi), (0, latent))),),
+        weights=((),) * len(lo),
+        cost=np.asarray(gathered + flops / FLOPS_PER_BYTE, np.float64),
+        scratch=4 * most * (-(-topk // 16) * 16 + 17),
+    )
+
+
+def cpu(node: OpNode) -> str:
+    """The call of `mla_attention` with the node's shapes and strides."""
+    q_latent, q_rope, cache, selection, _, y = node.operands
+    tokens, _, latent = q_latent.shape
+    return (
+        f"mla_attention<{tokens}, {latent}, {q_rope.shape[2]}, {selection.shape[1]}>(c, "
+        f"c.arg<const float>(0), {q_latent.strides[0]}, {q_latent.strides[1]}, "
+        f"c.arg<const float>(1), {q_rope.strides[0]}, {q_rope.strides[1]}, "
+        f"c.arg<const {CPP_TYPES[cache.dtype]}>(2), {cache.strides[0]}, "
+        f"c.arg<const int32_t>(3), {selection.strides[0]}, c.arg<const int32_t>(4)[0], "
+        f"{float(node.attrs['scale'])!r}f, c.arg<float>(5), {y.strides[0]}, {y.strides[1]});"
+    )
+
+
+def reference(node: OpNode, inputs: list[torch.Tensor], weights: list[torch.Tensor]) -> torch.Tensor:
+    """The eager value of a node."""
+    y: torch.Tensor = mla_attention(*inputs, node.attrs["scale"])
+    return y
+
+
+register(TileOp("mla_attention", tile, cpu, reference))

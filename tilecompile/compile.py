@@ -28,6 +28,7 @@ from tilecompile.errors import InputError
 from tilecompile.events import events
 from tilecompile.fuse import fuse
 from tilecompile.graph import OpGraph
+from tilecompile.graph_json import graph_of, write_graph
 from tilecompile.listing import listing
 from tilecompile.models.config import Glm5Config
 from tilecompile.models.glm5 import Glm5Step
@@ -95,6 +96,7 @@ def compile_model(options: CompileOptions, progress: Progress = lambda stage, do
         (folder / "kernel.cpp").write_text(kernel)
         build(folder / "kernel.cpp", folder / "kernel.so", settings.isa)
         (folder / "listing.txt").write_text(text)
+        write_graph(folder, graph_of(plans, program.tiles))
         (folder / "tables").mkdir()
         for name, table in program.tables.items():
             np.save(folder / "tables" / f"{name}.npy", table, allow_pickle=False)
@@ -217,6 +219,7 @@ def describe(
         "programs": programs,
         "kinds": program.kinds,
         "operators": program.operators,
+        "buffers": [{"tensor": b.tensor.name, "shape": b.tensor.shape, "program": b.program} for b in program.buffers],
         "io": {name: program.io[name] for name in ("ids", "position", "next", "logits")},
         "scratch_bytes": program.scratch_bytes,
     }

@@ -24,6 +24,12 @@ def pack_rows(matrices: list[torch.Tensor]) -> torch.Tensor:
     return out.transpose(2, 3).contiguous()
 
 
+def unpack_rows(panels: torch.Tensor, matrices: int, rows: int, cols: int) -> list[torch.Tensor]:
+    """The matrices [rows, cols] of which `pack_rows` made the panels (of any shape, contiguous)."""
+    whole = panels.view(-1, matrices, cols, PANEL).transpose(2, 3)
+    return [whole[:, i].reshape(-1, cols)[:rows] for i in range(matrices)]
+
+
 def pack_tile(tile: WeightTile, read: Callable[[str, int, int, int], torch.Tensor]) -> npt.NDArray[np.uint8]:
     """The bytes of a tile (of all experts, one after the other, if gathered).
 

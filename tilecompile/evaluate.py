@@ -1,0 +1,188 @@
+"""evaluate: one task of an engine's program in torch, by the eager reference of its whole operator.
+
+The reference sees the operands as they lie in the buffers, and weights that are not-a-number but for the rows that the
+task's tape runs hold. Of its result only the boxes that the task declares as written reach the buffers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+import tilecompile.ops  # noqa: F401  (registers the tile ops)
+from tilecompile.errors import EngineError
+from tilecompile.graph_json import read_graph
+from tilecompile.ops.base import REGISTRY, OpNode, View, WeightTile
+from tilecompile.ops.testing import TORCH_DTYPES
+from tilecompile.runtime.format import ARENAS, DTYPES, WRITE
+from tilecompile.runtime.manifest import Manifest
+from tilecompile.runtime.tables import Tables
+from tilecompile.tiles import unpack_rows
+
+POISON = 0x7FC07FC0
+"""Not-a-number as f32 and as a pair of bf16, and an index that leads nowhere as i32."""
+
+
+class Memory:
+    """The arenas and pools of all devices, laid out as the kernel has them."""
+
+    def __init__(self, manifest: Manifest, tables: Tables) -> None:
+        self.tables = tables
+        self.areas: list[dict[str, Tensor]] = []
+        for arena, pool in zip(manifest.arenas, manifest.pools, strict=True):
+            areas = {n: torch.empty(-(-int(arena[n]) // 4), dtype=torch.int32) for n in ARENAS if n != "weight"}
+            areas["weight"] = torch.from_numpy(np.fromfile(manifest.file(pool["file"]), np.uint8))
+            self.areas.append({name: area.view(torch.uint8) for name, area in areas.items()})
+        self.poison()
+        self._buffers: dict[int, Tensor] = {}
+
+    def poison(self, *arenas: str) -> None:
+        """Makes some arenas (all but the weights) not-a-number."""
+        for areas in self.areas:
+            for name in arenas or [n for n in ARENAS if n != "weight"]:
+                areas[name].view(torch.int32).fill_(POISON)
+
+    def area(self, device: int, arena: str) -> npt.NDArray[np.uint8]:
+        """The bytes of an arena."""
+        return np.asarray(self.areas[device][arena].numpy())
+
+    def buffer(self, index: int) -> Tensor:
+        """A buffer as a flat tensor that shares its memory."""
+        if index not in self._buffers:
+            b = self.tables["buffers"][index]
+            area = self.areas[int(b["device"])][ARENAS[int(b["arena"])]]
+            data = area[int(b["offset"]) : int(b["offset"]) + int(b["bytes"])]
+            self._buffers[index] = data.view(TORCH_DTYPES[DTYPES[int(b["dtype"])]])
+        return self._buffers[index]
+
+    def matrix(self, index: int, data: Tensor) -> Tensor:
+        """A buffer's flat tensor (or a copy of it) as the matrix that regions refer to."""
+        b = self.tables["buffers"][index]
+        return data.view(int(b["rows"]), int(b["cols"]))
+
+    def view(self, data: Tensor, offset: int, view: View) -> Tensor:
+        """A view of a buffer's flat tensor, from a byte offset on."""
+        begin = offset // data.itemsize
+        last = begin + sum((n - 1) * s for n, s in zip(view.shape, view.strides, strict=True))
+        if offset % data.itemsize or last >= data.numel() or data.dtype != TORCH_DTYPES[view.dtype]:
+            raise ValueError(f"operand {view} at byte {offset} doesn't fit a buffer of {data.numel()} {data.dtype}")
+        return data.as_strided(view.shape, view.strides, data.storage_offset() + begin)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What an instruction works on: operands (buffer, byte offset), written boxes, weight rows with their values."""
+
+    node: OpNode
+    operands: list[tuple[int, int]]
+    boxes: list[tuple[int, tuple[slice, slice]]]
+    rows: list[tuple[Tensor, Tensor]]
+
+
+class Evaluator:
+    """Runs single instructions of an engine on its `memory`."""
+
+    def __init__(self, manifest: Manifest, tables: Tables) -> None:
+        if not manifest.has_weights:
+            raise EngineError(f"{manifest.folder}: the engine has no weights (it was compiled with --no-weights)")
+        graph = read_graph(manifest)
+        self._folder: Path = manifest.folder
+        self._tables, self._tiles, self._nodes = tables, graph.tiles, graph.nodes
+        names = [node.name for node in self._nodes]
+        if names != manifest.data["operators"]:
+            raise EngineError(f"{manifest.folder}: graph.json and engine.json list different operators")
+        self.memory = Memory(manifest, tables)
+        self._weights = {
+            view.tensor: torch.full(view.shape, float("nan"), dtype=TORCH_DTYPES[view.dtype])
+            for node in self._nodes
+            for view in node.weights
+        }
+        self._tasks: dict[int, _Task] = {}
+
+    def name(self, instruction: int) -> str:
+        """An instruction in words."""
+        ins = self._tables["instructions"][instruction]
+        tile = tuple(int(i) for i in ins["tile"])
+        return f"task {self._nodes[int(ins['op'])].name}, tile {tile} (instruction {instruction})"
+
+    def run(self, instruction: int, logits: bool) -> None:
+        """Runs an instruction; what only the logits need is left out unless the step wants them."""
+        try:
+            if instruction not in self._tasks:
+                self._tasks[instruction] = self._prepare(instruction)
+            task = self._tasks[instruction]
+            if logits or not task.node.attrs.get("gate"):
+                with torch.inference_mode():
+                    self._evaluate(task)
+        except (ArithmeticError, LookupError, ValueError, RuntimeError) as error:
+            what = f"{self.name(instruction)} can't be evaluated: {type(error).__name__} {error}"
+            raise EngineError(f"{self._folder}: {' '.join(what.split())[:400]}") from error
+
+    def _prepare(self, instruction: int) -> _Task:
+        ins = self._tables["instructions"][instruction]
+        node = self._nodes[int(ins["op"])]
+        parts = {}
+        for table, prefix in (("operands", "operand"), ("regions", "region"), ("tape", "tape")):
+            begin = int(ins[f"{prefix}_begin"])
+            parts[table] = self._tables[table][begin : begin + int(ins[f"{prefix}_count"])]
+        operands = [(int(o["buffer"]), int(o["offset"])) for o in parts["operands"]]
+        if len(operands) != len(node.operands):
+            raise ValueError(f"{len(operands)} operands for {len(node.operands)} views")
+        boxes = []
+        for r in parts["regions"][parts["regions"]["mode"] == WRITE]:
+            box = slice(int(r["row_begin"]), int(r["row_end"])), slice(int(r["col_begin"]), int(r["col_end"]))
+            boxes.append((int(r["buffer"]), box))
+        rows = []
+        device = int(self._tables["buffers"][operands[0][0]]["device"]) if operands else 0
+        for run in {(int(r["offset"]), int(r["tile"])): r for r in parts["tape"]}.values():
+            rows += self._unpack(device, run, self._tiles[int(run["tile"])])
+        return _Task(node, operands, boxes, rows)
+
+    def _unpack(self, device: int, run: np.void, tile: WeightTile) -> list[tuple[Tensor, Tensor]]:
+        """The rows of each parameter that a weight run fills, with their values from the pool."""
+        pool = self.memory.areas[device]["weight"]
+        weights = [self._weights[name] for name in tile.tensors]
+        count, rows = tile.end - tile.begin, tile.row_end - tile.row_begin
+        size = tile.bytes(weights[0].itemsize)
+        stride = int(run["stride"]) if tile.gathered else size // count
+        if int(run["bytes"]) != size:
+            raise ValueError(f"weight run of {run['bytes']} bytes for a tile of {size}")
+        filled = []
+        for i, matrix in enumerate(range(tile.begin, tile.end)):
+            begin = int(run["offset"]) + i * stride
+            data = pool[begin : begin + (size if tile.gathered else stride)].clone().view(weights[0].dtype)
+            for weight, values in zip(weights, unpack_rows(data, len(weights), rows, tile.cols), strict=True):
+                whole = weight.unsqueeze(0) if weight.dim() == 2 else weight
+                filled.append((whole[matrix, tile.row_begin : tile.row_end], values))
+        return filled
+
+    def _evaluate(self, task: _Task) -> None:
+        """Runs the reference on copies of the buffers that the task writes, and copies the declared boxes back."""
+        node = task.node
+        copies = {b: self.memory.buffer(b).clone() for b, _ in task.boxes}
+        operands = []
+        for (b, offset), view in zip(task.operands, node.operands, strict=True):
+            data = copies[b] if b in copies else self.memory.buffer(b)
+            operands.append(self.memory.view(data, offset, view))
+        for target, values in task.rows:
+            target.copy_(values)
+        weights = [self._weights[view.tensor] for view in node.weights]
+        inputs, outputs = operands[: len(node.inputs)], operands[len(node.inputs) :]
+        result = REGISTRY[node.op].reference(node, inputs, weights)
+        for target, _ in task.rows:
+            target.fill_(float("nan"))
+        results = list(result) if isinstance(result, tuple) else [] if result is None else [result]
+        if node.op == "expert_linear":  # its reference gives zeros in inactive slots, its body leaves them alone
+            expert = inputs[1 + (node.attrs.get("norm") is not None)]
+            results[0] = results[0].masked_fill((expert[0] < 0)[None, :, None], float("nan"))
+        for output, value in zip(outputs, results, strict=True):
+            if output.shape != value.shape or output.dtype != value.dtype:
+                raise ValueError(f"the reference gives {value.dtype} {tuple(value.shape)}, want {tuple(output.shape)}")
+            output.copy_(value)
+        for b, box in task.boxes:
+            self.memory.matrix(b, self.memory.buffer(b))[box] = self.memory.matrix(b, copies[b])[box]

@@ -1,0 +1,112 @@
+"""graph.json: the fused operators of an engine, for those who execute its tables without its kernel.
+
+Programs hold their operators in the order of `Instruction.op`, numbered through all programs; `tiles` are the weight
+tiles in the order of `TapeRun.tile`. Views are written as [tensor, shape, strides, offset, dtype]. In attributes tuples
+become lists and lists come back as tuples. Kernels and the runtime don't need the file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tilecompile.errors import EngineError
+from tilecompile.ops.base import REGISTRY, OpNode, View, WeightTile
+from tilecompile.plan import EventTensors, PlacedTile
+from tilecompile.runtime.format import FORMAT_VERSION
+from tilecompile.runtime.manifest import Manifest
+
+NAME = "graph.json"
+
+
+@dataclass(frozen=True)
+class EngineGraph:
+    """The operators of each program by its name, all in the order of `Instruction.op`, and all weight tiles."""
+
+    programs: dict[str, tuple[OpNode, ...]]
+    tiles: tuple[WeightTile, ...]
+
+    @property
+    def nodes(self) -> list[OpNode]:
+        """The operator of each value of `Instruction.op`."""
+        return [node for nodes in self.programs.values() for node in nodes]
+
+
+def graph_of(plans: Sequence[EventTensors], tiles: Sequence[PlacedTile]) -> EngineGraph:
+    """What the schedule numbered: one operator a task grid, the tiles by index."""
+    nodes = {p.grids.graph.program: tuple(g.node for g in p.grids.grids) for p in plans}
+    return EngineGraph(nodes, tuple(t.tile for t in sorted(tiles, key=lambda t: t.index)))
+
+
+def write_graph(folder: Path, graph: EngineGraph) -> None:
+    """Writes the graph.json of an engine folder."""
+    programs = [
+        {"name": name, "operators": [_operator(node) for node in nodes]} for name, nodes in graph.programs.items()
+    ]
+    data = {"format": FORMAT_VERSION, "programs": programs, "tiles": [vars(tile) for tile in graph.tiles]}
+    (folder / NAME).write_text(json.dumps(data, separators=(",", ":")) + "\n")
+
+
+def read_graph(manifest: Manifest) -> EngineGraph:
+    """Reads the graph.json of an engine. EngineError in one line if there is none of this version."""
+    path = manifest.file(NAME)
+    if NAME not in manifest.data["files"]:
+        raise EngineError(f"{path}: missing file; compile the model again")
+    try:
+        data = json.loads(path.read_bytes())
+        if data["format"] != FORMAT_VERSION:
+            raise EngineError(f"{path}: format version is {data['format']}, want {FORMAT_VERSION}")
+        programs = {str(p["name"]): tuple(_read_operator(o) for o in p["operators"]) for p in data["programs"]}
+        tiles = tuple(map(_read_tile, data["tiles"]))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise EngineError(f"{path}: is not a readable graph: {type(error).__name__} {error}") from error
+    return EngineGraph(programs, tiles)
+
+
+def _operator(node: OpNode) -> dict[str, Any]:
+    return {
+        "name": node.name,
+        "op": node.op,
+        "layer": node.layer,
+        **{side: [_view(v) for v in getattr(node, side)] for side in ("inputs", "weights", "outputs")},
+        "attrs": {key: _plain(value, f"{node.name}.{key}") for key, value in node.attrs.items()},
+    }
+
+
+def _view(view: View) -> list[Any]:
+    return [view.tensor, list(view.shape), list(view.strides), view.offset, view.dtype]
+
+
+def _plain(value: Any, what: str) -> Any:
+    """An attribute as JSON has it. A list would come back as a tuple, so there must be none."""
+    if isinstance(value, tuple):
+        return [_plain(item, what) for item in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"attribute {what} is a {type(value).__name__}, want numbers, strings and tuples")
+
+
+def _read_operator(data: dict[str, Any]) -> OpNode:
+    if data["op"] not in REGISTRY:
+        raise ValueError(f"operator {data['name']} is of the unknown op {data['op']}")
+    inputs, weights, outputs = (tuple(map(_read_view, data[side])) for side in ("inputs", "weights", "outputs"))
+    attrs = {str(key): _tuples(value) for key, value in data["attrs"].items()}
+    layer = None if data["layer"] is None else int(data["layer"])
+    return OpNode(str(data["name"]), data["op"], inputs, weights, outputs, attrs, layer)
+
+
+def _read_tile(data: dict[str, Any]) -> WeightTile:
+    begin, end, row_begin, row_end, cols = (int(data[k]) for k in ("begin", "end", "row_begin", "row_end", "cols"))
+    return WeightTile(tuple(map(str, data["tensors"])), begin, end, row_begin, row_end, cols, bool(data["gathered"]))
+
+
+def _read_view(data: list[Any]) -> View:
+    tensor, shape, strides, offset, dtype = data
+    return View(str(tensor), tuple(map(int, shape)), tuple(map(int, strides)), int(offset), str(dtype))
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

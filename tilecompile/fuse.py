@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from tilecompile.graph import OpGraph
 from tilecompile.ops.base import REGISTRY, OpNode, View
-from tilecompile.ops.expr import Expr, substitute
+from tilecompile.ops.expr import Expr, leaves, substitute
 
 STREAMING = ("linear", "expert_linear", "expert_combine")
 """Ops that take an epilogue."""
@@ -20,24 +20,28 @@ STREAMING = ("linear", "expert_linear", "expert_combine")
 NORMED = ("linear", "expert_linear")
 """Ops that take the norm of their input as prologue."""
 
+MAX_LEAVES = 64
+"""Size up to which expressions grow: a value that is used twice is written twice."""
+
 
 def compose_maps(graph: OpGraph) -> OpGraph:
     """A map whose result only another map reads becomes part of that map's expression."""
-    nodes = list(graph.nodes)
-    while True:
-        current = graph.replaced(nodes)
-        consumers, producer = current.consumers(), current.producer()
-        for node in nodes:
-            if node.op != "map":
-                continue
-            inner = next((p for v in node.inputs if (p := _sole(v, node, producer, consumers, graph, ("map",)))), None)
+    nodes = {node.name: node for node in graph.nodes}
+    producer = {tensor: node.name for tensor, node in graph.producer().items()}
+    readers = {tensor: {node.name for node in found} for tensor, found in graph.consumers().items()}
+    for name in [node.name for node in graph.nodes if node.op == "map"]:
+        while True:
+            node = nodes[name]
+            made = [nodes[producer[v.tensor]] for v in node.inputs if v.tensor in producer]
+            made = [p for p in made if p.op == "map" and _mergeable(p, node, readers, graph)]
+            inner = next((p for p in made if leaves(_inline(node, p).attrs["expr"]) <= MAX_LEAVES), None)
             if inner is None:
-                continue
-            inlined = _inline(node, inner)
-            nodes = [inlined if n is node else n for n in nodes if n is not inner]
-            break
-        else:
-            return current
+                break
+            nodes[name] = _inline(node, inner)
+            del nodes[inner.name]
+            for view in inner.inputs:
+                readers[view.tensor] = readers[view.tensor] - {inner.name} | {name}
+    return graph.replaced(nodes.values())
 
 
 def fold_norm(graph: OpGraph) -> OpGraph:
@@ -66,23 +70,24 @@ def fold_norm(graph: OpGraph) -> OpGraph:
 
 def fold_epilogue(graph: OpGraph) -> OpGraph:
     """A map joins the streaming operator that produces its last input; a pair with equal input shares one stream."""
-    nodes = list(graph.nodes)
+    producer, order = graph.producer(), {node.name: i for i, node in enumerate(graph.nodes)}
+    readers = {tensor: {node.name for node in found} for tensor, found in graph.consumers().items()}
+    fused: dict[str, OpNode] = {}
+    merged: set[str] = set()
     for node in graph.nodes:
         if node.op != "map" or any(v.shape[-1] > 1 and v.strides[-1] != 1 for v in node.inputs):
             continue  # epilogues load whole vectors of the last dimension
-        current = graph.replaced(nodes)
-        consumers, producer = current.consumers(), current.producer()
-        candidates = [p for v in node.inputs if (p := _sole(v, node, producer, consumers, graph, STREAMING))]
-        candidates = [p for p in candidates if p.attrs.get("epilogue") is None]
-        if not candidates:
+        made = [producer[v.tensor] for v in node.inputs if v.tensor in producer]
+        made = [p for p in made if p.op in STREAMING and p.attrs.get("epilogue") is None]
+        made = [p for p in made if _mergeable(p, node, readers, graph)]
+        if not made:
             continue
-        order = {n.name: i for i, n in enumerate(nodes)}
-        last = max(candidates, key=lambda p: order[p.name])
-        pair = next((p for p in candidates if p is not last and _same_stream(p, last)), None)
-        merged = [last] if pair is None else [pair, last]
-        fused = _absorb(node, merged)
-        nodes = [fused if n.name == node.name else n for n in nodes if all(n is not m for m in merged)]
-    return graph.replaced(nodes)
+        last = max(made, key=lambda p: order[p.name])
+        pair = next((p for p in made if p is not last and _same_stream(p, last)), None)
+        parts = [last] if pair is None else [pair, last]
+        fused[node.name] = _absorb(node, parts)
+        merged |= {p.name for p in parts}
+    return graph.replaced(fused.get(n.name, n) for n in graph.nodes if n.name not in merged)
 
 
 def gate_logits(graph: OpGraph) -> OpGraph:
@@ -110,24 +115,11 @@ def fuse(graph: OpGraph) -> OpGraph:
     return graph
 
 
-def _sole(
-    view: View,
-    reader: OpNode,
-    producer: dict[str, OpNode],
-    consumers: dict[str, list[OpNode]],
-    graph: OpGraph,
-    ops: tuple[str, ...],
-) -> OpNode | None:
-    """The producer of a view, if it may be merged into `reader`.
-
-    It must be one of `ops` and may move; the view must be its whole result, which only `reader` reads.
-    """
-    node = producer.get(view.tensor)
-    if node is None or node.op not in ops or node.outputs != (view,) or view.tensor in graph.outputs:
-        return None
-    if not _movable(node, graph):
-        return None
-    return node if [n.name for n in consumers[view.tensor]] == [reader.name] else None
+def _mergeable(node: OpNode, reader: OpNode, readers: dict[str, set[str]], graph: OpGraph) -> bool:
+    """Whether a node that `reader` reads may become part of it: nobody else reads it, and all of it is read."""
+    (out,) = node.outputs
+    whole = all(v == out for v in reader.inputs if v.tensor == out.tensor)
+    return whole and readers[out.tensor] == {reader.name} and out.tensor not in graph.outputs and _movable(node, graph)
 
 
 def _movable(node: OpNode, graph: OpGraph) -> bool:

@@ -1,7 +1,7 @@
 """schedule: tasks to workers, in a fixed order, as the tables that a kernel executes.
 
 Every choice is made here: which worker runs a task, in which order, what it waits for and whom it notifies, where each
-weight tile lies in the pool. Waits that program order already satisfies are not emitted.
+weight tile lies in the pool. Waits that follow from others are not emitted (`elide`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from tilecompile.elide import needed_waits
 from tilecompile.graph import Tensor
 from tilecompile.ops.base import WeightTile
 from tilecompile.plan import EventTensors, Ints, PlacedBuffer, PlacedTile, Program, TaskGrid
@@ -49,6 +50,14 @@ def assign(grids: list[TaskGrid], workers: int) -> list[Ints]:
             loads[chosen[i]] += cost
         result.append(chosen)
     return result
+
+
+def tasks_of(chosen: Ints, workers: int) -> list[list[int]]:
+    """The tasks of each worker, in order."""
+    tasks: list[list[int]] = [[] for _ in range(workers)]
+    for task, worker in enumerate(chosen.tolist()):
+        tasks[worker].append(task)
+    return tasks
 
 
 class _Scheduler:
@@ -113,12 +122,13 @@ class _Scheduler:
         A tile that another program or a later task reads again keeps its first place, so the first program comes first.
         """
         for plan, assignment in zip(self.plans, assignments, strict=True):
+            tasks = [tasks_of(chosen, self.workers) for chosen in assignment]
             for device in range(self.devices):
                 for worker in range(self.workers):
-                    for grid, chosen in zip(plan.grids.grids, assignment, strict=True):
+                    for grid, of_worker in zip(plan.grids.grids, tasks, strict=True):
                         if grid.device == device:
-                            for task in np.flatnonzero(chosen == worker):
-                                self.place_task_tiles(plan, grid, int(task), gathered)
+                            for task in of_worker[worker]:
+                                self.place_task_tiles(plan, grid, task, gathered)
 
     def place_task_tiles(self, plan: EventTensors, grid: TaskGrid, task: int, gathered: bool) -> None:
         for tile, _ in grid.tiling.weights[task]:
@@ -153,7 +163,7 @@ class _Scheduler:
         operands = {g.index: self.operand_rows(plan, g) for g in grids}
         op_base = len(self.operators)
         self.operators += [g.node.name for g in grids]
-        emitted = self.emitted_waits(plan, assignment)
+        emitted = needed_waits(plan, assignment, self.workers)
         events: dict[tuple[int, int], int] = {}
         for pairs in emitted.values():
             for tensor, element in pairs:
@@ -165,14 +175,13 @@ class _Scheduler:
         by_producer: dict[int, list[int]] = defaultdict(list)
         for t in plan.tensors:
             by_producer[t.producer].append(t.index)
+        self.scratch = max(self.scratch, *(g.tiling.scratch for g in grids))
+        tasks = [tasks_of(chosen, self.workers) for chosen in assignment]
         for device in range(self.devices):
             for worker in range(self.workers):
                 begin = len(self.rows["instructions"])
-                for grid, chosen in zip(grids, assignment, strict=True):
-                    if grid.device != device:
-                        continue
-                    self.scratch = max(self.scratch, grid.tiling.scratch)
-                    for task in np.flatnonzero(chosen == worker):
+                for grid, of_worker in zip(grids, tasks, strict=True):
+                    for task in of_worker[worker] if grid.device == device else ():
                         notified = [
                             events[pair]
                             for t in by_producer[grid.index]
@@ -180,35 +189,13 @@ class _Scheduler:
                         ]
                         awaited = [
                             (events[pair], int(plan.tensors[pair[0]].wait_counts[pair[1]]))
-                            for pair in emitted[grid.index, int(task)]
+                            for pair in emitted[grid.index, task]
                         ]
                         kind = self.kind_of[plan.grids.graph.program, grid.node.name]
-                        self.instruction(plan, grid, int(task), kind, op_base, operands[grid.index], awaited, notified)
+                        self.instruction(plan, grid, task, kind, op_base, operands[grid.index], awaited, notified)
                 end = len(self.rows["instructions"])
                 self.rows["streams"].append((index, device, device * self.workers + worker, 0, begin, end))
                 self.hint(begin, end)
-
-    def emitted_waits(self, plan: EventTensors, assignment: list[Ints]) -> dict[tuple[int, int], list[tuple[int, int]]]:
-        """The (event tensor, element) pairs that each task really waits for, by (grid, task).
-
-        Left out: elements whose producers all run earlier on the same worker, and elements that an earlier instruction
-        of the same worker waited for.
-        """
-        grids = plan.grids.grids
-        workers_of: dict[tuple[int, int], set[tuple[int, int]]] = {}
-        for t in plan.tensors:
-            for element in range(len(t.wait_counts)):
-                chosen = assignment[t.producer][t.notify == element]
-                workers_of[t.index, element] = {(grids[t.producer].device, int(w)) for w in chosen}
-        waited: dict[tuple[int, int], set[tuple[int, int]]] = defaultdict(set)
-        emitted: dict[tuple[int, int], list[tuple[int, int]]] = {}
-        for grid, chosen, waits in zip(grids, assignment, plan.waits, strict=True):
-            for task in range(grid.tasks):
-                me = (grid.device, int(chosen[task]))
-                pairs = [p for p in waits[task] if workers_of[p] != {me} and p not in waited[me]]
-                waited[me].update(pairs)
-                emitted[grid.index, task] = pairs
-        return emitted
 
     def operand_rows(self, plan: EventTensors, grid: TaskGrid) -> tuple[int, int]:
         """Appends the operands of a grid's node; returns (begin, count)."""

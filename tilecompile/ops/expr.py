@@ -59,6 +59,11 @@ def substitute(expr: Expr, replace: Callable[[Expr], Expr]) -> Expr:
     return (expr[0], *(substitute(arg, replace) for arg in expr[1:]))
 
 
+def leaves(expr: Expr) -> int:
+    """How many leaves the expression has as it is written."""
+    return 1 if expr[0] in LEAVES else sum(leaves(arg) for arg in expr[1:])
+
+
 def to_text(expr: Expr) -> str:
     """The expression as C++ and Python both write it, e.g. `mul(silu(acc0), acc1)`."""
     if expr[0] == "const":

@@ -4,61 +4,13 @@
 // instruction runs when its events have reached run * count; counters only grow and are never cleared. The sink
 // (commit) publishes the next step's record, or none, and then the threads park until the host submits a request.
 #pragma once
-#include <sched.h>
-
-#include <atomic>
-#include <chrono>
-#include <condition_variable>
-#include <cstdlib>
-#include <mutex>
-#include <new>
-#include <system_error>
-#include <thread>
-#include <vector>
-
-#if defined(__x86_64__)
-inline void relax() { __builtin_ia32_pause(); }
-#elif defined(__aarch64__)
-inline void relax() { asm volatile("yield"); }
-#else
-inline void relax() {}
-#endif
-
-enum State : uint32_t { IDLE = 0, RUNNING = 1, STALLED = 2, CLOSED = 3 };
-enum Reason : uint32_t { NO_REASON = 0, STOP_ID = 1, MAX_NEW = 2, CONTEXT_FULL = 3, ABORTED = 4 };
-
-constexpr uint32_t SPIN = 4096;          // polls without progress before a thread yields its core
-constexpr uint32_t PARK_POLLS = 1 << 16;  // polls between requests before a thread parks
-constexpr size_t HINT_BYTES = 2048;      // of the next weight run, fetched while a worker waits
-
-struct alignas(64) Counter {
-  std::atomic<uint32_t> value{0};
-};
-
-// One worker: its place in the current step.
-struct Worker {
-  uint32_t id = 0;
-  uint32_t sequence = 0;  // step that it is in, or has finished
-  uint32_t pc = 0, end = 0;
-  uint32_t wait = 0;  // waits of the current instruction that are already met
-  bool hinted = false;
-  const char* pool = nullptr;
-  std::vector<const Stream*> streams;  // by program
-};
-
-struct alignas(64) ThreadState {
-  std::atomic<uint64_t> beat{0};  // grows by one before and after every instruction: odd inside a body
-  std::thread thread;
-  std::vector<Worker> workers;
-  Scratch scratch{nullptr};
-};
-
 struct Engine {
   Launch launch;
   std::vector<Counter> counters;
   std::vector<ThreadState> threads;
   std::vector<uint32_t> runs;  // by program
   Step steps[2] = {};          // record of step n in steps[n % 2]
+  std::atomic<uint32_t> programs[2] = {};  // its program, which workers that the step doesn't wait for read too
   alignas(64) std::atomic<uint32_t> sequence{0};
   alignas(64) std::atomic<uint32_t> state{IDLE};
   std::atomic<uint32_t> generated{0}, fed{0}, reason{NO_REASON}, parked{0}, abort{0};
@@ -92,6 +44,9 @@ struct Engine {
   // Starts the next step with one token; the step before it is complete.
   void publish(uint32_t position, int32_t id) {
     const uint32_t n = sequence.load(std::memory_order_relaxed) + 1;
+    // Who sees this step's program also sees the number of the step before.
+    std::atomic_thread_fence(std::memory_order_release);
+    programs[n % 2].store(0, std::memory_order_relaxed);
     Step& s = steps[n % 2];
     s.program = 0;
     s.run = ++runs[0];
@@ -120,7 +75,7 @@ struct Engine {
     if (state.load(std::memory_order_relaxed) != RUNNING) return;
     const uint32_t done = fed.load(std::memory_order_relaxed) + (s.position < request.position + request.count);
     fed.store(done, std::memory_order_relaxed);
-    if (request.logits) {
+    if (request.logits && s.position < request.position + request.count) {
       float* out = reinterpret_cast<float*>(request.logits) + size_t(s.position - request.position) * launch.vocab;
       memcpy(out, table<float>(launch.logits), size_t(launch.vocab) * sizeof(float));
     }
@@ -129,6 +84,7 @@ struct Engine {
       return publish(s.context, prompt[s.context - request.position]);
     if (request.max_new == 0) return finish(MAX_NEW);
     const int32_t id = buffer<int32_t>(launch.next_buffer)[0];
+    if (uint32_t(id) >= launch.vocab) return finish(BAD_ID);  // bodies take ids on trust
     const uint32_t count = generated.load(std::memory_order_relaxed);
     tokens[count] = id;
     generated.store(count + 1, std::memory_order_release);
@@ -164,8 +120,8 @@ struct Engine {
     if (w.pc == w.end) {
       const uint32_t n = sequence.load(std::memory_order_acquire);
       if (n == w.sequence || state.load(std::memory_order_relaxed) == CLOSED) return false;
-      // A worker without instructions in a step isn't waited for, so the record may be overwritten while it is read.
-      const Stream* stream = w.streams[steps[n % 2].program % launch.program_count];
+      // A worker without instructions in a step isn't waited for, so two steps may have begun meanwhile: look again.
+      const Stream* stream = w.streams[programs[n % 2].load(std::memory_order_relaxed)];
       std::atomic_thread_fence(std::memory_order_acquire);
       if (sequence.load(std::memory_order_relaxed) != n) return true;
       w.sequence = n;
@@ -212,34 +168,73 @@ struct Engine {
     return sum;
   }
 
-  // First instruction of the thread that waits, with what it waits for.
+  // A round over the thread's workers found nothing to run: notes what the first of them, in the operators' order,
+  // waits for.
+  void poll(ThreadState& t) const {
+    uint32_t first = NONE;
+    for (const Worker& w : t.workers)
+      if (w.pc != w.end) first = std::min(first, table<Instruction>(launch.instructions)[w.pc].op);
+    t.waiting.store(first, std::memory_order_relaxed);
+    t.polls.store(t.polls.load(std::memory_order_relaxed) + 1, std::memory_order_release);
+  }
+
+  // Whether the kernel stands still for good, as a thread sees it that waits; called at every poll.
+  //
+  // No thread is in a body, none has run an instruction since `q` began, and every thread has looked at all its workers
+  // twice since: then nobody can move. So a thread that gets no time from the system never makes a stall; the time that
+  // must pass is for people, and counts in small pieces, so that a stopped process (Ctrl-Z) doesn't look stalled.
+  bool still(Quiet& q) const {
+    const auto now = std::chrono::steady_clock::now();
+    const auto ms = std::chrono::duration_cast<std::chrono::milliseconds>(now - q.last).count();
+    if (ms < 10) return false;
+    q.last = now;
+    bool busy = false;
+    const uint64_t sum = beats(busy);
+    if (busy || sum != q.beats || q.polls.empty()) {
+      q.beats = sum;
+      q.ms = 0;
+      q.polls.clear();
+      for (const ThreadState& t : threads) q.polls.push_back(t.polls.load(std::memory_order_relaxed));
+      return false;
+    }
+    if ((q.ms += uint32_t(ms < 50 ? ms : 50)) < launch.stall_ms) return false;
+    if (q.ms / 60 >= launch.stall_ms) return true;  // a thread doesn't even look: lost, and not for want of time
+    for (size_t i = 0; i < threads.size(); ++i)
+      if (threads[i].polls.load(std::memory_order_acquire) - q.polls[i] < 2) return false;
+    return true;
+  }
+
+  // Reports the thread's waiting instruction that is first in the operators' order, if no other thread has an earlier
+  // one: what comes later waits for it. Without any, the step has ended without its sink.
   void report_stall(const ThreadState& t) {
+    const uint32_t mine = t.waiting.load(std::memory_order_relaxed);
+    for (const ThreadState& other : threads)
+      if (other.waiting.load(std::memory_order_relaxed) < mine) return;
+    std::lock_guard<std::mutex> lock(mutex);
+    if (state.load() != RUNNING) return;
+    std::fill_n(stall, 5, NONE);
     for (const Worker& w : t.workers) {
       if (w.pc == w.end) continue;
       const Instruction& ins = table<Instruction>(launch.instructions)[w.pc];
-      if (w.wait >= ins.wait_count) continue;
+      if (ins.op != mine || w.wait >= ins.wait_count) continue;
       const Wait& wait = table<Wait>(launch.waits)[ins.wait_begin + w.wait];
-      std::lock_guard<std::mutex> lock(mutex);
-      if (state.load() != RUNNING) return;
       const uint32_t have = counters[wait.event].value.load(std::memory_order_relaxed);
       const uint32_t report[5] = {w.id, w.pc, wait.event, have, steps[w.sequence % 2].run * wait.count};
       memcpy(stall, report, sizeof stall);
-      state.store(STALLED);
-      host.notify_all();
-      return;
+      break;
     }
+    state.store(STALLED);
+    host.notify_all();
   }
 
   void loop(ThreadState& t) {
     uint32_t idle = 0;
-    uint64_t seen = 0;
-    uint32_t quiet_ms = 0;
-    auto last = std::chrono::steady_clock::now();
+    Quiet quiet;
     for (;;) {
       bool moved = false;
       for (Worker& w : t.workers) moved |= advance(t, w);
       if (moved) {
-        idle = quiet_ms = 0;
+        idle = 0;
         continue;
       }
       const uint32_t s = state.load(std::memory_order_relaxed);
@@ -250,27 +245,15 @@ struct Engine {
           relax();
           continue;
         }
+        if (idle == SPIN) quiet = Quiet{};
+        poll(t);
+        if (still(quiet)) report_stall(t);
         sched_yield();
-        if (idle % SPIN) continue;
-        // Time counts towards a stall only in small pieces, so that a stopped process (Ctrl-Z) doesn't look stalled.
-        const auto now = std::chrono::steady_clock::now();
-        const auto ms = std::chrono::duration_cast<std::chrono::milliseconds>(now - last).count();
-        if (ms < 10) continue;
-        last = now;
-        bool busy = false;
-        const uint64_t sum = beats(busy);
-        if (busy || sum != seen) {
-          seen = sum;
-          quiet_ms = 0;
-        } else if ((quiet_ms += uint32_t(ms < 50 ? ms : 50)) >= launch.stall_ms) {
-          report_stall(t);
-        }
       } else if (idle < PARK_POLLS && s == IDLE) {
         relax();
       } else {
         park(t);
-        idle = quiet_ms = 0;
-        last = std::chrono::steady_clock::now();
+        idle = 0;
       }
     }
   }
@@ -298,6 +281,7 @@ struct Engine {
     out.fed = fed.load(std::memory_order_relaxed);
     out.reason = reason.load(std::memory_order_relaxed);
     out.parked = parked.load(std::memory_order_relaxed);
+    if (out.state != STALLED) return;
     out.stall_worker = stall[0];
     out.stall_instruction = stall[1];
     out.stall_event = stall[2];

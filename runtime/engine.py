@@ -14,6 +14,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from tilecompile.runtime.buffers import Arrays, check_kept, find_operator, numbers_of, read_buffers, writes
 from tilecompile.runtime.errors import EngineError, EngineStalled, InputError
 from tilecompile.runtime.format import ARENAS, LAUNCH
 from tilecompile.runtime.generate import Output, Run, TokenStream, check_ids, check_max_new
@@ -68,7 +69,7 @@ class Engine:
     """A loaded engine, with its kernel resident until `close`. Use it as a context manager. Made by `load`.
 
     One request runs at a time; a second one, from whatever thread, is refused with EngineError. Every request starts
-    at position 0.
+    at position 0, unless `score` is told to continue.
     """
 
     def __init__(self, manifest: Manifest, threads: int, stall_seconds: float, begin: float) -> None:
@@ -80,6 +81,7 @@ class Engine:
         self._library = open_kernel(manifest.file(KERNEL))
         self._text: Text | None = None
         self._busy = threading.Lock()
+        self._scored = 0  # positions whose caches hold what `score` fed last
         self._launches = self._steps = self._requests = self._prompt_tokens = self._tokens = 0
         self._allocate()
         self._launch()
@@ -158,8 +160,10 @@ class Engine:
             prompt = self.text.encode(prompt) if prompt else []
         return check_ids(prompt, self.manifest.vocab_size, self.manifest.max_seq_len)
 
-    def _start(self, ids: npt.NDArray[np.int32], max_new: int, logits: npt.NDArray[np.float32] | None = None) -> Run:
-        """Takes the engine for one request; `_done` frees it."""
+    def _start(
+        self, ids: npt.NDArray[np.int32], max_new: int, logits: npt.NDArray[np.float32] | None = None, position: int = 0
+    ) -> Run:
+        """Takes the engine for one request from a position on; `_done` frees it."""
         if self._kernel.closed:
             raise EngineError(f"{self.manifest.folder}: the engine is closed")
         if not self._busy.acquire(blocking=False):
@@ -170,7 +174,10 @@ class Engine:
         try:
             if self._kernel.field("state") == STALLED:
                 self._relaunch()
-            return Run(self._kernel, self._stalled, ids, max_new, logits)
+            if not 0 <= position <= self._scored:
+                raise InputError(f"start is {position}, want 0 to {self._scored} (positions that score has just fed)")
+            self._scored = 0
+            return Run(self._kernel, self._stalled, ids, max_new, logits, position)
         except BaseException:
             if not self._kernel.closed and self._kernel.wait(0, 0) == RUNNING:
                 self._kernel.abort()
@@ -210,16 +217,46 @@ class Engine:
         pieces = self.text.pieces() if self.text else None
         return TokenStream(lambda: self._start(ids, max_new), self._done, pieces, self._stops)
 
-    def score(self, ids: Prompt) -> npt.NDArray[np.float32]:
-        """Logits after each id: float32 [len(ids), vocab]."""
+    def score(self, ids: Prompt, start: int = 0) -> npt.NDArray[np.float32]:
+        """Logits after each id: float32 [len(ids), vocab].
+
+        `start` is the position of the first id. The positions before it keep what the last call of `score` left there,
+        so that a text can be scored in pieces: InputError if the last request was none that fed them.
+        """
         checked = self._ids(ids)
+        if isinstance(start, bool) or not isinstance(start, (int, np.integer)):
+            raise InputError(f"start is {start!r}, want a whole number")
+        if start + len(checked) > self.manifest.max_seq_len:
+            end = f"{len(checked)} ids from position {start}"
+            raise InputError(f"{end} are too many, the engine's max_seq_len is {self.manifest.max_seq_len}")
         logits: npt.NDArray[np.float32] = np.zeros((len(checked), self.manifest.vocab_size), np.float32)
-        run = self._start(checked, 0, logits)
+        run = self._start(checked, 0, logits, int(start))
         try:
             run.wait(0)
+            self._scored = int(start) + len(checked)
         finally:
             self._end(run)
         return logits
+
+    def buffers_after(self, ids: Prompt, operator: str | None = None) -> Arrays:
+        """Feeds ids and returns copies of the buffers that an operator (OP@LAYER) writes, by tensor.
+
+        The kernel is not cut off there: the last id's step runs to its end, then the operator's buffers are read. That
+        is the same, because nothing writes to them later in the step; where the tables say otherwise, EngineError.
+        None: all buffers but the weights. What a body leaves unwritten is zero or what an earlier step wrote there.
+        """
+        checked, numbers = self._ids(ids), None
+        if operator is not None:
+            written = writes(self.manifest, self._tables)
+            name = find_operator(written, operator)
+            check_kept(self.manifest, self._tables, written, name)
+            numbers = numbers_of(written[name])
+        run = self._start(checked, 0)
+        try:
+            run.wait(0)
+            return read_buffers(self.manifest, self._tables, numbers, lambda device, name: self._memory[device][name])
+        finally:
+            self._end(run)
 
     def _end(self, run: Run) -> None:
         try:

@@ -89,7 +89,7 @@ def check_max_new(value: int | None) -> int:
 
 
 class Run:
-    """A running request, with its times. `finish` must be called; it aborts what still runs.
+    """A running request from a position on, with its times. `finish` must be called; it aborts what still runs.
 
     `stalled(kernel)` makes the error for a stalled kernel.
     """
@@ -101,11 +101,13 @@ class Run:
         ids: npt.NDArray[np.int32],
         max_new: int,
         logits: npt.NDArray[np.float32] | None = None,
+        position: int = 0,
     ) -> None:
         self._kernel, self._stalled = kernel, stalled
         self.prompt_tokens = len(ids)
         request = np.zeros(1, REQUEST.dtype)
         request["ids"], request["count"], request["max_new"] = address(ids), len(ids), max_new
+        request["position"] = position
         request["logits"] = 0 if logits is None else address(logits)
         self._first_steps, self._begin = kernel.field("steps"), time.perf_counter()
         self._first = self._last = self._begin

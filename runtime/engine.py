@@ -28,7 +28,7 @@ from tilecompile.runtime.text import Text
 
 Prompt = str | Iterable[int]
 
-STALL_SECONDS = 10.0
+STALL_SECONDS = 1.0
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,6 @@ def bodies_source(kinds: list[Kind]) -> str:
 
 def kernel_source(kinds: list[Kind], title: str) -> str:
     """The whole kernel: bodies, resident loop, and what the runtime calls."""
-    tail = [(CPU / name).read_text().replace("#pragma once\n", "") for name in ("loop.h", "abi.h")]
+    tail = [(CPU / name).read_text().replace("#pragma once\n", "") for name in ("worker.h", "loop.h", "abi.h")]
     head = f"// {title}\n// One resident megakernel: task bodies specialised to shapes, and the loop over the tables.\n"
     return "\n".join([head, bodies_source(kinds), *tail])

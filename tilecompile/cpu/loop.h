@@ -4,6 +4,11 @@
 // instruction runs when its events have reached run * count; counters only grow and are never cleared. The sink
 // (commit) publishes the next step's record, or none, and then the threads park until the host submits a request.
 #pragma once
+
+#ifndef TC_CHAOS
+#define TC_CHAOS(where)  // nothing in an engine: tests build kernels that wait here for random times
+#endif
+
 struct Engine {
   Launch launch;
   std::vector<Counter> counters;
@@ -47,6 +52,7 @@ struct Engine {
     // Who sees this step's program also sees the number of the step before.
     std::atomic_thread_fence(std::memory_order_release);
     programs[n % 2].store(0, std::memory_order_relaxed);
+    TC_CHAOS("within a step's record")
     Step& s = steps[n % 2];
     s.program = 0;
     s.run = ++runs[0];
@@ -58,12 +64,15 @@ struct Engine {
     s.ids[0] = id;
     buffer<int32_t>(launch.ids_buffer)[0] = id;
     buffer<int32_t>(launch.position_buffer)[0] = int32_t(position);
+    TC_CHAOS("before a step begins")
     sequence.store(n, std::memory_order_seq_cst);
+    TC_CHAOS("before parked threads wake")
     if (parked.load(std::memory_order_seq_cst)) sequence.notify_all();
   }
 
   void finish(Reason why) {
     reason.store(why, std::memory_order_relaxed);
+    TC_CHAOS("before a request ends")
     uint32_t running = RUNNING;
     state.compare_exchange_strong(running, IDLE, std::memory_order_seq_cst);
     signal();
@@ -121,6 +130,7 @@ struct Engine {
       const uint32_t n = sequence.load(std::memory_order_acquire);
       if (n == w.sequence || state.load(std::memory_order_relaxed) == CLOSED) return false;
       // A worker without instructions in a step isn't waited for, so two steps may have begun meanwhile: look again.
+      TC_CHAOS("before a worker takes up a step")
       const Stream* stream = w.streams[programs[n % 2].load(std::memory_order_relaxed)];
       std::atomic_thread_fence(std::memory_order_acquire);
       if (sequence.load(std::memory_order_relaxed) != n) return true;
@@ -133,6 +143,7 @@ struct Engine {
     bool moved = false;
     while (w.pc < w.end) {
       const Instruction& ins = instructions[w.pc];
+      TC_CHAOS("before waits")
       if (!ready(w, ins, step.run)) {
         if (!w.hinted) hint(w, ins);
         return moved;
@@ -143,23 +154,29 @@ struct Engine {
       w.wait = 0;
       w.hinted = false;
       ++w.pc;
+      TC_CHAOS("between waits and body")
       if (ins.kind == COMMIT_KIND) {
         commit(step);  // may start the next step: `step` is not read after this
+        TC_CHAOS("after a commit")
         t.beat.store(beat + 2, std::memory_order_relaxed);
         return true;
       }
       BODIES[ins.kind](Call{&ins, &step, table<Operand>(launch.operands), table<TapeRun>(launch.tape),
                             reinterpret_cast<char* const*>(launch.buffers), w.pool, &t.scratch});
       const Notify* notifies = table<Notify>(launch.notifies) + ins.notify_begin;
-      for (uint32_t i = 0; i < ins.notify_count; ++i)
+      for (uint32_t i = 0; i < ins.notify_count; ++i) {
+        TC_CHAOS("before a notify")
         counters[notifies[i].event].value.fetch_add(1, std::memory_order_release);
+      }
+      TC_CHAOS("after notifies")
       t.beat.store(beat + 2, std::memory_order_relaxed);
     }
     return moved;
   }
 
+  // Grows with every step and every instruction.
   uint64_t beats(bool& busy) const {
-    uint64_t sum = 0;
+    uint64_t sum = sequence.load(std::memory_order_relaxed);
     for (const ThreadState& t : threads) {
       const uint64_t b = t.beat.load(std::memory_order_relaxed);
       busy |= b & 1;
@@ -206,12 +223,13 @@ struct Engine {
 
   // Reports the thread's waiting instruction that is first in the operators' order, if no other thread has an earlier
   // one: what comes later waits for it. Without any, the step has ended without its sink.
-  void report_stall(const ThreadState& t) {
+  void report_stall(const ThreadState& t, const Quiet& q) {
     const uint32_t mine = t.waiting.load(std::memory_order_relaxed);
     for (const ThreadState& other : threads)
       if (other.waiting.load(std::memory_order_relaxed) < mine) return;
     std::lock_guard<std::mutex> lock(mutex);
-    if (state.load() != RUNNING) return;
+    bool busy = false;
+    if (state.load() != RUNNING || beats(busy) != q.beats || busy) return;  // the host has just started a step
     std::fill_n(stall, 5, NONE);
     for (const Worker& w : t.workers) {
       if (w.pc == w.end) continue;
@@ -239,15 +257,15 @@ struct Engine {
       }
       const uint32_t s = state.load(std::memory_order_relaxed);
       if (s == CLOSED) return;
+      if (s != RUNNING) quiet.polls.clear();
       ++idle;
       if (s == RUNNING) {
         if (idle < SPIN) {
           relax();
           continue;
         }
-        if (idle == SPIN) quiet = Quiet{};
         poll(t);
-        if (still(quiet)) report_stall(t);
+        if (still(quiet)) report_stall(t, quiet);
         sched_yield();
       } else if (idle < PARK_POLLS && s == IDLE) {
         relax();

@@ -1,0 +1,61 @@
+// What the resident loop is made of: counters, workers, threads.
+#pragma once
+#include <sched.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstdlib>
+#include <mutex>
+#include <new>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#if defined(__x86_64__)
+inline void relax() { __builtin_ia32_pause(); }
+#elif defined(__aarch64__)
+inline void relax() { asm volatile("yield"); }
+#else
+inline void relax() {}
+#endif
+
+enum State : uint32_t { IDLE = 0, RUNNING = 1, STALLED = 2, CLOSED = 3 };
+enum Reason : uint32_t { NO_REASON = 0, STOP_ID = 1, MAX_NEW = 2, CONTEXT_FULL = 3, ABORTED = 4, BAD_ID = 5 };
+
+constexpr uint32_t SPIN = 4096;          // polls without progress before a thread yields its core
+constexpr uint32_t PARK_POLLS = 1 << 16;  // polls between requests before a thread parks
+constexpr size_t HINT_BYTES = 2048;      // of the next weight run, fetched while a worker waits
+
+struct alignas(64) Counter {
+  std::atomic<uint32_t> value{0};
+};
+
+// One worker: its place in the current step.
+struct Worker {
+  uint32_t id = 0;
+  uint32_t sequence = 0;  // step that it is in, or has finished
+  uint32_t pc = 0, end = 0;
+  uint32_t wait = 0;  // waits of the current instruction that are already met
+  bool hinted = false;
+  const char* pool = nullptr;
+  std::vector<const Stream*> streams;  // by program
+};
+
+struct alignas(64) ThreadState {
+  std::atomic<uint64_t> beat{0};         // grows by one before and after every instruction: odd inside a body
+  std::atomic<uint32_t> polls{0};        // rounds in which it looked at all its workers and none could run
+  std::atomic<uint32_t> waiting{NONE};   // operator of the first instruction that one of them waited for then
+  std::thread thread;
+  std::vector<Worker> workers;
+  Scratch scratch{nullptr};
+};
+
+// What a waiting thread remembers of the time without progress.
+struct Quiet {
+  std::chrono::steady_clock::time_point last = std::chrono::steady_clock::now();
+  uint64_t beats = 0;
+  uint32_t ms = 0;
+  std::vector<uint32_t> polls;  // of each thread when the quiet began; empty before the first look
+};

@@ -262,7 +262,7 @@ STATUS = Record(
         Field("stall_have", "u4", "counter as read"),
         Field("stall_want", "u4", "value waited for"),
         Field("parked", "u4", "threads that are parked"),
-        Field("reserved", "u4", "reserved, zero", 2),
+        Field("reserved", "u4", "reserved, zero", 3),
     ),
 )
 

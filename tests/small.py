@@ -1,0 +1,133 @@
+"""Small step programs for the tests of the passes: a stand-in module, and a GLM-5 of two layers with its MTP layer."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from tilecompile import ops
+from tilecompile.emit import task_kinds
+from tilecompile.events import events
+from tilecompile.fuse import fuse
+from tilecompile.graph import OpGraph
+from tilecompile.models.config import Glm5Config
+from tilecompile.models.glm5 import Glm5Step
+from tilecompile.models.mtp import MtpStep
+from tilecompile.place import place
+from tilecompile.plan import EventTensors, Program
+from tilecompile.schedule import schedule
+from tilecompile.tile import tile
+from tilecompile.trace import trace
+
+HIDDEN, VOCAB = 32, 50
+
+GLM5 = {
+    "vocab_size": 150,
+    "hidden_size": 72,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "q_lora_rank": 40,
+    "kv_lora_rank": 24,
+    "qk_nope_head_dim": 10,
+    "qk_rope_head_dim": 6,
+    "v_head_dim": 14,
+    "index_n_heads": 2,
+    "index_head_dim": 12,
+    "index_topk": 8,
+    "intermediate_size": 130,
+    "moe_intermediate_size": 20,
+    "n_routed_experts": 6,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 2,
+    "first_k_dense_replace": 1,
+    "routed_scaling_factor": 2.5,
+    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 64,
+    "rope_parameters": {"rope_theta": 1e4, "rope_type": "default"},
+    "num_nextn_predict_layers": 1,
+    "model_type": "glm_moe_dsa",
+    "architectures": ["GlmMoeDsaForCausalLM"],
+}
+
+Middle = Callable[["Block", Tensor], Tensor]
+
+
+class Block(nn.Module):
+    """What stands between embedding and lm_head: `middle`, which may use the parameters and the cache here."""
+
+    cache: Tensor
+    offset: Tensor
+
+    def __init__(self, middle: Middle) -> None:
+        super().__init__()
+        self.middle = middle
+        for name in ("norm", "norm2", "bias"):
+            self.register_parameter(name, nn.Parameter(torch.empty(HIDDEN)))
+        for name in ("a", "b", "c"):
+            self.register_parameter(name, nn.Parameter(torch.empty(HIDDEN, HIDDEN)))
+        self.register_buffer("cache", torch.empty(2, HIDDEN))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.middle(self, x)
+
+
+class Step(nn.Module):
+    """Embedding, a block at the module path `layers.3.0`, lm_head, argmax."""
+
+    def __init__(self, middle: Middle) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.empty(VOCAB, HIDDEN))
+        self.layers = nn.ModuleDict({"3": nn.Sequential(Block(middle))})
+        self.head = nn.Parameter(torch.empty(VOCAB, HIDDEN))
+
+    def forward(self, ids: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+        logits = ops.linear(self.layers["3"](ops.embed(ids, self.table)), self.head)
+        return logits, ops.argmax(logits)
+
+
+def trace_step(module: nn.Module, tokens: int = 2, program: str = "decode") -> OpGraph:
+    """The graph of a module that takes (ids, position) and returns (logits, next)."""
+    args = tuple(torch.zeros(n, dtype=torch.int32, device="meta") for n in (tokens, 1))
+    return trace(module, args, ("ids", "position"), ("logits", "next"), program)
+
+
+def traced(middle: Middle, tokens: int = 2) -> OpGraph:
+    """The unfused graph of a Step."""
+    with torch.device("meta"):
+        module = Step(middle)
+    return trace_step(module, tokens)
+
+
+@functools.cache
+def glm5_graphs(tokens: int = 1) -> tuple[OpGraph, ...]:
+    """The unfused decode and draft programs of the small GLM-5."""
+    config = Glm5Config.from_dict(GLM5)
+    with torch.device("meta"):
+        decode, draft = Glm5Step(config, 32, tokens), MtpStep(config, 32, tokens)
+    ids, position = (torch.zeros(n, dtype=torch.int32, device="meta") for n in (tokens, 1))
+    hidden = torch.zeros(tokens, config.hidden_size, device="meta")
+    names = ("ids", "hidden", "position")
+    drafted = trace(draft, (ids, hidden, position), names, ("logits", "hidden"), "draft")
+    return trace_step(decode, tokens), drafted
+
+
+def plans(graphs: tuple[OpGraph, ...], parts: int) -> list[EventTensors]:
+    """The event tensors of fused graphs, on one device."""
+    return [events(tile(place(g, "single", 1), parts)) for g in graphs]
+
+
+def scheduled(graphs: tuple[OpGraph, ...], workers: int) -> Program:
+    """The schedule of unfused graphs."""
+    fused = tuple(fuse(g) for g in graphs)
+    kinds, of_node = task_kinds({(g.program, n.name): n for g in fused for n in g.nodes})
+    kind_of = {(g.program, n.name): 0 for g in fused for n in g.nodes} | {k: v.index for k, v in of_node.items()}
+    return schedule(plans(fused, workers), workers, kind_of, ["commit", *(k.function for k in kinds)])
+
+
+@functools.cache
+def glm5_program(workers: int) -> Program:
+    """Both programs of the small GLM-5, scheduled."""
+    return scheduled(glm5_graphs(), workers)

@@ -1,0 +1,82 @@
+"""The program format: numpy and C agree on every record, and tables survive a file without pickle."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+
+from tilecompile.build import find_compiler
+from tilecompile.runtime import format as fmt
+
+
+def test_sizes_and_offsets_hold_in_c(tmp_path: Path) -> None:
+    """The header compiles with its static assertions, and a program prints the offsets that numpy has."""
+    lines = []
+    want = []
+    for record in fmt.RECORDS:
+        fields = record.dtype.fields
+        assert fields is not None
+        lines.append(f'printf("{record.name} %zu\\n", sizeof({record.name}));')
+        want.append(f"{record.name} {record.dtype.itemsize}")
+        for f in record.fields:
+            size = f"sizeof({record.name}::{f.name})"
+            lines.append(f'printf("{f.name} %zu %zu\\n", offsetof({record.name}, {f.name}), {size});')
+            want.append(f"{f.name} {fields[f.name][1]} {fields[f.name][0].itemsize}")
+    source = tmp_path / "format.cpp"
+    header = fmt.c_header().replace("#pragma once\n", "")
+    source.write_text(header + "#include <cstdio>\nint main() {\n" + "\n".join(lines) + "\n}\n")
+    command = [find_compiler(), "-std=c++20", "-Wall", "-Wextra", "-Werror", "-o", str(tmp_path / "out"), str(source)]
+    subprocess.run(command, check=True)
+    got = subprocess.run([str(tmp_path / "out")], check=True, capture_output=True, text=True).stdout.splitlines()
+    assert got == want
+
+
+def test_a_wrong_layout_does_not_compile(tmp_path: Path) -> None:
+    source = tmp_path / "wrong.cpp"
+    header = fmt.c_header()
+    moved = header.replace("  uint32_t device;", "  uint64_t device;", 1)
+    assert moved != header
+    source.write_text(moved)
+    command = [find_compiler(), "-std=c++20", "-fsyntax-only", str(source)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "static assertion failed" in done.stderr
+
+
+@pytest.mark.parametrize("record", fmt.RECORDS, ids=lambda r: r.name)
+def test_records_have_no_holes(record: fmt.Record) -> None:
+    """Every byte belongs to a field, so that equal records have equal bytes (hashes, comparisons)."""
+    fields = record.dtype.fields
+    assert fields is not None
+    covered = sum(dtype.itemsize for dtype, *_ in fields.values())
+    assert covered == record.size
+    assert all(offset % min(8, dtype.base.itemsize) == 0 for dtype, offset, *_ in fields.values())
+    assert len({f.name for f in record.fields}) == len(record.fields)
+    assert all(f.meaning for f in record.fields)
+
+
+def test_instructions_fit_a_cache_line() -> None:
+    assert fmt.INSTRUCTION.size <= 64
+
+
+@pytest.mark.parametrize("name", fmt.TABLES)
+def test_tables_round_trip_without_pickle(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    dtype = fmt.TABLES[name].dtype
+    path = tmp_path_factory.mktemp(name) / "table.npy"
+
+    @settings(max_examples=20, deadline=None)
+    @given(st.integers(0, 5).flatmap(lambda n: npst.arrays(np.uint8, n * dtype.itemsize)))
+    def check(raw: np.ndarray) -> None:
+        table = raw.view(dtype)
+        np.save(path, table, allow_pickle=False)
+        loaded = np.load(path, allow_pickle=False)
+        assert loaded.dtype == dtype
+        assert loaded.tobytes() == table.tobytes()
+
+    check()

@@ -6,6 +6,8 @@ task's tape runs hold. Of its result only the boxes that the task declares as wr
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +28,17 @@ from tilecompile.tiles import unpack_rows
 
 POISON = 0x7FC07FC0
 """Not-a-number as f32 and as a pair of bf16, and an index that leads nowhere as i32."""
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch with a single thread: tasks are too small for more, and sums keep one order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class Memory:

@@ -16,8 +16,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from tilecompile.errors import EngineStalled, InputError
-from tilecompile.evaluate import Evaluator
+from tilecompile.errors import EngineError, EngineStalled, InputError
+from tilecompile.evaluate import Evaluator, one_thread
 from tilecompile.runtime.buffers import Arrays, find_operator, numbers_of, read_buffers, writes
 from tilecompile.runtime.format import COMMIT_KIND
 from tilecompile.runtime.generate import check_ids, check_max_new
@@ -129,20 +129,24 @@ class Interpreter:
         left = sum(self._ops[i] in wanted for w in self._workers for i in range(*w.streams[0]))
         self._running = True
         self._publish(0, ids[0])
-        while self._running:
-            worker = self._pick()
-            instruction, step = worker.pc, self._steps[worker.sequence % 2]
-            worker.pc += 1
-            if self._kinds[instruction] == COMMIT_KIND:
-                self._commit(step)
-                continue
-            self._evaluator.run(instruction, step.logits)
-            for event in self._notifies[instruction]:
-                self._counters[event] += 1
-            if self._ops[instruction] in wanted and step.position == len(ids) - 1:
-                left -= 1
-                if left == 0:
-                    return
+        with one_thread():
+            while self._running:
+                worker = self._pick()
+                instruction, step = worker.pc, self._steps[worker.sequence % 2]
+                worker.pc += 1
+                self._execute(instruction, step)
+                if self._ops[instruction] in wanted and step.position == len(ids) - 1:
+                    left -= 1
+                    self._running = left > 0
+
+    def _execute(self, instruction: int, step: _Step) -> None:
+        """Runs one instruction and tells those who wait for it."""
+        if self._kinds[instruction] == COMMIT_KIND:
+            return self._commit(step)
+        self._evaluator.run(instruction, step.logits)
+        for event in self._notifies[instruction]:
+            self._counters[event] += 1
+        return None
 
     def _publish(self, position: int, token: int) -> None:
         """Starts the next step with one token. What a step has not written, the next one must not read: poison."""
@@ -163,6 +167,8 @@ class Interpreter:
             return self._publish(context, self._prompt[context])
         if self._max_new:
             token = int(self._word("next")[0])
+            if not 0 <= token < self.manifest.vocab_size:
+                raise EngineError(f"{self.manifest.folder}: the program chose token {token}, which doesn't exist")
             self._tokens.append(token)
             if token not in self._stops and len(self._tokens) < self._max_new and context < self.manifest.max_seq_len:
                 return self._publish(context, token)

@@ -1,0 +1,69 @@
+"""Engines that several test modules use: each is compiled once a session, when it is first asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from reference import draw
+
+from tilecompile.compile import compile_model
+from tilecompile.options import CompileOptions
+
+TOKENS = 72
+ODD: dict[str, Any] = {
+    "num_attention_heads": 5,
+    "hidden_size": 120,
+    "n_routed_experts": 7,
+    "num_experts_per_tok": 3,
+    "vocab_size": 203,
+    "q_lora_rank": 45,
+    "kv_lora_rank": 35,
+    "qk_nope_head_dim": 18,
+    "qk_rope_head_dim": 6,
+    "v_head_dim": 22,
+    "index_n_heads": 3,
+    "index_head_dim": 26,
+    "intermediate_size": 133,
+    "moe_intermediate_size": 49,
+}
+MODELS: dict[str, tuple[dict[str, Any], int]] = {
+    "plain": ({"num_hidden_layers": 3, "index_topk": 24, "vocab_size": 300}, 4),
+    "odd": ({**ODD, "num_hidden_layers": 2, "index_topk": 16}, 2),
+    "shared": ({**ODD, "num_hidden_layers": 4, "index_topk_pattern": "FSFS", "index_topk": 40}, 3),
+}
+"""What differs from `reference.SMALL`, and the number of workers. The text is longer than index_topk in each."""
+
+
+@dataclass(frozen=True)
+class Built:
+    """An engine, and a text in which no choice of the model is a near-tie."""
+
+    path: Path
+    ids: list[int]
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Built]:
+    """The engine of one of MODELS."""
+    known: dict[str, Built] = {}
+
+    def engine(name: str) -> Built:
+        if name not in known:
+            overrides, workers = MODELS[name]
+            folder = tmp_path_factory.mktemp(name)
+            config, model, ids, _, counted = draw(overrides, TOKENS)
+            model.save_pretrained(folder / "model")
+            (folder / "model" / "config.json").write_text(json.dumps(config))
+            options = CompileOptions(
+                str(folder / "model"), folder / "engine", max_seq_len=128, workers=workers, weights="f32"
+            )
+            compile_model(options)
+            known[name] = Built(folder / "engine", ids[:counted].tolist())
+        return known[name]
+
+    return engine

@@ -16,9 +16,6 @@ def region_of(access: Access, view: View, tensor: Tensor, tasks: int) -> Region:
     for a window without gaps, larger otherwise, which may add a dependency but never loses one.
     """
     ones = np.ones(tasks, np.int64)
-    if len(view.shape) == 1:
-        lo, hi = access.box[0]
-        return Region(tensor.name, lo * ones, hi * ones, 0 * ones, ones)
     begin, last = view.offset * ones, view.offset * ones
     for (lo, hi), stride in zip(access.box[1:], view.strides[1:], strict=True):
         begin = begin + lo * ones * stride

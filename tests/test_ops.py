@@ -3,39 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 
 import pytest
 import torch
-from opharness import assert_close, build_bodies, expected, run_body
+from opharness import OPS, RUNNABLE, any_seed, assert_close, build_bodies, cases_of, expected, run_body, same_bits
 
-import tilecompile.ops  # noqa: F401  (registers the ops)
-from tilecompile.build import ISAS
-from tilecompile.ops.base import REGISTRY
-from tilecompile.ops.testing import Case
-from tilecompile.runtime.machine import cpu_features
-
-RUNNABLE = [isa for isa in ISAS.values() if set(isa.features) <= cpu_features()]
+from tilecompile.build import Isa
 
 
-def cases_of(op: str, seed: int) -> list[Case]:
-    """The op's cases with names made distinct."""
-    module = importlib.import_module(f"tilecompile.ops.{op}.cases")
-    cases = list(module.cases(torch.Generator().manual_seed(seed)))
-    return [
-        dataclasses.replace(c, node=dataclasses.replace(c.node, name=f"{c.node.name}_{i}")) for i, c in enumerate(cases)
-    ]
-
-
-def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether two contiguous tensors are equal bit by bit; not-a-number equals itself."""
-    return torch.equal(a.view(torch.uint8), b.view(torch.uint8))
-
-
+@pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("isa", RUNNABLE, ids=lambda isa: isa.name)
-@pytest.mark.parametrize("op", [name for name in REGISTRY if name != "commit"])
-def test_body_agrees_with_reference(op: str, isa: object) -> None:
-    seed = int(torch.randint(1 << 30, ()))
+def test_body_agrees_with_reference(op: str, isa: Isa) -> None:
+    seed = any_seed()
     cases = cases_of(op, seed)
     assert cases
     library, kinds = build_bodies([c.node for c in cases], isa)

@@ -118,6 +118,10 @@ class Tiling:
     `coords` is int32 [tasks, 4] and becomes `Instruction.tile`. `weights[i]` are the tiles that task i streams, in
     order; a gathered tile carries the expert slot that addresses it. `cost` is float64 [tasks], in bytes moved.
     `scratch` is the private memory in bytes that the body needs.
+
+    The proof of a schedule believes the accesses, so a task reads nothing outside its reads and writes nothing outside
+    its writes, not even for a moment, and no two tasks write the same element. Neither do bodies read past the end of a
+    tensor, a tile or the scratch memory (rounded up to 64 bytes): no padding is promised. Prefetches are free.
     """
 
     coords: npt.NDArray[np.int32]

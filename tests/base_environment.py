@@ -1,6 +1,6 @@
 """Loads an engine and generates where only the base dependencies are installed. Run by `make test`, not by pytest.
 
-    python tests/base_environment.py ENGINE
+python tests/base_environment.py ENGINE
 """
 
 from __future__ import annotations

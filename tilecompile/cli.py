@@ -1,4 +1,4 @@
-"""The command line: tilecompile demo, compile, generate, inspect, models."""
+"""The command line: tilecompile demo, compile, generate, inspect, models, debug."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, ParamSpec
 import typer
 
 from tilecompile import __version__
+from tilecompile.cli_debug import debug
 from tilecompile.runtime.errors import EngineError, InputError, TilecompileError
 
 if TYPE_CHECKING:
@@ -292,3 +293,6 @@ def demo(
             _print_stream(loaded, stream)
             if stream.stats is not None:
                 print(timings(loaded, stream.stats), flush=True)
+
+
+app.command(epilog=EXAMPLE + "tilecompile debug tiny.engine --ids 1,2,3 --compare")(_guarded(debug))

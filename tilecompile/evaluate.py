@@ -115,6 +115,7 @@ class Evaluator:
             for node in self._nodes
             for view in node.weights
         }
+        self.ops = {node.name: node.op for node in self._nodes}
         self._tasks: dict[int, _Task] = {}
 
     def name(self, instruction: int) -> str:

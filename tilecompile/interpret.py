@@ -100,6 +100,10 @@ class Interpreter:
         self._request(self._ids(ids), 0, logits=False, stop_after={i for i, n in enumerate(names) if n == name})
         return read_buffers(self.manifest, self.tables, numbers_of(written[name]), self._evaluator.memory.area)
 
+    def op(self, operator: str) -> str:
+        """The tile op of an operator."""
+        return self._evaluator.ops[operator]
+
     def _ids(self, ids: Iterable[int]) -> list[int]:
         if isinstance(ids, str):
             raise InputError("the interpreter takes token ids, not text")

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import threading
+import os
 import time
 import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
 from tilecompile.runtime.buffers import Arrays, check_kept, find_operator, numbers_of, read_buffers, writes
+from tilecompile.runtime.contract import check_contract
 from tilecompile.runtime.errors import EngineError, EngineStalled, InputError
-from tilecompile.runtime.format import ARENAS, LAUNCH
 from tilecompile.runtime.generate import Output, Run, TokenStream, check_ids, check_max_new
-from tilecompile.runtime.kernel import RUNNING, STALLED, Kernel, open_kernel
+from tilecompile.runtime.kernel import STALLED, Kernel, open_kernel
+from tilecompile.runtime.launch import Memory, clear, launch_kernel, load_memory, stalled
 from tilecompile.runtime.machine import usable_cores
-from tilecompile.runtime.manifest import KERNEL, Manifest, read_manifest
-from tilecompile.runtime.memory import Bytes, address, allocate, read_into, touch
+from tilecompile.runtime.manifest import KERNEL, Manifest, check_same, read_manifest
 from tilecompile.runtime.runnable import check_runnable
 from tilecompile.runtime.tables import Tables, load_tables
 from tilecompile.runtime.text import Text
@@ -79,46 +79,21 @@ class Engine:
         self._stall_ms = max(1, round(1e3 * stall_seconds))
         self._tables: Tables = load_tables(manifest)
         self._library = open_kernel(manifest.file(KERNEL))
+        check_contract(manifest, self._tables)
         self._text: Text | None = None
-        self._busy = threading.Lock()
+        self._pid = os.getpid()
+        self._claims: dict[str, object] = {}  # who runs a request
         self._scored = 0  # positions whose caches hold what `score` fed last
         self._launches = self._steps = self._requests = self._prompt_tokens = self._tokens = 0
-        self._allocate()
+        self._memory: Memory = load_memory(manifest)
+        check_same(manifest)
         self._launch()
         self._load_ms = 1e3 * (time.perf_counter() - begin)
 
-    def _allocate(self) -> None:
-        """Arenas and weight pools, [device][arena]."""
-        self._memory: list[dict[str, Bytes]] = []
-        for arena, pool in zip(self.manifest.arenas, self.manifest.pools, strict=True):
-            areas = {name: allocate(int(arena[name])) for name in ARENAS if name != "weight"}
-            for area in areas.values():
-                touch(area)
-            areas["weight"] = allocate(int(pool["bytes"]))
-            read_into(self.manifest.file(pool["file"]), areas["weight"], usable_cores())
-            self._memory.append(areas)
-
     def _launch(self) -> None:
-        data, buffers = self.manifest.data, self._tables["buffers"]
-        bases = np.array([[address(areas[name]) for name in ARENAS] for areas in self._memory], np.uint64)
-        places = bases[buffers["device"], buffers["arena"]] + buffers["offset"]
-        pools = bases[:, ARENAS.index("weight")].copy()
-        stops = np.array([*sorted(self._stops), 0], np.int64).astype(np.int32)
-        launch = np.zeros(1, LAUNCH.dtype)
-        for name in ("streams", "instructions", "operands", "waits", "notifies", "tape", "events"):
-            launch[name] = address(self._tables[name])
-        launch["buffers"], launch["pools"], launch["stops"] = address(places), address(pools), address(stops)
-        launch["logits"] = places[data["io"]["logits"]]
-        launch["stream_count"] = len(self._tables["streams"])
-        launch["event_count"] = len(self._tables["events"])
-        launch["program_count"] = len(data["programs"])
-        launch["workers"], launch["threads"] = self.manifest.workers, self.threads
-        launch["stop_count"] = len(self._stops)
-        launch["vocab"], launch["max_seq_len"] = self.manifest.vocab_size, self.manifest.max_seq_len
-        for name in ("next", "ids", "position"):
-            launch[f"{name}_buffer"] = data["io"][name]
-        launch["stall_ms"], launch["scratch_bytes"] = self._stall_ms, data["scratch_bytes"]
-        self._kernel = Kernel(self._library, launch, (self._memory, self._tables, places, pools, stops))
+        self._kernel = launch_kernel(
+            self._library, self.manifest, self._tables, self._memory, self.threads, self._stall_ms
+        )
         self._finalizer = weakref.finalize(self, self._kernel.close)
 
     def _relaunch(self) -> None:
@@ -126,10 +101,11 @@ class Engine:
         self._finalizer()
         self._launches += self._kernel.field("launches")
         self._steps += self._kernel.field("steps")
-        for areas in self._memory:
-            for name in ("activation", "cache", "io"):
-                areas[name][:] = 0
-        self._launch()
+        clear(self._memory)
+        try:
+            self._launch()
+        except EngineError as error:
+            raise EngineError(f"{error}; the engine is closed and must be loaded again") from error
 
     @property
     def text(self) -> Text | None:
@@ -160,36 +136,54 @@ class Engine:
             prompt = self.text.encode(prompt) if prompt else []
         return check_ids(prompt, self.manifest.vocab_size, self.manifest.max_seq_len)
 
+    def _usable(self) -> None:
+        if os.getpid() != self._pid:
+            raise EngineError(
+                f"{self.manifest.folder}: the engine was loaded in process {self._pid} and its threads are not in "
+                "this fork; load it here"
+            )
+        if self._kernel.closed:
+            raise EngineError(f"{self.manifest.folder}: the engine is closed")
+
     def _start(
         self, ids: npt.NDArray[np.int32], max_new: int, logits: npt.NDArray[np.float32] | None = None, position: int = 0
     ) -> Run:
         """Takes the engine for one request from a position on; `_done` frees it."""
-        if self._kernel.closed:
-            raise EngineError(f"{self.manifest.folder}: the engine is closed")
-        if not self._busy.acquire(blocking=False):
-            raise EngineError(
-                f"{self.manifest.folder}: a request is running and an engine runs one at a time; "
-                "wait for it or close its stream"
-            )
+        self._usable()
+        claim = object()  # not a lock: an interrupt between taking it and knowing so would leave it taken
         try:
+            if self._claims.setdefault("request", claim) is not claim:
+                raise EngineError(
+                    f"{self.manifest.folder}: a request is running and an engine runs one at a time; "
+                    "wait for it or close its stream"
+                )
             if self._kernel.field("state") == STALLED:
                 self._relaunch()
             if not 0 <= position <= self._scored:
                 raise InputError(f"start is {position}, want 0 to {self._scored} (positions that score has just fed)")
             self._scored = 0
-            return Run(self._kernel, self._stalled, ids, max_new, logits, position)
+            return Run(self._kernel, self._stalled, claim, ids, max_new, logits, position)
         except BaseException:
-            if not self._kernel.closed and self._kernel.wait(0, 0) == RUNNING:
-                self._kernel.abort()
-            self._busy.release()
+            try:
+                if self._claims.get("request") is claim and not self._kernel.closed:
+                    self._kernel.abort()
+            finally:
+                self._free(claim)
             raise
 
+    def _free(self, claim: object) -> None:
+        """Lets the next request in. One that still runs, because its end was interrupted, is aborted by the next."""
+        if self._claims.get("request") is claim:
+            del self._claims["request"]
+
     def _done(self, run: Run) -> None:
-        stats = run.stats()
-        self._requests += 1
-        self._prompt_tokens += stats.prompt_tokens
-        self._tokens += stats.tokens
-        self._busy.release()
+        try:
+            stats = run.stats()
+            self._requests += 1
+            self._prompt_tokens += stats.prompt_tokens
+            self._tokens += stats.tokens
+        finally:
+            self._free(run.claim)
 
     def generate(self, prompt: Prompt, max_new_tokens: int | None = 64) -> Output:
         """Generates greedily from a text or token ids, until a stop id, `max_new_tokens` or a full context.
@@ -265,26 +259,13 @@ class Engine:
             self._done(run)
 
     def _stalled(self, kernel: Kernel) -> EngineStalled:
-        """The error for a kernel that waits for an event that doesn't come."""
-
-        def word(names: list[Any], index: int) -> str:
-            return str(names[index]) if index < len(names) else f"#{index}"
-
-        index, table = kernel.field("stall_instruction"), self._tables["instructions"]
-        task = f"instruction {index}"
-        if index < len(table):
-            record = table[index]
-            kind = word(self.manifest.data["kinds"], int(record["kind"]))
-            op = word(self.manifest.data["operators"], int(record["op"]))
-            task = f"task {kind} of {op}, tile {tuple(int(i) for i in record['tile'])} (instruction {index})"
-        worker, event, have, want = (kernel.field(f"stall_{name}") for name in ("worker", "event", "have", "want"))
-        return EngineStalled(
-            f"{self.manifest.folder}: the kernel stalled: worker {worker} waits before {task} for event {event}, "
-            f"have {have}, want {want}; it is launched again at the next request"
-        )
+        return stalled(self.manifest, self._tables, kernel)
 
     def close(self) -> None:
-        """Ends the kernel's threads and frees its memory. A request in another thread ends with EngineError."""
+        """Ends the kernel's threads and frees its memory. A request in another thread ends with EngineError.
+
+        In a fork of the process that loaded the engine it only forgets it.
+        """
         self._finalizer()
         self._memory, self._tables = [], {}
 

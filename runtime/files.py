@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import stat
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
@@ -68,20 +69,28 @@ def inner_path(folder: Path, name: str) -> Path:
     if not name or "\0" in name or "\\" in name or pure.is_absolute() or ".." in pure.parts:
         raise EngineError(f"{folder}/engine.json: file name {name!r} is not a path inside the engine folder")
     path = folder / pure
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise EngineError(f"{path}: is a link to {path.resolve()}, want a file inside the engine folder")
+    try:
+        target = path.resolve()
+        inside = target.is_relative_to(folder.resolve())
+    except (OSError, RuntimeError, ValueError) as error:  # too long, a loop of links, no character of the file system
+        raise EngineError(f"{folder}/engine.json: file name {name[:80]!r} can't be looked up: {error}") from error
+    if not inside:
+        raise EngineError(f"{path}: is a link to {target}, want a file inside the engine folder")
     return path
 
 
 def check_size(path: Path, wanted: int) -> None:
     """EngineError unless the path is a regular file of the wanted size."""
-    if not path.exists():
-        raise EngineError(f"{path}: missing file, want {wanted} bytes")
-    if not path.is_file():
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise EngineError(f"{path}: missing file, want {wanted} bytes") from error
+    except OSError as error:
+        raise EngineError(f"{path}: can't be read: {error.strerror or error}") from error
+    if not stat.S_ISREG(found.st_mode):
         raise EngineError(f"{path}: is not a file, want a file of {wanted} bytes")
-    found = path.stat().st_size
-    if found != wanted:
-        raise EngineError(f"{path}: size is {found} bytes, want {wanted}")
+    if found.st_size != wanted:
+        raise EngineError(f"{path}: size is {found.st_size} bytes, want {wanted}")
 
 
 def check_hash(path: Path, entry: Mapping[str, Any]) -> None:
@@ -99,7 +108,7 @@ def check_hash(path: Path, entry: Mapping[str, Any]) -> None:
         def chunk_hash(index: int) -> str:
             with path.open("rb") as file:
                 file.seek(index * size)
-                return hashlib.sha256(file.read(size)).hexdigest()
+                return hashlib.sha256(file.read(min(size, entry["bytes"]))).hexdigest()
 
         with ThreadPoolExecutor(4) as pool:
             for index, found in enumerate(pool.map(chunk_hash, range(len(wanted)))):

@@ -255,7 +255,7 @@ STATUS = Record(
         Field("state", "u4", "0: idle, 1: running a request, 2: stalled, 3: closed"),
         Field("fed", "u4", "prompt ids of the current request that have been fed"),
         Field("generated", "u4", "tokens generated for the current request"),
-        Field("reason", "u4", "why it ended: 0 still running, 1 stop id, 2 max_new, 3 context full, 4 aborted, 5 bad id"),
+        Field("reason", "u4", "why it ended: 0 not yet, 1 stop id, 2 max_new, 3 context full, 4 aborted, 5 bad id"),
         Field("stall_worker", "u4", "worker that waited, or NONE where a step ended without its sink; in state 2"),
         Field("stall_instruction", "u4", "instruction that it could not start"),
         Field("stall_event", "u4", "event that it waited for"),

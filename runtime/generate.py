@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from tilecompile.runtime.errors import EngineError, InputError
 from tilecompile.runtime.format import REQUEST
-from tilecompile.runtime.kernel import REASONS, RUNNING, STALLED, Kernel
+from tilecompile.runtime.kernel import BAD_ID, REASONS, RUNNING, STALLED, Kernel
 from tilecompile.runtime.memory import address
 from tilecompile.runtime.text import Pieces
 
@@ -98,12 +98,13 @@ class Run:
         self,
         kernel: Kernel,
         stalled: Callable[[Kernel], EngineError],
+        claim: object,
         ids: npt.NDArray[np.int32],
         max_new: int,
         logits: npt.NDArray[np.float32] | None = None,
         position: int = 0,
     ) -> None:
-        self._kernel, self._stalled = kernel, stalled
+        self._kernel, self._stalled, self.claim = kernel, stalled, claim
         self.prompt_tokens = len(ids)
         request = np.zeros(1, REQUEST.dtype)
         request["ids"], request["count"], request["max_new"] = address(ids), len(ids), max_new
@@ -112,8 +113,9 @@ class Run:
         self._first_steps, self._begin = kernel.field("steps"), time.perf_counter()
         self._first = self._last = self._begin
         self._first_at = 0
-        while kernel.submit(request, logits):
-            self._poll(UNLIMITED)  # what an interrupted abort left behind
+        while kernel.submit(request, logits):  # an earlier request runs, whose end was interrupted
+            kernel.abort()
+            self._poll(UNLIMITED)
 
     def _poll(self, generated: int) -> bool:
         """Waits a moment; whether there is news: more than `generated` tokens, or the request has ended.
@@ -124,6 +126,8 @@ class Run:
         more = self._kernel.field("generated") > generated
         if state == STALLED and not more:
             raise self._stalled(self._kernel)
+        if self._kernel.field("reason") == BAD_ID and not more:
+            raise EngineError("the kernel chose an id outside the vocabulary; compile the model again")
         return more or state != RUNNING
 
     def wait(self, generated: int) -> int:

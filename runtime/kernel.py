@@ -16,8 +16,9 @@ from tilecompile.runtime.format import FORMAT_VERSION, STATUS
 from tilecompile.runtime.memory import address
 
 IDLE, RUNNING, STALLED, CLOSED = range(4)
-REASONS = ("running", "stop", "length", "context", "aborted")
-"""`Status.reason` in words: a stop id, max_new_tokens reached, context full, aborted."""
+REASONS = ("running", "stop", "length", "context", "aborted", "bad id")
+"""`Status.reason` in words: a stop id, max_new_tokens reached, context full, aborted, an id that doesn't exist."""
+BAD_ID = 5
 
 Record = npt.NDArray[np.void]
 
@@ -63,6 +64,7 @@ class Kernel:
         self._memory: tuple[object, ...] = (launch, memory)
         self._mutex = threading.RLock()
         self._closing = False
+        self._pid = os.getpid()
         self._logits: npt.NDArray[np.float32] | None = None
         self._handle: int | None = library.tc_launch(address(launch))
         if not self._handle:
@@ -76,15 +78,18 @@ class Kernel:
     @property
     def closed(self) -> bool:
         """Whether the kernel is closed or about to be."""
-        return self._closing
+        return self._closing or os.getpid() != self._pid
 
     def _check(self) -> int:
+        if os.getpid() != self._pid:
+            raise EngineError(f"the engine was loaded in process {self._pid}, whose threads are not in this fork")
         if self._closing or self._handle is None:
             raise EngineError("the engine is closed")
         return self._handle
 
     def submit(self, request: Record, logits: npt.NDArray[np.float32] | None) -> int:
         """Starts a request: 0, or -1 while one is running, or -2 after a stall. Keeps `logits` alive meanwhile."""
+        self._check()
         with self._mutex:
             result = int(self._library.tc_submit(self._check(), address(request)))
             if result == 0:
@@ -98,6 +103,7 @@ class Kernel:
     def wait(self, generated: int, timeout_ms: int) -> int:
         """Waits until more than `generated` tokens exist or the request has ended; returns the state."""
         status = np.zeros(1, STATUS.dtype)
+        self._check()  # before the mutex, which in a fork nobody may give back
         with self._mutex:
             state = int(self._library.tc_wait(self._check(), generated, timeout_ms, address(status)))
             self.status = status
@@ -105,18 +111,22 @@ class Kernel:
 
     def tokens(self, begin: int, end: int) -> list[int]:
         """Generated ids of the current or last request."""
+        self._check()
         with self._mutex:
             start = self._library.tc_tokens(self._check())
             return list((ctypes.c_int32 * (end - begin)).from_address(start + 4 * begin))
 
     def abort(self) -> None:
         """Ends the current request at the next step."""
+        self._check()
         with self._mutex:
             self._library.tc_abort(self._check())
 
     def close(self) -> None:
         """Ends the resident threads; a request that runs ends with EngineError in the thread that waits for it."""
         self._closing = True
+        if os.getpid() != self._pid:
+            return  # a fork: threads and whoever held the mutex are in the other process
         with self._mutex:
             if self._handle is not None:
                 self._library.tc_abort(self._handle)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 from functools import cache
 from pathlib import Path
 
@@ -55,7 +56,15 @@ def cgroup_quota() -> float | None:
 
 
 def free_memory() -> int | None:
-    """Bytes of memory that can be allocated without swapping, or None where the system doesn't tell."""
+    """Bytes of memory that can be allocated without swapping, or None where the system doesn't tell.
+
+    What the machine has available, within the limits of the process and of its control groups.
+    """
+    found = [size for size in (_available(), cgroup_memory(), _unlimited()) if size is not None]
+    return max(0, min(found)) if found else None
+
+
+def _available() -> int | None:
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable"):
@@ -63,3 +72,43 @@ def free_memory() -> int | None:
     except OSError:
         pass
     return None
+
+
+def _unlimited() -> int | None:
+    """What the process's limits on address space and on data leave, or None without such limits."""
+    found = []
+    try:
+        pages = [int(word) * resource.getpagesize() for word in Path("/proc/self/statm").read_text().split()]
+        for limit, used in ((resource.RLIMIT_AS, pages[0]), (resource.RLIMIT_DATA, pages[5])):
+            soft = resource.getrlimit(limit)[0]
+            if soft != resource.RLIM_INFINITY:
+                found.append(soft - used)
+    except (OSError, ValueError, IndexError):
+        pass
+    return min(found, default=None)
+
+
+def cgroup_memory(own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Bytes that the process's control groups (version 2 or 1) leave it, page cache that they can drop included."""
+    found = []
+    try:
+        lines = [line.split(":", 2) for line in own.read_text().splitlines()]
+    except OSError:
+        return None
+    for _, controllers, path in (line for line in lines if len(line) == 3):
+        if controllers == "":
+            names, base = ("memory.max", "memory.current", "inactive_file"), root
+        elif "memory" in controllers.split(","):
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            base = root / "memory"
+        else:
+            continue
+        group = base / path.strip("/")
+        for folder in (group, *(p for p in group.parents if p.is_relative_to(base))):
+            try:
+                limit, used = (int((folder / name).read_text()) for name in names[:2])
+                stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                found.append(limit - used + int(stat.get(names[2], 0)))
+            except (OSError, ValueError):
+                continue  # no limit, or a group that this container doesn't show
+    return min(found, default=None)

@@ -17,96 +17,12 @@ from typing import Any
 from tilecompile import __version__
 from tilecompile.runtime.errors import EngineError
 from tilecompile.runtime.files import CHUNK_BYTES, check_hash, check_size, file_entry, inner_path
-from tilecompile.runtime.format import FORMAT_VERSION, NONE, TABLES
+from tilecompile.runtime.format import FORMAT_VERSION, MAX_TOKENS, NONE, TABLES
+from tilecompile.runtime.schema import SCHEMA, mismatch
 
 NAME = "engine.json"
 KERNEL = "kernel.so"
 TOKENIZER = "tokenizer.json"
-
-
-class MapOf:
-    """Schema of a JSON object with any keys, whose values all have one schema."""
-
-    def __init__(self, values: Any) -> None:
-        self.values = values
-
-
-SCHEMA: dict[str, Any] = {
-    "format": int,
-    "tilecompile": str,
-    "model": {"name": str, "architecture": str, "config": dict},
-    "target": {"name": str, "isa": str, "features": [str]},
-    "machine": str,
-    "devices": int,
-    "workers": int,
-    "placement": str,
-    "max_seq_len": int,
-    "vocab_size": int,
-    "eos_token_ids": [int],
-    "weights": {"dtype": str, "source": str, "pools": [{"device": int, "file": (str, None), "bytes": int}]},
-    "cache": str,
-    "arenas": [{"device": int, "activation": int, "cache": int, "io": int}],
-    "programs": [
-        {
-            "name": str,
-            "tokens": int,
-            "tasks": int,
-            "events": int,
-            "edges": int,
-            "bytes_per_step": int,
-            "ops": MapOf(int),
-        }
-    ],
-    "kinds": [str],
-    "operators": [str],
-    "io": {"ids": int, "position": int, "next": int, "logits": int},
-    "scratch_bytes": int,
-    "compile_seconds": float,
-    "files": MapOf(({"bytes": int, "sha256": str}, {"bytes": int, "chunk_bytes": int, "chunks": [str]})),
-    "manifest_sha256": str,
-}
-"""Keys of engine.json. int: a whole number from 0; float: any number; tuple: one of these; other keys are kept."""
-
-_NAMES = {int: "a whole number from 0", float: "a number", str: "a string", dict: "an object", None: "null"}
-
-
-def _describe(schema: Any) -> str:
-    if isinstance(schema, tuple):
-        return " or ".join(_describe(s) for s in schema)
-    if isinstance(schema, dict):
-        return f"an object with {', '.join(schema)}"
-    if isinstance(schema, MapOf):
-        return "an object"
-    return "a list" if isinstance(schema, list) else _NAMES[schema]
-
-
-def _mismatch(value: Any, schema: Any, path: str) -> str | None:
-    """The first place where a value doesn't follow a schema, as "KEY is VALUE, want …", or None."""
-    wrong = f"{path or 'the content'} is {json.dumps(value)[:80]}, want {_describe(schema)}"
-    if isinstance(schema, tuple):
-        return wrong if all(_mismatch(value, s, path) for s in schema) else None
-    if isinstance(schema, list):
-        if not isinstance(value, list):
-            return wrong
-        inner = [(item, schema[0], f"{path}[{i}]") for i, item in enumerate(value)]
-    elif isinstance(schema, MapOf):
-        if not isinstance(value, dict):
-            return wrong
-        inner = [(item, schema.values, f"{path}[{json.dumps(key)}]") for key, item in value.items()]
-    elif isinstance(schema, dict):
-        if not isinstance(value, dict):
-            return wrong
-        for key in schema:
-            if key not in value:
-                return f"{f'{path}.' if path else ''}{key} is missing, want {_describe(schema[key])}"
-        inner = [(value[key], schema[key], f"{path}.{key}".lstrip(".")) for key in schema]
-    elif schema is int:
-        return None if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else wrong
-    elif schema is float:
-        return None if isinstance(value, (int, float)) and not isinstance(value, bool) else wrong
-    else:
-        return None if isinstance(value, type(None) if schema is None else schema) else wrong
-    return next((found for args in inner if (found := _mismatch(*args))), None)
 
 
 @dataclass(frozen=True)
@@ -115,6 +31,8 @@ class Manifest:
 
     folder: Path
     data: dict[str, Any]
+    identity: tuple[int, int] | None = None
+    """Device and inode of the folder that was read."""
 
     @property
     def path(self) -> Path:
@@ -227,11 +145,12 @@ def read_manifest(folder: str | Path, check_weights: bool = False) -> Manifest:
     """
     folder = Path(folder)
     path = folder / NAME
-    if not folder.is_dir():
-        raise EngineError(f"{folder}: is {'a file' if folder.exists() else 'not there'}, want an engine folder")
-    if not path.is_file():
-        raise EngineError(f"{folder}: has no {NAME}, want an engine folder (made by tilecompile compile)")
     try:
+        if not folder.is_dir():
+            raise EngineError(f"{folder}: is {'a file' if folder.exists() else 'not there'}, want an engine folder")
+        if not inner_path(folder, NAME).is_file():
+            raise EngineError(f"{folder}: has no {NAME}, want an engine folder (made by tilecompile compile)")
+        identity = _identity(folder)
         data = json.loads(path.read_bytes())
     except OSError as error:
         raise EngineError(f"{path}: can't be read: {error.strerror or error}") from error
@@ -241,12 +160,15 @@ def read_manifest(folder: str | Path, check_weights: bool = False) -> Manifest:
         raise EngineError(f"{path}: the content is a {type(data).__name__}, want an object")
     if data.get("format") != FORMAT_VERSION or isinstance(data["format"], bool):
         raise EngineError(
-            f"{path}: format version is {json.dumps(data.get('format'))}, want {FORMAT_VERSION}; "
+            f"{path}: format version is {json.dumps(data.get('format'))[:80]}, want {FORMAT_VERSION}; "
             "compile the model again"
         )
-    manifest = Manifest(folder, data)
-    _check_content(manifest)
-    found = manifest_sha256(data)
+    manifest = Manifest(folder, data, identity)
+    try:
+        _check_content(manifest)
+        found = manifest_sha256(data)
+    except RecursionError as error:
+        raise EngineError(f"{path}: is nested too deeply") from error
     if found != data["manifest_sha256"]:
         raise EngineError(f"{path}: sha256 of the content is {found}, manifest_sha256 says {data['manifest_sha256']}")
     weights = {pool["file"] for pool in manifest.pools}
@@ -258,21 +180,46 @@ def read_manifest(folder: str | Path, check_weights: bool = False) -> Manifest:
     return manifest
 
 
+def _identity(folder: Path) -> tuple[int, int]:
+    found = folder.stat()
+    return found.st_dev, found.st_ino
+
+
+def check_same(manifest: Manifest) -> None:
+    """EngineError if the folder is no longer the one that was read: a compilation may replace it meanwhile."""
+    try:
+        found = _identity(manifest.folder)
+    except OSError as error:
+        raise EngineError(f"{manifest.folder}: went away while it was read: {error.strerror or error}") from error
+    if found != manifest.identity:
+        raise EngineError(f"{manifest.folder}: was replaced while it was read; load it again")
+
+
 def _check_content(manifest: Manifest) -> None:
     """Keys and types, and what must agree within engine.json."""
     data = manifest.data
-    found = _mismatch(data, SCHEMA, "")
+    found = mismatch(data, SCHEMA, "")
     if found:
         raise EngineError(f"{manifest.path}: {found}")
+    if not data["programs"]:
+        raise EngineError(f"{manifest.path}: programs is empty, want at least one")
+    if data["scratch_bytes"] >= NONE:
+        raise EngineError(f"{manifest.path}: scratch_bytes is {data['scratch_bytes']}, want less than {NONE}")
+    for program in data["programs"]:
+        if not 1 <= program["tokens"] <= MAX_TOKENS:
+            raise EngineError(f"{manifest.path}: a program's tokens is {program['tokens']}, want 1 to {MAX_TOKENS}")
+    for token in data["eos_token_ids"]:
+        if token >> 31:
+            raise EngineError(f"{manifest.path}: eos_token_ids has {token}, want less than {1 << 31}")
     for key in ("devices", "workers", "max_seq_len", "vocab_size"):
         if not 1 <= data[key] < NONE:
             raise EngineError(f"{manifest.path}: {key} is {data[key]}, want at least 1 and less than {NONE}")
     for key, items in (("weights.pools", manifest.pools), ("arenas", manifest.arenas)):
         devices = [item["device"] for item in items]
-        if devices != list(range(manifest.devices)):
+        if len(devices) != manifest.devices or devices != list(range(len(devices))):
             raise EngineError(f"{manifest.path}: {key} name devices {devices}, want one each of {manifest.devices}")
     for name, entry in data["files"].items():
-        if entry.get("chunk_bytes", 1) < 1:
+        if "sha256" not in entry and entry["chunk_bytes"] < 1:
             raise EngineError(f'{manifest.path}: files["{name}"].chunk_bytes is 0, want at least 1')
     files = {f"tables/{name}.npy": None for name in TABLES}
     wanted = files | {pool["file"]: pool["bytes"] for pool in manifest.pools if pool["file"] is not None}

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tilecompile.runtime.errors import EngineError
-from tilecompile.runtime.format import ARENAS, DTYPES, NONE, TABLES
+from tilecompile.runtime.format import ARENAS, COMMIT_KIND, DTYPES, NONE, TABLES
 from tilecompile.runtime.manifest import Manifest
 
 Table = npt.NDArray[np.void]
@@ -27,9 +27,11 @@ def load_tables(manifest: Manifest) -> Tables:
 def _load(manifest: Manifest, name: str) -> Table:
     path, wanted = manifest.table(name), TABLES[name].dtype
     try:
-        table: npt.NDArray[Any] = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise EngineError(f"{path}: is not a readable table: {str(error).splitlines()[0]}") from error
+        with path.open("rb") as file:  # not np.load, which would take an archive too
+            table: npt.NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
+    except Exception as error:  # whatever a wrong header leads to, memory for an absurd shape included
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        raise EngineError(f"{path}: is not a readable table: {why}") from error
     if table.dtype != wanted:
         raise EngineError(f"{path}: dtype is {_words(table.dtype)}, want {_words(wanted)}")
     if table.ndim != 1:
@@ -67,13 +69,20 @@ def _check(manifest: Manifest, tables: Tables) -> None:
             )
 
     instructions, buffers = tables["instructions"], tables["buffers"]
+    if len(tables["streams"]) < manifest.workers * len(manifest.data["programs"]):
+        raise EngineError(
+            f"{manifest.table('streams')}: has {len(tables['streams'])} streams, want one for each of "
+            f"{manifest.workers} workers in each of {len(manifest.data['programs'])} programs"
+        )
     below("streams", "program", len(manifest.data["programs"]), "programs")
     below("streams", "device", manifest.devices, "devices")
     below("streams", "worker", manifest.workers, "workers")
     within("streams", "instructions", tables["streams"]["end"], len(instructions))
     within("streams", "first instructions", tables["streams"]["begin"], tables["streams"]["end"])
     _check_streams(manifest, tables["streams"])
+    _check_order(manifest, tables["streams"], instructions)
     below("instructions", "kind", len(manifest.data["kinds"]), "task kinds")
+    below("instructions", "op", len(manifest.data["operators"]), "operators")
     below("instructions", "prefetch", len(tables["tape"]), "tape entries", optional=True)
     for field, table in _SPANS.items():
         ends = instructions[f"{field}_begin"].astype(np.uint64) + instructions[f"{field}_count"]
@@ -86,6 +95,9 @@ def _check(manifest: Manifest, tables: Tables) -> None:
     below("buffers", "device", manifest.devices, "devices")
     below("buffers", "arena", len(ARENAS), "arenas")
     below("buffers", "dtype", len(DTYPES), "dtypes")
+    for name in ("buffers", "tape"):
+        for field in ("offset", "bytes"):
+            below(name, field, 1 << 62, "62 bits")
     sizes = arena_sizes(manifest)
     within("buffers", "bytes", buffers["offset"] + buffers["bytes"], sizes[buffers["device"], buffers["arena"]])
     pool = int(sizes[:, ARENAS.index("weight")].max())
@@ -106,3 +118,20 @@ def _check_streams(manifest: Manifest, streams: Table) -> None:
         program, worker = (int(i) for i in bad[0])
         where = f"{manifest.table('streams')}: worker {worker}"
         raise EngineError(f"{where} has {found[program, worker]} streams in program {program}, want 1")
+
+
+def _check_order(manifest: Manifest, streams: Table, instructions: Table) -> None:
+    """Every instruction is in one stream, and every program has one sink."""
+    begin, end = streams["begin"].astype(np.int64), streams["end"].astype(np.int64)
+    filled = np.flatnonzero(begin != end)
+    filled = filled[np.argsort(begin[filled])]
+    after = np.append(0, end[filled])
+    gaps = np.append(begin[filled], len(instructions)) != after
+    if gaps.any():
+        where = after[gaps.argmax()]
+        raise EngineError(f"{manifest.table('streams')}: instruction {where} is not in exactly one stream")
+    sinks = np.append(0, np.cumsum(instructions["kind"] == COMMIT_KIND))
+    found = np.zeros(len(manifest.data["programs"]), np.int64)
+    np.add.at(found, streams["program"], sinks[end] - sinks[begin])
+    for program in np.flatnonzero(found != 1)[:1]:
+        raise EngineError(f"{manifest.table('instructions')}: program {program} has {found[program]} sinks, want 1")

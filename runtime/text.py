@@ -25,8 +25,12 @@ class Text:
 
         try:
             self._tokenizer: Any = Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception
-            raise EngineError(f"{path}: is not a readable tokenizer: {str(error).splitlines()[0]}") from error
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # the library raises bare Exception, and panics that aren't even that
+            raise EngineError(
+                f"{path}: is not a readable tokenizer: {(str(error) or type(error).__name__).splitlines()[0]}"
+            ) from error
         self._special = {i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
         self._byte_level = type(self._tokenizer.decoder).__name__ == "ByteLevel"
         self._alphabet = _byte_alphabet()

@@ -69,6 +69,8 @@ struct Fake {
 };
 
 extern "C" {
+extern const char tc_contract[];
+const char tc_contract[] = "tilecompile-kernel:{\"vocab_size\": 300, \"max_seq_len\": 64}";
 uint32_t tc_abi() { return FORMAT_VERSION; }
 void* tc_launch(const Launch* launch) {
   if (launch->stall_ms == 1) return nullptr;

@@ -7,7 +7,6 @@ Each pass is one function in the module of its name; its value can be printed, a
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections import Counter
@@ -35,9 +34,11 @@ from tilecompile.models.glm5 import Glm5Step
 from tilecompile.models.mtp import MtpStep
 from tilecompile.ops.testing import TORCH_DTYPES
 from tilecompile.options import CompileOptions, Settings
+from tilecompile.output import new_folder
 from tilecompile.pack import pack
 from tilecompile.place import place
 from tilecompile.plan import EventTensors, Program
+from tilecompile.runtime.contract import contract
 from tilecompile.runtime.manifest import TOKENIZER, write_manifest
 from tilecompile.schedule import schedule
 from tilecompile.sources import ModelSource, open_model
@@ -89,9 +90,11 @@ def compile_model(options: CompileOptions, progress: Progress = lambda stage, do
     dump.add("schedule", text)
     progress("verify", 0, 1)
     dump.add("verify", verify(program.tables, program.operators))
-    kernel = kernel_source(kinds, f"{source.name} for {settings.isa.name}, {settings.workers} workers")
+    manifest = describe(options, settings, source, program, graphs, plans)
+    title = f"{source.name} for {settings.isa.name}, {settings.workers} workers"
+    kernel = kernel_source(kinds, title, contract(manifest, program.tables))
     dump.add("emit", kernel, "cpp")
-    with new_folder(options.output) as folder:
+    with new_folder(options.output, options.force) as folder:
         progress("build", 0, 1)
         (folder / "kernel.cpp").write_text(kernel)
         build(folder / "kernel.cpp", folder / "kernel.so", settings.isa)
@@ -104,11 +107,7 @@ def compile_model(options: CompileOptions, progress: Progress = lambda stage, do
             shutil.copyfile(source.tokenizer, folder / TOKENIZER)
         files = pack_pools(program, graphs, source, folder, progress)
         seconds = time.perf_counter() - start
-        manifest = describe(options, settings, source, program, graphs, plans) | {
-            "files": files,
-            "compile_seconds": round(seconds, 3),
-        }
-        write_manifest(folder, manifest)
+        write_manifest(folder, {**manifest, "files": files, "compile_seconds": round(seconds, 3)})
         dump.add("pack", pack_text(program))
     return Compiled(options.output, manifest["programs"], source.notes, seconds)  # type: ignore[arg-type]
 
@@ -246,39 +245,23 @@ class Dump:
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
         if folder:
-            folder.mkdir(parents=True, exist_ok=True)
-            for old in folder.glob("[0-9][0-9]-*"):
-                old.unlink()
+            with self._written():
+                folder.mkdir(parents=True, exist_ok=True)
+                for old in folder.glob("[0-9][0-9]-*"):
+                    old.unlink()
 
     def add(self, stage: str, value: V, suffix: str = "txt") -> V:
         """Writes the value and returns it."""
         if self.folder:
             name = f"{self.STAGES.index(stage) + 1:02}-{stage}.{suffix}"
-            with (self.folder / name).open("a") as file:
-                file.write(str(value))
+            text = str(value)
+            with self._written(), (self.folder / name).open("a") as file:
+                file.write(text)
         return value
 
-
-@contextmanager
-def new_folder(output: Path) -> Iterator[Path]:
-    """A folder beside `output` that takes its place when the block succeeds, and vanishes when it doesn't."""
-    output = output.absolute()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    for stale in output.parent.glob(f".{output.name}.partial-*"):
-        if not Path(f"/proc/{stale.name.rsplit('-', 1)[1]}").exists():
-            shutil.rmtree(stale, ignore_errors=True)
-    folder = output.parent / f".{output.name}.partial-{os.getpid()}"
-    folder.mkdir()
-    try:
-        yield folder
-        if output.exists():
-            old = output.parent / f".{output.name}.partial-old-{os.getpid()}"
-            output.rename(old)
-            folder.rename(output)
-            shutil.rmtree(old)
-        else:
-            folder.rename(output)
-    except OSError as error:
-        raise InputError(f"{output}: can't be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    @contextmanager
+    def _written(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise InputError(f"--dump {self.folder}: can't be written: {error.strerror or error}") from error

@@ -7,12 +7,14 @@ executes the engine's tables.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tilecompile.ops.base import REGISTRY, OpNode
+from tilecompile.runtime.contract import MARK
 from tilecompile.runtime.format import c_header
 
 Label = TypeVar("Label", bound=Hashable)
@@ -77,8 +79,10 @@ def bodies_source(kinds: list[Kind]) -> str:
     return "\n".join(part.replace("#pragma once\n", "") for part in parts)
 
 
-def kernel_source(kinds: list[Kind], title: str) -> str:
-    """The whole kernel: bodies, resident loop, and what the runtime calls."""
+def kernel_source(kinds: list[Kind], title: str, contract: Mapping[str, Any]) -> str:
+    """The whole kernel: bodies, resident loop, what the runtime calls, and what it is for (`runtime/contract.py`)."""
     tail = [(CPU / name).read_text().replace("#pragma once\n", "") for name in ("worker.h", "loop.h", "abi.h")]
     head = f"// {title}\n// One resident megakernel: task bodies specialised to shapes, and the loop over the tables.\n"
-    return "\n".join([head, bodies_source(kinds), *tail])
+    stated = json.dumps(MARK + json.dumps(contract))
+    about = f'extern "C" {{\nextern const char tc_contract[];\nconst char tc_contract[] = {stated};\n}}\n'
+    return "\n".join([head, bodies_source(kinds), *tail, about])

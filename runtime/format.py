@@ -15,6 +15,8 @@ An engine's program is a set of tables, one `.npy` file each (see `TABLES`):
     regions       what each instruction reads and writes, for the proof; kernels ignore it
     events        one counter each
     buffers       where each buffer lies
+    weights       the weight tensors that are streamed, in the order of `weights.tensors` in engine.json
+    tiles         which part of which of them each weight tile is, and where it lies, for the proof
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MAX_TOKENS = 8
 """Largest number of tokens that one step can carry."""
 
@@ -40,6 +42,12 @@ DTYPES = ("f32", "bf16", "i32")
 DTYPE_BYTES = {"f32": 4, "bf16": 2, "i32": 4}
 
 READ, WRITE = 0, 1
+
+ALIGN = 64
+"""Bytes that buffers and tiles are aligned to: a cache line, and the widest vector."""
+
+PANEL = 16
+"""Rows that a weight tile stores together: rows of each matrix are padded to whole panels."""
 
 
 @dataclass(frozen=True)
@@ -185,6 +193,36 @@ BUFFER = Record(
     ),
 )
 
+WEIGHT = Record(
+    "Weight",
+    16,
+    (
+        Field("matrices", "u4", "matrices of the tensor taken as [matrices, rows, cols]"),
+        Field("rows", "u4", "rows of each"),
+        Field("cols", "u4", "columns of each"),
+        Field("dtype", "u4", "index into DTYPES"),
+    ),
+)
+
+TILE = Record(
+    "Tile",
+    56,
+    (
+        Field("device", "u4", "device whose pool holds it"),
+        Field("tensor", "u4", "index into `weights`"),
+        Field("second", "u4", "tensor of the same shape whose panels alternate with the first's, or NONE"),
+        Field("begin", "u4", "first matrix"),
+        Field("end", "u4", "one past the last matrix"),
+        Field("row_begin", "u4", "first row of each matrix"),
+        Field("row_end", "u4", "one past the last row"),
+        Field("cols", "u4", "columns"),
+        Field("gathered", "u4", "1: one copy for each matrix, chosen by an expert slot; else 0"),
+        Field("copies", "u4", "tiles that lie one after another: matrices if gathered, else 1"),
+        Field("offset", "u8", "bytes from the start of the device's pool"),
+        Field("bytes", "u8", "length of one copy"),
+    ),
+)
+
 STEP = Record(
     "Step",
     64,
@@ -266,7 +304,10 @@ STATUS = Record(
     ),
 )
 
-RECORDS = (STREAM, INSTRUCTION, OPERAND, WAIT, NOTIFY, TAPE_RUN, REGION, EVENT, BUFFER, STEP, LAUNCH, REQUEST, STATUS)
+RECORDS = (
+    *(STREAM, INSTRUCTION, OPERAND, WAIT, NOTIFY, TAPE_RUN, REGION, EVENT, BUFFER, WEIGHT, TILE),
+    *(STEP, LAUNCH, REQUEST, STATUS),
+)
 
 TABLES: dict[str, Record] = {
     "streams": STREAM,
@@ -278,6 +319,8 @@ TABLES: dict[str, Record] = {
     "regions": REGION,
     "events": EVENT,
     "buffers": BUFFER,
+    "weights": WEIGHT,
+    "tiles": TILE,
 }
 """Tables of an engine, each saved as `tables/NAME.npy`."""
 

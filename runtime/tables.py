@@ -95,7 +95,12 @@ def _check(manifest: Manifest, tables: Tables) -> None:
     below("buffers", "device", manifest.devices, "devices")
     below("buffers", "arena", len(ARENAS), "arenas")
     below("buffers", "dtype", len(DTYPES), "dtypes")
-    for name in ("buffers", "tape"):
+    below("tape", "tile", len(tables["tiles"]), "weight tiles")
+    below("tiles", "device", manifest.devices, "devices")
+    below("tiles", "tensor", len(tables["weights"]), "weights")
+    below("tiles", "second", len(tables["weights"]), "weights", optional=True)
+    below("weights", "dtype", len(DTYPES), "dtypes")
+    for name in ("buffers", "tape", "tiles"):
         for field in ("offset", "bytes"):
             below(name, field, 1 << 62, "62 bits")
     sizes = arena_sizes(manifest)

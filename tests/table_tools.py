@@ -62,6 +62,8 @@ class Parts:
     streams: list[Stream]
     events: list[tuple[int, ...]]
     buffers: list[tuple[int, ...]]
+    weights: list[tuple[int, ...]] = field(default_factory=list)
+    tiles: list[tuple[int, ...]] = field(default_factory=list)
 
     def of(self, program: int) -> list[Stream]:
         """The streams of one program."""
@@ -84,7 +86,7 @@ def take_apart(tables: Tables) -> Parts:
                 rows[name] = tables[name][begin : begin + count].tolist()
             stream.instructions.append(Ins(record.copy(), **rows))
         streams.append(stream)
-    return Parts(streams, tables["events"].tolist(), tables["buffers"].tolist())
+    return Parts(streams, *(tables[name].tolist() for name in ("events", "buffers", "weights", "tiles")))
 
 
 def put_together(parts: Parts) -> dict[str, np.ndarray]:
@@ -100,7 +102,7 @@ def put_together(parts: Parts) -> dict[str, np.ndarray]:
                 rows[name] += getattr(ins, name)
             records.append(record)
         rows["streams"].append((s.program, s.device, s.worker, s.agent, begin, len(records)))
-    rows["events"], rows["buffers"] = parts.events, parts.buffers
+    rows |= {"events": parts.events, "buffers": parts.buffers, "weights": parts.weights, "tiles": parts.tiles}
     tables = {n: np.array(rows[n], r.dtype) for n, r in fmt.TABLES.items() if n != "instructions"}
     return tables | {"instructions": np.array(records, fmt.INSTRUCTION.dtype)}
 

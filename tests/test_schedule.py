@@ -249,7 +249,7 @@ def test_parts_round_trip() -> None:
     parts: Parts = take_apart(tables)
     again = put_together(parts)
     assert len(parts.instructions()) == len(tables["instructions"])
-    for name in ("streams", "events", "buffers", "waits", "notifies", "regions", "tape"):
+    for name in ("streams", "events", "buffers", "waits", "notifies", "regions", "tape", "weights", "tiles"):
         assert again[name].tolist() == tables[name].tolist()
 
 

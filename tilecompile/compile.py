@@ -212,7 +212,12 @@ def describe(
         "max_seq_len": max_seq_len,
         "vocab_size": config.vocab_size,
         "eos_token_ids": list(config.eos_token_id),
-        "weights": {"dtype": options.weights or config.weight_type, "source": source.origin, "pools": pools},
+        "weights": {
+            "dtype": options.weights or config.weight_type,
+            "source": source.origin,
+            "pools": pools,
+            "tensors": program.weights,
+        },
         "cache": options.cache,
         "arenas": [{"device": d, **sizes} for d, sizes in enumerate(program.arena_bytes)],
         "programs": programs,

@@ -179,6 +179,7 @@ class Program:
 
     tables: dict[str, npt.NDArray[np.void]]
     programs: list[str]
+    weights: list[str]
     operators: list[str]
     kinds: list[str]
     tiles: list[PlacedTile]

@@ -16,9 +16,7 @@ from tilecompile.graph import Tensor
 from tilecompile.ops.base import WeightTile
 from tilecompile.plan import EventTensors, Ints, PlacedBuffer, PlacedTile, Program, TaskGrid
 from tilecompile.runtime import format as fmt
-
-ALIGN = 64
-"""Bytes that buffers and tiles are aligned to: a cache line, and the widest vector."""
+from tilecompile.runtime.format import ALIGN
 
 ARENA_OF_ROLE = {"activation": "activation", "cache": "cache", "weight": "weight", "constant": "weight", "input": "io"}
 """A weight that is streamed lies in the pool as tiles; where it is an operand as well, also as it is."""
@@ -71,6 +69,7 @@ class _Scheduler:
         self.rows: dict[str, list[tuple[object, ...]]] = {name: [] for name in fmt.TABLES}
         self.operators: list[str] = []
         self.tiles: dict[tuple[int, WeightTile], PlacedTile] = {}
+        self.weights: dict[str, int] = {}
         self.buffers: dict[tuple[int, str | None, str], PlacedBuffer] = {}
         self.arena_bytes = [dict.fromkeys(fmt.ARENAS, 0) for _ in range(self.devices)]
         self.scratch = ALIGN
@@ -81,6 +80,7 @@ class _Scheduler:
         self.place_tiles(assignments, gathered=True)
         for index, (plan, assignment) in enumerate(zip(self.plans, assignments, strict=True)):
             self.program(index, plan, assignment)
+        self.tile_rows()
         tables = {name: self.table(name) for name in fmt.TABLES}
         io = {}
         for b in self.buffers.values():
@@ -92,6 +92,7 @@ class _Scheduler:
         return Program(
             tables=tables,
             programs=[p.grids.graph.program for p in self.plans],
+            weights=list(self.weights),
             operators=self.operators,
             kinds=self.kinds,
             tiles=list(self.tiles.values()),
@@ -140,6 +141,22 @@ class _Scheduler:
             copies = tile.end - tile.begin if gathered else 1
             offset = self.reserve(grid.device, "weight", size * copies)
             self.tiles[key] = PlacedTile(len(self.tiles), tile, grid.device, offset, size)
+
+    def tile_rows(self) -> None:
+        """Appends what the tiles are, and the tensors that they are parts of."""
+        tensors = {n: t for p in reversed(self.plans) for n, t in p.grids.graph.tensors.items()}
+        for placed in self.tiles.values():
+            tile = placed.tile
+            for name in tile.tensors:
+                if name not in self.weights:
+                    self.weights[name] = len(self.weights)
+                    *matrices, rows, cols = tensors[name].shape
+                    dtype = fmt.DTYPES.index(tensors[name].dtype)
+                    self.rows["weights"].append((int(np.prod(matrices, dtype=np.int64)), rows, cols, dtype))
+            first, second = (*(self.weights[name] for name in tile.tensors), fmt.NONE)[:2]
+            part = (tile.begin, tile.end, tile.row_begin, tile.row_end, tile.cols)
+            where = (int(tile.gathered), placed.copies, placed.offset, placed.bytes)
+            self.rows["tiles"].append((placed.device, first, second, *part, *where))
 
     def buffer(self, device: int, plan: EventTensors, name: str) -> PlacedBuffer:
         """The buffer of a tensor; activations belong to one program, all else is shared by the programs."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -208,11 +209,11 @@ class Checkpoint(Weights):
             raise InputError(f"{self.folder}: no {single} and no {index.name} (other formats are not read)")
         try:
             shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(f"{index}: not a safetensors index ({type(error).__name__}: {error})") from error
         if not isinstance(shards, dict) or not all(isinstance(s, str) and Path(s).name == s for s in shards.values()):
             raise InputError(f"{index}: weight_map: wanted an object of tensor names and file names in the folder")
-        absent = [name for name in sorted(set(shards.values())) if not (self.folder / name).is_file()]
+        absent = [name for name in sorted(set(shards.values())) if not os.path.isfile(self.folder / name)]
         if absent:
             raise InputError(f"{index}: names files that don't exist: {_listed(absent)}")
         return shards
@@ -249,7 +250,10 @@ class Checkpoint(Weights):
 
     def _window(self, tensor: str, shape: tuple[int, ...], rows: slice, cols: slice) -> Tensor:
         stored = self._open(self._shards[tensor]).get_slice(tensor)
-        part: Tensor = stored[cols][None] if len(shape) == 1 else stored[rows, cols]
+        try:
+            part: Tensor = stored[cols][None] if len(shape) == 1 else stored[rows, cols]
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{self.folder / self._shards[tensor]}: can't read {tensor} ({error})") from error
         return part
 
 

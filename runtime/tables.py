@@ -10,6 +10,7 @@ import numpy.typing as npt
 from tilecompile.runtime.errors import EngineError
 from tilecompile.runtime.format import ARENAS, COMMIT_KIND, DTYPES, NONE, TABLES
 from tilecompile.runtime.manifest import Manifest
+from tilecompile.runtime.schema import SCHEMA
 
 Table = npt.NDArray[np.void]
 Tables = dict[str, Table]
@@ -107,7 +108,8 @@ def _check(manifest: Manifest, tables: Tables) -> None:
     within("buffers", "bytes", buffers["offset"] + buffers["bytes"], sizes[buffers["device"], buffers["arena"]])
     pool = int(sizes[:, ARENAS.index("weight")].max())
     within("tape", "bytes", tables["tape"]["offset"] + tables["tape"]["bytes"], pool)
-    for name, index in manifest.data["io"].items():
+    for name in SCHEMA["io"]:
+        index = manifest.data["io"][name]
         if index >= len(buffers):
             raise EngineError(f"{manifest.path}: io.{name} is {index}, want less than {len(buffers)} (buffers)")
 

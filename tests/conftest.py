@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import fake_engine as fake
 import pytest
 from reference import draw
+from small import GLM5
+from using import PROMPT
 
+import tilecompile
 from tilecompile.compile import compile_model
 from tilecompile.options import CompileOptions
 
@@ -67,3 +71,44 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Built]:
         return known[name]
 
     return engine
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An engine of a tiny drawn GLM-5 with MTP layer and tokenizer: four workers, steps of much less than 1 ms.
+
+    Its context is so long that a generation without a limit lasts for many seconds.
+    """
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny_model(folder / "model", max_position_embeddings=TINY_POSITIONS)
+    options = CompileOptions(
+        str(folder / "model"), folder / "engine", seed=1, max_seq_len=TINY_POSITIONS, workers=4, target="cpu-portable"
+    )
+    compile_model(options)
+    return folder / "engine"
+
+
+@pytest.fixture(scope="session")
+def tokens(tiny: Path) -> list[int]:
+    """What the tiny engine generates after `using.PROMPT`."""
+    with tilecompile.load(tiny) as loaded:
+        return loaded.generate(PROMPT, 200).tokens
+
+
+@pytest.fixture
+def engine(tiny: Path) -> Iterator[tilecompile.Engine]:
+    """The tiny engine, loaded with two threads."""
+    with tilecompile.load(tiny, threads=2) as loaded:
+        yield loaded
+
+
+TINY_POSITIONS = 16384
+
+
+def tiny_model(folder: Path, **overrides: Any) -> Path:
+    """A folder with the config.json and tokenizer of the tiny model, for weights drawn with --seed."""
+    folder.mkdir()
+    config = {**GLM5, "vocab_size": fake.VOCAB, **overrides}
+    (folder / "config.json").write_text(json.dumps(config))
+    fake.tokenizer().save(str(folder / "tokenizer.json"))
+    return folder

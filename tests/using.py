@@ -1,0 +1,22 @@
+"""Programs that use an engine, in processes of their own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+PROMPT = [1, 2, 3]
+
+
+def script(tiny: Path, text: str, *wrapper: str, code: int = 0, timeout: float = 60) -> str:
+    """Runs a program that has an engine `e` and PROMPT; its stdout. It must end with `code` and silently."""
+    lines = [
+        "import os, sys, threading, time, tilecompile",
+        f"PROMPT = {PROMPT}",
+        f"e = tilecompile.load({str(tiny)!r})",
+    ]
+    command = [*wrapper, sys.executable, "-c", "\n".join([*lines, text])]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+    assert (done.returncode, done.stderr) == (code, ""), f"ended with {done.returncode}: {done.stderr}"
+    return done.stdout

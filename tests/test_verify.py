@@ -13,7 +13,8 @@ from small import glm5_program
 from table_tools import Ins, Parts, Stream, changed, correct, put_together, take_apart
 
 from tilecompile.runtime import format as fmt
-from tilecompile.verify import Proof, VerifyError, _covered, verify
+from tilecompile.verify import Proof, VerifyError, verify
+from tilecompile.verify_base import covered
 
 WORKERS = (1, 2, 3, 5, 16)
 PROGRAM = 1
@@ -333,7 +334,7 @@ def test_layout_of_tables() -> None:
 
     assert "is in 2 streams, wanted 1" in with_table("streams", longer)
     assert "is in 0 streams, wanted 1" in with_table("streams", shorter)
-    assert re.search(r"buffers \d+ and \d+ overlap in arena activation", with_table("buffers", overlapping))
+    assert re.search(r"buffer \d+ and buffer \d+ overlap in arena activation", with_table("buffers", overlapping))
 
 
 def test_coverage_by_boxes() -> None:
@@ -353,6 +354,6 @@ def test_coverage_by_boxes() -> None:
             elements[b["row_begin"] : b["row_end"], b["col_begin"] : b["col_end"]] = True
         r = region[0]
         want = bool(elements[r["row_begin"] : r["row_end"], r["col_begin"] : r["col_end"]].all())
-        assert _covered(r, boxes) == want
+        assert covered(r, boxes) == want
         seen.add(want)
     assert seen == {True, False}

@@ -39,13 +39,14 @@ from tilecompile.pack import pack
 from tilecompile.place import place
 from tilecompile.plan import EventTensors, Program
 from tilecompile.runtime.contract import contract
+from tilecompile.runtime.format import ARENAS
 from tilecompile.runtime.manifest import TOKENIZER, write_manifest
 from tilecompile.schedule import schedule
 from tilecompile.sources import ModelSource, open_model
 from tilecompile.tile import tile
 from tilecompile.trace import trace
 from tilecompile.traffic import bytes_per_step
-from tilecompile.verify import verify
+from tilecompile.verify import Memory, verify
 
 DEFAULT_MAX_SEQ_LEN = 4096
 
@@ -89,7 +90,8 @@ def compile_model(options: CompileOptions, progress: Progress = lambda stage, do
     text = listing(program.tables, program.programs, program.operators, program.kinds, program.buffers)
     dump.add("schedule", text)
     progress("verify", 0, 1)
-    dump.add("verify", verify(program.tables, program.operators))
+    names = [b.tensor.name for b in program.buffers]
+    dump.add("verify", verify(program.tables, program.operators, memory_of(program), names, program.weights))
     manifest = describe(options, settings, source, program, graphs, plans)
     title = f"{source.name} for {settings.isa.name}, {settings.workers} workers"
     kernel = kernel_source(kinds, title, contract(manifest, program.tables))
@@ -99,7 +101,7 @@ def compile_model(options: CompileOptions, progress: Progress = lambda stage, do
         (folder / "kernel.cpp").write_text(kernel)
         build(folder / "kernel.cpp", folder / "kernel.so", settings.isa)
         (folder / "listing.txt").write_text(text)
-        write_graph(folder, graph_of(plans, program.tiles))
+        write_graph(folder, graph_of(plans))
         (folder / "tables").mkdir()
         for name, table in program.tables.items():
             np.save(folder / "tables" / f"{name}.npy", table, allow_pickle=False)
@@ -110,6 +112,12 @@ def compile_model(options: CompileOptions, progress: Progress = lambda stage, do
         write_manifest(folder, {**manifest, "files": files, "compile_seconds": round(seconds, 3)})
         dump.add("pack", pack_text(program))
     return Compiled(options.output, manifest["programs"], source.notes, seconds)  # type: ignore[arg-type]
+
+
+def memory_of(program: Program) -> Memory:
+    """Bytes of the arenas and pools, for the proof."""
+    sizes = zip(program.arena_bytes, program.pool_bytes, strict=True)
+    return Memory(np.array([[{**a, "weight": p}[name] for name in ARENAS] for a, p in sizes], np.int64))
 
 
 def trace_programs(config: Glm5Config, options: CompileOptions, progress: Progress) -> list[OpGraph]:

@@ -1,0 +1,131 @@
+"""verify, part: what the tapes read of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from tilecompile.runtime import format as fmt
+from tilecompile.verify_base import Ints, Subject, VerifyError
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """The streamed weights of one program: read whole, read by expert slot, and not read; and the number of slots."""
+
+    read: tuple[int, ...]
+    gathered: tuple[int, ...]
+    unread: tuple[int, ...]
+    slots: int
+    runs: int
+
+
+def check_tiles(s: Subject) -> None:
+    """Checks that each tile is a part of its tensors, and as long as that part is in panels."""
+    weights = s.t["weights"]
+    for i, w in enumerate(weights):
+        if w["dtype"] >= len(fmt.DTYPES):
+            raise VerifyError(f"{s.weight(i)} has dtype {w['dtype']}")
+    for i, t in enumerate(s.t["tiles"]):
+        tensors = [int(x) for x in (t["tensor"], t["second"]) if x != fmt.NONE]
+        name = f"tile {i} of {' + '.join(map(s.weight, tensors))}"
+        w = weights[tensors[0]]
+        if len(set(tensors)) != len(tensors) or any(weights[x] != w for x in tensors):
+            raise VerifyError(f"{name}: the tensors are not two of one shape and type")
+        if not (t["begin"] < t["end"] <= w["matrices"] and t["row_begin"] < t["row_end"] <= w["rows"]):
+            part = f"rows {t['row_begin']}:{t['row_end']} of matrices {t['begin']}:{t['end']}"
+            raise VerifyError(f"{name} holds {part}, the tensor has {w['rows']} rows in {w['matrices']} matrices")
+        if t["cols"] != w["cols"]:
+            raise VerifyError(f"{name} has {t['cols']} columns, the tensor {w['cols']}")
+        matrices = int(t["end"]) - int(t["begin"])
+        copies, stored = (matrices, 1) if t["gathered"] else (1, matrices)
+        panels = -(-(int(t["row_end"]) - int(t["row_begin"])) // fmt.PANEL) * stored * len(tensors)
+        size = panels * fmt.PANEL * int(t["cols"]) * fmt.DTYPE_BYTES[fmt.DTYPES[int(w["dtype"])]]
+        if (t["copies"], t["bytes"]) != (copies, size):
+            raise VerifyError(f"{name} is {t['copies']} x {t['bytes']} bytes, its rows take {copies} x {size}")
+        if t["gathered"] and matrices != w["matrices"]:
+            raise VerifyError(f"{name} is chosen by slot among {matrices} of {w['matrices']} matrices")
+
+
+def check_tapes(s: Subject, program: int) -> Coverage:
+    """Checks that the tapes of a program read every row of every tensor that they read exactly once (in each slot)."""
+    rows, owner = s.rows("tape")
+    mine = s.program[owner] == program
+    owner, run = owner[mine], s.t["tape"][rows[mine]]
+    tile = s.t["tiles"][run["tile"]]
+    _check_runs(s, owner, run, tile)
+    slots = int(run["slot"].max(initial=-1)) + 1
+    read: list[int] = []
+    gathered: list[int] = []
+    for tensor in range(len(s.t["weights"])):
+        of = np.flatnonzero((tile["tensor"] == tensor) | (tile["second"] == tensor))
+        if not len(of):
+            continue
+        if (tile["gathered"][of] != tile["gathered"][of[0]]).any():
+            raise VerifyError(f"program {program} reads {s.weight(tensor)} both whole and by slot")
+        by_slot = bool(tile["gathered"][of[0]])
+        (gathered if by_slot else read).append(tensor)
+        begin = run["slot"][of].astype(np.int64) if by_slot else tile["begin"][of].astype(np.int64)
+        end = begin + 1 if by_slot else tile["end"][of].astype(np.int64)
+        shape = s.t["weights"][tensor]
+        boxes = np.stack([begin, end, tile["row_begin"][of], tile["row_end"][of]], 1)
+        whole = (slots if by_slot else int(shape["matrices"]), int(shape["rows"]))
+        kind = "slot" if by_slot else "matrix"
+        _cover(s, f"{s.weight(tensor)} in program {program}", kind, whole, boxes, tile["device"][of], owner[of])
+    unread = set(range(len(s.t["weights"]))) - {*read, *gathered}
+    return Coverage(tuple(read), tuple(gathered), tuple(sorted(unread)), slots, len(run))
+
+
+def _check_runs(s: Subject, owner: Ints, run: np.ndarray, tile: np.ndarray) -> None:
+    """Checks that each run says where its tile lies, and that the tile is on the worker's device."""
+    device = s.t["streams"]["device"][s.stream[owner]]
+    stride = np.where(tile["gathered"] != 0, tile["bytes"], 0)
+    wrong = (run["offset"] != tile["offset"]) | (run["bytes"] != tile["bytes"]) | (run["stride"] != stride)
+    wrong |= (run["slot"] >= 0) != (tile["gathered"] != 0)
+    wrong |= (run["slot"] < -1) | (device != tile["device"])
+    for k in np.flatnonzero(wrong)[:1]:
+        r, t = run[k], tile[k]
+        raise VerifyError(
+            f"{s.name(int(owner[k]))} on device {device[k]} reads tile {r['tile']} of {s.weight(int(t['tensor']))} at "
+            f"{r['offset']}+{r['bytes']} every {r['stride']} in slot {r['slot']}; it lies on device {t['device']} at "
+            f"{t['offset']}+{t['bytes']} every {stride[k]}{'' if t['gathered'] else ', without slots'}"
+        )
+
+
+def _cover(
+    s: Subject, what: str, kind: str, whole: tuple[int, int], boxes: np.ndarray, device: np.ndarray, owner: Ints
+) -> None:
+    """Checks that boxes (matrix begin, end, row begin, end) cover the whole equally often, at most once on a device."""
+    matrices = np.unique(np.concatenate([boxes[:, :2].ravel(), [0, whole[0]]]))
+    rows = np.unique(np.concatenate([boxes[:, 2:].ravel(), [0, whole[1]]]))
+    on: dict[int, np.ndarray] = {}
+    at = [np.searchsorted(cuts, boxes[:, k]) for k, cuts in enumerate((matrices, matrices, rows, rows))]
+    for k, (a, b, c, d) in enumerate(zip(*at, strict=True)):
+        count = on.setdefault(int(device[k]), np.zeros((len(matrices) - 1, len(rows) - 1), np.int64))
+        if count[a:b, c:d].any():
+            x, y = (int(v[0]) for v in np.nonzero(count[a:b, c:d]))
+            first = _reader(boxes[:k], device[:k] == device[k], matrices[a + x], rows[c + y])
+            raise VerifyError(
+                f"{s.name(int(owner[k]))} reads {kind} {matrices[a + x]} row {rows[c + y]} of {what}, which "
+                f"{s.name(int(owner[first]))} reads too, wanted once"
+            )
+        count[a:b, c:d] += 1
+    total = np.asarray(sum(on.values()))
+    for x, y in np.argwhere(total < total.max())[:1]:
+        others = ", ".join(s.name(int(i)) for i in _others(owner))
+        raise VerifyError(
+            f"{kind} {matrices[x]} rows {rows[y]}:{rows[y + 1]} of {what} are read {total[x, y]} times, wanted "
+            f"{total.max()}; other rows are read by {others}"
+        )
+
+
+def _reader(boxes: np.ndarray, among: np.ndarray, matrix: int, row: int) -> int:
+    """The box that holds an element."""
+    inside = (boxes[:, 0] <= matrix) & (matrix < boxes[:, 1]) & (boxes[:, 2] <= row) & (row < boxes[:, 3])
+    return int(np.flatnonzero(inside & among)[0])
+
+
+def _others(owner: Ints) -> Iterable[int]:
+    return dict.fromkeys(owner.tolist()[:2])

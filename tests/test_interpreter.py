@@ -123,8 +123,6 @@ def test_graph_json_says_what_the_tables_number(built: Build, tmp_path: Path) ->
     assert [n.name for n in graph.nodes] == manifest.data["operators"]
     assert any(isinstance(n.attrs.get("epilogue"), tuple) for n in graph.nodes)
     assert {n.layer for n in graph.nodes} == {None, 0, 1, 2, 3}
-    tape = np.load(engine / "tables" / "tape.npy")
-    assert all(graph.tiles[t].bytes(4) == b and graph.tiles[t].gathered == (s >= 0) for _, b, _, s, t in tape.tolist())
     assert "graph.json" in manifest.data["files"]
     shutil.copytree(engine, tmp_path / "old")
     data = json.loads((tmp_path / "old" / "graph.json").read_text())

@@ -19,9 +19,9 @@ from torch import Tensor
 import tilecompile.ops  # noqa: F401  (registers the tile ops)
 from tilecompile.errors import EngineError
 from tilecompile.graph_json import read_graph
-from tilecompile.ops.base import REGISTRY, OpNode, View, WeightTile
+from tilecompile.ops.base import REGISTRY, OpNode, View
 from tilecompile.ops.testing import TORCH_DTYPES
-from tilecompile.runtime.format import ARENAS, DTYPES, WRITE
+from tilecompile.runtime.format import ARENAS, DTYPES, NONE, PANEL, WRITE
 from tilecompile.runtime.manifest import Manifest
 from tilecompile.runtime.tables import Tables
 from tilecompile.tiles import unpack_rows
@@ -105,7 +105,8 @@ class Evaluator:
             raise EngineError(f"{manifest.folder}: the engine has no weights (it was compiled with --no-weights)")
         graph = read_graph(manifest)
         self._folder: Path = manifest.folder
-        self._tables, self._tiles, self._nodes = tables, graph.tiles, graph.nodes
+        self._tables, self._nodes = tables, graph.nodes
+        self._tensors: list[str] = manifest.data["weights"]["tensors"]
         names = [node.name for node in self._nodes]
         if names != manifest.data["operators"]:
             raise EngineError(f"{manifest.folder}: graph.json and engine.json list different operators")
@@ -152,27 +153,29 @@ class Evaluator:
             box = slice(int(r["row_begin"]), int(r["row_end"])), slice(int(r["col_begin"]), int(r["col_end"]))
             boxes.append((int(r["buffer"]), box))
         rows = []
-        device = int(self._tables["buffers"][operands[0][0]]["device"]) if operands else 0
         for run in {(int(r["offset"]), int(r["tile"])): r for r in parts["tape"]}.values():
-            rows += self._unpack(device, run, self._tiles[int(run["tile"])])
+            rows += self._unpack(run, self._tables["tiles"][int(run["tile"])])
         return _Task(node, operands, boxes, rows)
 
-    def _unpack(self, device: int, run: np.void, tile: WeightTile) -> list[tuple[Tensor, Tensor]]:
+    def _unpack(self, run: np.void, tile: np.void) -> list[tuple[Tensor, Tensor]]:
         """The rows of each parameter that a weight run fills, with their values from the pool."""
-        pool = self.memory.areas[device]["weight"]
-        weights = [self._weights[name] for name in tile.tensors]
-        count, rows = tile.end - tile.begin, tile.row_end - tile.row_begin
-        size = tile.bytes(weights[0].itemsize)
-        stride = int(run["stride"]) if tile.gathered else size // count
-        if int(run["bytes"]) != size:
-            raise ValueError(f"weight run of {run['bytes']} bytes for a tile of {size}")
+        pool = self.memory.areas[int(tile["device"])]["weight"]
+        numbers = [int(tile[key]) for key in ("tensor", "second") if tile[key] != NONE]
+        weights = [self._weights[self._tensors[n]] for n in numbers]
+        begin, end, row_begin, row_end, cols = (
+            int(tile[key]) for key in ("begin", "end", "row_begin", "row_end", "cols")
+        )
+        size = weights[0].itemsize * -(-(row_end - row_begin) // PANEL) * PANEL * cols * len(weights)
+        stride = int(run["stride"]) if tile["gathered"] else size
+        if int(run["bytes"]) != size * (1 if tile["gathered"] else end - begin):
+            raise ValueError(f"weight run of {run['bytes']} bytes for matrices of {size}")
         filled = []
-        for i, matrix in enumerate(range(tile.begin, tile.end)):
-            begin = int(run["offset"]) + i * stride
-            data = pool[begin : begin + (size if tile.gathered else stride)].clone().view(weights[0].dtype)
-            for weight, values in zip(weights, unpack_rows(data, len(weights), rows, tile.cols), strict=True):
+        for matrix in range(begin, end):
+            at = int(run["offset"]) + (matrix - begin) * stride
+            data = pool[at : at + size].clone().view(weights[0].dtype)
+            for weight, values in zip(weights, unpack_rows(data, len(weights), row_end - row_begin, cols), strict=True):
                 whole = weight.unsqueeze(0) if weight.dim() == 2 else weight
-                filled.append((whole[matrix, tile.row_begin : tile.row_end], values))
+                filled.append((whole[matrix, row_begin:row_end], values))
         return filled
 
     def _evaluate(self, task: _Task) -> None:

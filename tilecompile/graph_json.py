@@ -1,8 +1,8 @@
 """graph.json: the fused operators of an engine, for those who execute its tables without its kernel.
 
-Programs hold their operators in the order of `Instruction.op`, numbered through all programs; `tiles` are the weight
-tiles in the order of `TapeRun.tile`. Views are written as [tensor, shape, strides, offset, dtype]. In attributes tuples
-become lists and lists come back as tuples. Kernels and the runtime don't need the file.
+Programs hold their operators in the order of `Instruction.op`, numbered through all programs. Views are written as
+[tensor, shape, strides, offset, dtype]. In attributes tuples become lists and lists come back as tuples. Kernels and
+the runtime don't need the file.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from tilecompile.errors import EngineError
-from tilecompile.ops.base import REGISTRY, OpNode, View, WeightTile
-from tilecompile.plan import EventTensors, PlacedTile
+from tilecompile.ops.base import REGISTRY, OpNode, View
+from tilecompile.plan import EventTensors
 from tilecompile.runtime.format import FORMAT_VERSION
 from tilecompile.runtime.manifest import Manifest
 
@@ -24,10 +24,9 @@ NAME = "graph.json"
 
 @dataclass(frozen=True)
 class EngineGraph:
-    """The operators of each program by its name, all in the order of `Instruction.op`, and all weight tiles."""
+    """The operators of each program by its name, all in the order of `Instruction.op`."""
 
     programs: dict[str, tuple[OpNode, ...]]
-    tiles: tuple[WeightTile, ...]
 
     @property
     def nodes(self) -> list[OpNode]:
@@ -35,10 +34,9 @@ class EngineGraph:
         return [node for nodes in self.programs.values() for node in nodes]
 
 
-def graph_of(plans: Sequence[EventTensors], tiles: Sequence[PlacedTile]) -> EngineGraph:
-    """What the schedule numbered: one operator a task grid, the tiles by index."""
-    nodes = {p.grids.graph.program: tuple(g.node for g in p.grids.grids) for p in plans}
-    return EngineGraph(nodes, tuple(t.tile for t in sorted(tiles, key=lambda t: t.index)))
+def graph_of(plans: Sequence[EventTensors]) -> EngineGraph:
+    """What the schedule numbered: one operator a task grid."""
+    return EngineGraph({p.grids.graph.program: tuple(g.node for g in p.grids.grids) for p in plans})
 
 
 def write_graph(folder: Path, graph: EngineGraph) -> None:
@@ -46,7 +44,7 @@ def write_graph(folder: Path, graph: EngineGraph) -> None:
     programs = [
         {"name": name, "operators": [_operator(node) for node in nodes]} for name, nodes in graph.programs.items()
     ]
-    data = {"format": FORMAT_VERSION, "programs": programs, "tiles": [vars(tile) for tile in graph.tiles]}
+    data = {"format": FORMAT_VERSION, "programs": programs}
     (folder / NAME).write_text(json.dumps(data, separators=(",", ":")) + "\n")
 
 
@@ -60,10 +58,9 @@ def read_graph(manifest: Manifest) -> EngineGraph:
         if data["format"] != FORMAT_VERSION:
             raise EngineError(f"{path}: format version is {data['format']}, want {FORMAT_VERSION}")
         programs = {str(p["name"]): tuple(_read_operator(o) for o in p["operators"]) for p in data["programs"]}
-        tiles = tuple(map(_read_tile, data["tiles"]))
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise EngineError(f"{path}: is not a readable graph: {type(error).__name__} {error}") from error
-    return EngineGraph(programs, tiles)
+    return EngineGraph(programs)
 
 
 def _operator(node: OpNode) -> dict[str, Any]:
@@ -96,11 +93,6 @@ def _read_operator(data: dict[str, Any]) -> OpNode:
     attrs = {str(key): _tuples(value) for key, value in data["attrs"].items()}
     layer = None if data["layer"] is None else int(data["layer"])
     return OpNode(str(data["name"]), data["op"], inputs, weights, outputs, attrs, layer)
-
-
-def _read_tile(data: dict[str, Any]) -> WeightTile:
-    begin, end, row_begin, row_end, cols = (int(data[k]) for k in ("begin", "end", "row_begin", "row_end", "cols"))
-    return WeightTile(tuple(map(str, data["tensors"])), begin, end, row_begin, row_end, cols, bool(data["gathered"]))
 
 
 def _read_view(data: list[Any]) -> View:

@@ -1,4 +1,4 @@
-"""The command line: tilecompile demo, compile, generate, inspect, models, debug."""
+"""The command line: tilecompile demo, compile, generate, inspect, models, debug, verify."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import typer
 
 from tilecompile import __version__
 from tilecompile.cli_debug import debug
+from tilecompile.cli_verify import verify
 from tilecompile.runtime.errors import EngineError, InputError, TilecompileError
 
 if TYPE_CHECKING:
@@ -296,3 +297,4 @@ def demo(
 
 
 app.command(epilog=EXAMPLE + "tilecompile debug tiny.engine --ids 1,2,3 --compare")(_guarded(debug))
+app.command(epilog=EXAMPLE + "tilecompile verify tiny.engine --json")(_guarded(verify))

@@ -31,6 +31,7 @@ task could name the wrong tile of the right size; comparisons of the interpreter
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -87,9 +88,19 @@ class Proof:
         for i, p in enumerate(self.programs):
             lines.append(
                 f"program {i}: reads {p.weights} weights whole and {len(p.gathered)} by slot ({p.slots} slots), "
-                f"{len(p.unread)} not: {', '.join(p.unread) or 'none'}"
+                f"{len(p.unread)} not{': ' * bool(p.unread)}{', '.join(by_layer(p.unread))}"
             )
         return "\n".join(lines) + "\n"
+
+
+def by_layer(names: Sequence[str]) -> list[str]:
+    """Names of tensors in short: those of one layer together."""
+    count: dict[str, int] = {}
+    for name in names:
+        found = re.match(r"model\.layers\.\d+\.", name)
+        key = f"{found[0]}*" if found else name
+        count[key] = count.get(key, 0) + 1
+    return [f"{key} ({n})" if key.endswith("*") else key for key, n in count.items()]
 
 
 def verify(
@@ -117,9 +128,10 @@ def _program(s: Subject, program: int) -> ProgramProof:
     pairs = check_order(s, program)
     tapes = check_tapes(s, program)
     mine = s.program == program
-    touched = set(s.regions["buffer"][mine[s.owner]].tolist())
+    rows, owner = s.rows("operand")
+    touched = set(s.t["operands"]["buffer"][rows[mine[owner]]].tolist())
     constants = np.flatnonzero(s.t["buffers"]["arena"] == WEIGHT).tolist()
-    unread = [s.weight(w) for w in tapes.unread] + [s.buffer(b) for b in constants if b not in touched]
+    unread = [s.weight(w) for w in tapes.unread] + [s.tensor(b) for b in constants if b not in touched]
     return ProgramProof(
         instructions=int(mine.sum()),
         edges=int(s.t["instructions"]["wait_count"][mine].sum()),

@@ -88,6 +88,10 @@ class Subject:
         """A buffer in words."""
         return f"{self.names.buffers[b]} (buffer {b})" if b < len(self.names.buffers) else f"buffer {b}"
 
+    def tensor(self, b: int) -> str:
+        """The tensor that a buffer holds."""
+        return self.names.buffers[b] if b < len(self.names.buffers) else f"buffer {b}"
+
     def weight(self, w: int) -> str:
         """A streamed weight in words."""
         return self.names.weights[w] if w < len(self.names.weights) else f"weight {w}"

@@ -409,7 +409,10 @@ def set_field(table: str, field: str, value: int) -> Callable[[Any, Tables], Non
         ),
         (lambda d, t: t.update(waits=t["waits"][None]), r"waits.npy: shape is \(1, 1\), want one dimension"),
         (lambda d, t: t.update(waits=t["waits"][:0]), "instructions.npy: waits of entry 1 end at 1, want 0 at most"),
-        (lambda d, t: t.update(streams=t["streams"][:1]), "streams.npy: has 1 streams, want one for each of 2 workers in each of 1 programs"),
+        (
+            lambda d, t: t.update(streams=t["streams"][:1]),
+            "streams.npy: has 1 streams, want one for each of 2 workers in each of 1 programs",
+        ),
         (set_field("streams", "worker", 2), "streams.npy: worker of entry 0 is 2, want less than 2"),
         (set_field("streams", "end", 9), "instructions of entry 0 end at 9, want 3 at most"),
         (set_field("instructions", "kind", 3), "instructions.npy: kind of entry 0 is 3, want less than 3"),

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 
 COMPILER_MODULES = ("torch", "networkx", "safetensors")
-DEMO_PROMPT = "In the beginning"
+DEMO_PROMPT = "And it came to pass"
 EXAMPLE = "\b\nExample:\n  "
 
 app = typer.Typer(

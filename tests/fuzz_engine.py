@@ -12,23 +12,18 @@ that a crash is seen as one, and a hang as one. Kinds of cases:
 
 The last two can make another engine, about which loading says nothing. What it can refuse are indices that lead
 nowhere and addresses for which the kernel wasn't built (`runtime/contract.py`). A wrong schedule (who waits for what,
-in which order) passes, where it doesn't stall it may give other tokens, and to prove that it is right is the business
-of `tilecompile verify`: such cases are counted apart as "another", and the tests ask the verifier to reject them. The
-hashes of an altered kernel are never mended: it is a program, and nothing can be said about what another one does.
+in which order) passes; where it doesn't stall it may give other tokens, and to prove that it is right is the business
+of `tilecompile verify`. Such cases are counted apart as "another", and the tests ask the verifier to reject them, as it
+must those that stall. The hashes of an altered kernel are never mended: it is a program, and nothing can be said about
+what another one does.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import random
-import selectors
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,23 +32,10 @@ import numpy as np
 
 from tilecompile.runtime.format import TABLES
 
-PROMPT, COUNT = [1, 2, 3], 12
-SECONDS = 20.0
-"""Time in which a case must end."""
-
 KINDS = ("bytes", "bytes", "manifest", "manifest", "headers", "tables", "tables", "tables", "text")
 """Kinds of cases, as often as they are drawn."""
 
 NUMBERS = (0, 1, 2, 3, 7, 63, 255, 1 << 15, 65535, 1 << 16, 1 << 31, (1 << 32) - 1, 1 << 40, 1 << 62, 1 << 63, 1 << 64)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a case ended: refused, stalled, same, another (tokens), error (an unexpected exception), crash or hang."""
-
-    case: str
-    result: str
-    detail: str
 
 
 def damaged(engine: Path, folder: Path, seed: int) -> str:
@@ -68,7 +50,7 @@ def damaged(engine: Path, folder: Path, seed: int) -> str:
         "tables": _tables,
         "text": _text,
     }
-    return f"{kind}: {makers[kind](folder, rng)} (seed {seed})"
+    return f"{kind}: {makers[kind](folder, rng)}"
 
 
 def _files(folder: Path) -> list[Path]:
@@ -186,6 +168,8 @@ def _tables(folder: Path, rng: random.Random) -> str:
 
     def change(table: np.ndarray) -> np.ndarray:
         nonlocal done
+        if not len(table):
+            return table
         row, other = rng.randrange(len(table)), rng.randrange(len(table))
         what = rng.choice(("field", "field", "field", "field", "exchange", "double", "drop", "cut"))
         done = f"{what} entry {row}"
@@ -226,95 +210,3 @@ def _text(folder: Path, rng: random.Random) -> str:
         damage.flip(path, position, rng.randrange(1, 256))
     damage.rehash(folder, path.name)
     return done
-
-
-def attempt(path: str) -> tuple[str, str]:
-    """Loads an engine and generates with it: result and detail."""
-    import tilecompile
-    from tilecompile.errors import EngineStalled, TilecompileError
-
-    try:
-        with tilecompile.load(path, check_weights=True, stall_seconds=0.3) as engine:
-            out = engine.generate(PROMPT, COUNT)
-            if engine.text:
-                engine.generate("ab", 1)
-            return "tokens", json.dumps(out.tokens)
-    except EngineStalled as error:
-        return "stalled", str(error)
-    except TilecompileError as error:
-        return "error" if "\n" in str(error) else "refused", str(error)
-    except BaseException as error:  # panics of the tokenizer's library included
-        return "error", f"{type(error).__name__}: {error}"
-
-
-class Server:
-    """A process that attempts engines; a new one after a crash or a hang."""
-
-    def __init__(self) -> None:
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def attempt(self, path: Path) -> tuple[str, str]:
-        """What `attempt` says, or ("crash", signal) or ("hang", seconds)."""
-        if self._process is None:
-            command = [sys.executable, __file__]
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-            )
-        process = self._process
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(f"{path}\n".encode())
-        process.stdin.flush()
-        with selectors.DefaultSelector() as selector:
-            selector.register(process.stdout, selectors.EVENT_READ)
-            if not selector.select(SECONDS):
-                self.close()
-                return "hang", f"no answer within {SECONDS} s"
-        line = process.stdout.readline()
-        if line:
-            result, detail = json.loads(line)
-            return result, detail
-        code = process.wait()
-        self.close()
-        return "crash", f"exit code {code}"
-
-    def close(self) -> None:
-        """Ends the process."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.communicate()
-            self._process = None
-
-
-def run(engine: Path, scratch: Path, seeds: range) -> list[Outcome]:
-    """The outcomes of the cases with these seeds; a crash is tried again in a process of its own."""
-    outcomes, server = [], Server()
-    result, want = server.attempt(engine)
-    assert result == "tokens", want
-    try:
-        for seed in seeds:
-            folder = scratch / f"case{seed}"
-            case = damaged(engine, folder, seed)
-            result, detail = server.attempt(folder)
-            if result == "crash":
-                result, detail = server.attempt(folder)
-            if result == "tokens":
-                result = "same" if detail == want else "another"
-            outcomes.append(Outcome(case, result, detail))
-            if result not in ("crash", "hang", "error", "another"):
-                shutil.rmtree(folder)
-    finally:
-        server.close()
-    return outcomes
-
-
-def main() -> None:
-    """Answers each path on stdin with a line of JSON."""
-    answers = io.TextIOWrapper(os.fdopen(os.dup(1), "wb"), encoding="utf-8")
-    os.dup2(2, 1)  # whatever else prints
-    for line in sys.stdin:
-        print(json.dumps(attempt(line.rstrip("\n"))), file=answers, flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,76 @@
+"""The proof's verdict equals the oracle's on thousands of small random programs."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+
+import pytest
+from oracle import wrong
+from random_programs import CHANGES, random_program
+from table_tools import put_together
+
+from tilecompile.verify import VerifyError, verify
+
+SAMPLE, ALL = 600, 6000
+LEAST = 0.25
+"""Share of each verdict."""
+
+
+def compare(seeds: range) -> tuple[Counter[bool], dict[str, Counter[bool]], Counter[str]]:
+    """Verdicts over all programs, those with a single change by its name, and what the oracle found, in a word."""
+    verdicts: Counter[bool] = Counter()
+    by_change: dict[str, Counter[bool]] = defaultdict(Counter)
+    reasons: Counter[str] = Counter()
+    for seed in seeds:
+        parts, changes = random_program(seed)
+        tables = put_together(parts)
+        want = wrong(tables)
+        try:
+            verify(tables, [])
+            text = None
+        except VerifyError as error:
+            text = str(error)
+        assert (text is None) == (want is None), f"seed {seed} {changes}: oracle {want}, proof {text}"
+        verdicts[want is None] += 1
+        if len(changes) == 1:
+            by_change[changes[0]][want is None] += 1
+        if not changes:
+            assert want is None, f"seed {seed}: {want}"
+        reasons[(want or "right").split()[0].strip(":")] += 1
+    return verdicts, by_change, reasons
+
+
+def check(seeds: range) -> dict[str, Counter[bool]]:
+    verdicts, by_change, reasons = compare(seeds)
+    print(f"{len(seeds)} programs: {verdicts[True]} right, {verdicts[False]} wrong: {dict(reasons.most_common())}")
+    assert min(verdicts[True], verdicts[False]) >= LEAST * len(seeds)
+    for word in (
+        "race",
+        "cycle",
+        "sink",
+        "threshold",
+        "layout",
+        "weights",
+        "tape",
+        "streams",
+        "region",
+        "event",
+        "unwritten",
+    ):
+        assert reasons[word], f"no program was wrong for: {word}"
+    return by_change
+
+
+def test_verdicts_equal_the_oracles() -> None:
+    check(range(SAMPLE))
+
+
+@pytest.mark.slow
+def test_verdicts_equal_the_oracles_on_thousands() -> None:
+    by_change = check(range(SAMPLE, SAMPLE + ALL))
+    for change in CHANGES:
+        found = by_change[change.__name__]
+        assert found[False], f"{change.__name__} was never wrong"
+    # A single lost edge, swap or move is often harmless and often not: the programs are neither loose nor overtied.
+    for name in ("lose_edge", "swap", "move", "more_waiting", "alias"):
+        assert min(by_change[name].values()) >= 5, (name, by_change[name])

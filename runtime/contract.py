@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tilecompile.runtime.errors import EngineError
+from tilecompile.runtime.files import read_bytes
 from tilecompile.runtime.manifest import KERNEL, Manifest
 
 MARK = "tilecompile-kernel:"
@@ -66,12 +67,10 @@ def check_contract(manifest: Manifest, tables: Tables) -> None:
 
 def _read(manifest: Manifest) -> dict[str, Any]:
     path = manifest.file(KERNEL)
+    content = read_bytes(path)
     try:
-        content = path.read_bytes()
         begin = content.index(MARK.encode()) + len(MARK)
         stated = json.loads(content[begin : content.index(0, begin)])
-    except OSError as error:
-        raise EngineError(f"{path}: can't be read: {error.strerror or error}") from error
     except ValueError as error:
         raise EngineError(f"{path}: doesn't say what it was built for; compile the model again") from error
     if not isinstance(stated, dict):

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from tilecompile.runtime.buffers import Arrays, check_kept, find_operator, numbers_of, read_buffers, writes
 from tilecompile.runtime.contract import check_contract
 from tilecompile.runtime.errors import EngineError, EngineStalled, InputError
+from tilecompile.runtime.files import read_bytes
 from tilecompile.runtime.generate import Output, Run, TokenStream, check_ids, check_max_new
 from tilecompile.runtime.kernel import STALLED, Kernel, open_kernel
 from tilecompile.runtime.launch import Memory, clear, launch_kernel, load_memory, stalled
@@ -81,6 +82,8 @@ class Engine:
         self._library = open_kernel(manifest.file(KERNEL))
         check_contract(manifest, self._tables)
         self._text: Text | None = None
+        # Parsing waits until text is wanted; the folder may have been replaced by then.
+        self._tokenizer = read_bytes(manifest.tokenizer) if manifest.tokenizer else None
         self._pid = os.getpid()
         self._claims: dict[str, object] = {}  # who runs a request
         self._scored = 0  # positions whose caches hold what `score` fed last
@@ -110,8 +113,9 @@ class Engine:
     @property
     def text(self) -> Text | None:
         """The engine's tokenizer, or None."""
-        if self._text is None and self.manifest.tokenizer is not None:
-            self._text = Text(self.manifest.tokenizer)
+        if self._text is None and self.manifest.tokenizer and self._tokenizer is not None:
+            self._text = Text(self.manifest.tokenizer, self._tokenizer)
+            self._tokenizer = None
         return self._text
 
     @property
@@ -191,7 +195,7 @@ class Engine:
         `max_new_tokens=None` sets no limit of its own. The stop id is in `Output.tokens`, not in `Output.text`. An
         exception (Ctrl-C included) aborts the request within one step and leaves the engine usable.
         """
-        ids, max_new = self._ids(prompt), check_max_new(max_new_tokens)
+        ids, max_new, text = self._ids(prompt), check_max_new(max_new_tokens), self.text
         run = self._start(ids, max_new)
         try:
             if run.wait(0):
@@ -200,7 +204,7 @@ class Engine:
         finally:
             self._end(run)
         shown = tokens[:-1] if tokens and tokens[-1] in self._stops else tokens
-        return Output(tokens, self.text.decode(shown) if self.text else None, stats)
+        return Output(tokens, text.decode(shown) if text else None, stats)
 
     def stream(self, prompt: Prompt, max_new_tokens: int | None = 64) -> TokenStream:
         """The same as an iterator over the ids, as they come; its `piece` is the text that came with the latest one.

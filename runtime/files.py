@@ -46,6 +46,15 @@ class ChunkHasher:
         return {"bytes": self.bytes, "chunk_bytes": self.chunk_bytes, "chunks": self._chunks}
 
 
+def read_bytes(path: Path, size: int = -1) -> bytes:
+    """The content of a file, or its first `size` bytes. EngineError if it can't be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(size)
+    except OSError as error:
+        raise EngineError(f"{path}: can't be read: {error.strerror or error}") from error
+
+
 def sha256(path: Path) -> str:
     """Hexadecimal sha256 of a file."""
     with path.open("rb") as file:

@@ -7,6 +7,7 @@ found and the value wanted.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 from collections.abc import Mapping
@@ -147,7 +148,8 @@ def read_manifest(folder: str | Path, check_weights: bool = False) -> Manifest:
     path = folder / NAME
     try:
         if not folder.is_dir():
-            raise EngineError(f"{folder}: is {'a file' if folder.exists() else 'not there'}, want an engine folder")
+            found = "a file" if folder.exists() else "not there"
+            raise EngineError(f"{folder}: is {found}, want an engine folder{_replaced(folder)}")
         if not inner_path(folder, NAME).is_file():
             raise EngineError(f"{folder}: has no {NAME}, want an engine folder (made by tilecompile compile)")
         identity = _identity(folder)
@@ -178,6 +180,13 @@ def read_manifest(folder: str | Path, check_weights: bool = False) -> Manifest:
         if check_weights or name not in weights:
             check_hash(inner_path(folder, name), entry)
     return manifest
+
+
+def _replaced(folder: Path) -> str:
+    """In words, where the engine is that an ended compilation was about to replace (see tilecompile/output.py)."""
+    for path in folder.parent.glob(f".{glob.escape(folder.name)}.old-*"):
+        return f"; the compilation that was replacing it was ended, and it is in {path}: rename it or compile again"
+    return ""
 
 
 def _identity(folder: Path) -> tuple[int, int]:

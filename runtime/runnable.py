@@ -6,6 +6,7 @@ import platform
 
 from tilecompile.runtime import machine
 from tilecompile.runtime.errors import EngineError
+from tilecompile.runtime.files import read_bytes
 from tilecompile.runtime.manifest import KERNEL, Manifest
 
 _ELF_MACHINES = {3: "i386", 40: "arm", 62: "x86_64", 183: "aarch64", 243: "riscv64"}
@@ -19,8 +20,7 @@ def check_runnable(manifest: Manifest, threads: int) -> None:
     if not manifest.has_weights:
         raise EngineError(f"{path}: the engine has no weights: it was compiled with --no-weights and can't be run")
     kernel = manifest.file(KERNEL)
-    with kernel.open("rb") as file:
-        head = file.read(20)
+    head = read_bytes(kernel, 20)
     found = _ELF_MACHINES.get(int.from_bytes(head[18:20], "little")) if head[:4] == b"\x7fELF" else None
     here = platform.machine().replace("AMD64", "x86_64").replace("arm64", "aarch64")
     if found and found != here:

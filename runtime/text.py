@@ -20,11 +20,12 @@ def _byte_alphabet() -> dict[str, int]:
 class Text:
     """The engine's tokenizer. Special tokens (such as end of text) are left out of decoded text."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, content: bytes | None = None) -> None:
+        """Reads a tokenizer.json, or takes its content as read before."""
         from tokenizers import Tokenizer
 
         try:
-            self._tokenizer: Any = Tokenizer.from_file(str(path))
+            self._tokenizer: Any = Tokenizer.from_buffer(path.read_bytes() if content is None else content)
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # the library raises bare Exception, and panics that aren't even that

@@ -1,4 +1,4 @@
-"""Programs that use an engine, in processes of their own."""
+"""What tests of faults share: programs that use an engine in processes of their own, and what is left in a folder."""
 
 from __future__ import annotations
 
@@ -20,3 +20,8 @@ def script(tiny: Path, text: str, *wrapper: str, code: int = 0, timeout: float =
     done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
     assert (done.returncode, done.stderr) == (code, ""), f"ended with {done.returncode}: {done.stderr}"
     return done.stdout
+
+
+def left(folder: Path) -> list[str]:
+    """What lies in a folder, hidden things too."""
+    return sorted(path.name for path in folder.iterdir())

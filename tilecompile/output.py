@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import glob
 import os
 import shutil
 import time
@@ -87,7 +88,7 @@ def exchange(a: Path, b: Path) -> bool:
 def _clear(output: Path) -> None:
     """Removes what ended compilations of `output` left, and puts an engine back that one was about to replace."""
     for what in ("old", "partial"):
-        for path in sorted(output.parent.glob(f".{_literal(output.name)}.{what}-*")):
+        for path in sorted(output.parent.glob(f".{glob.escape(output.name)}.{what}-*")):
             with suppress(OSError):
                 lock = _lock(path)
                 try:
@@ -97,11 +98,6 @@ def _clear(output: Path) -> None:
                         shutil.rmtree(path, ignore_errors=True)
                 finally:
                     os.close(lock)
-
-
-def _literal(name: str) -> str:
-    """A glob pattern for just this name."""
-    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
 
 
 def _lock(folder: Path) -> int:

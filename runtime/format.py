@@ -195,12 +195,13 @@ BUFFER = Record(
 
 WEIGHT = Record(
     "Weight",
-    16,
+    20,
     (
         Field("matrices", "u4", "matrices of the tensor taken as [matrices, rows, cols]"),
         Field("rows", "u4", "rows of each"),
         Field("cols", "u4", "columns of each"),
         Field("dtype", "u4", "index into DTYPES"),
+        Field("programs", "u4", "bit p: step program p has an operator that streams it"),
     ),
 )
 

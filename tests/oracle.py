@@ -233,6 +233,8 @@ def weights(t: dict[str, list[Row]], program: int, inside: list[int]) -> str | N
                 rows[tensor].update(
                     (bool(tile["gathered"]), m, r) for m in matrices for r in range(tile["row_begin"], tile["row_end"])
                 )
+    if set(rows) != {k for k, w in enumerate(t["weights"]) if w["programs"] >> program & 1}:
+        return f"weights: not those of program {program}"
     for tensor, count in rows.items():
         w = t["weights"][tensor]
         (gathered,) = {g for g, _, _ in count}

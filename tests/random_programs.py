@@ -41,7 +41,7 @@ def add_weights(parts: Parts, rng: random.Random) -> None:
             continue
         matrices = 1 + gathered
         tensor, rows = len(parts.weights), rng.choice([16, 24])
-        parts.weights.append((matrices, rows, 1, 0))
+        parts.weights.append((matrices, rows, 1, 0, 0))
         for begin, end in [(0, rows)] if rng.random() < 0.5 else [(0, 16), (16, rows)]:
             if begin < end:
                 size = -(-(end - begin) // 16) * 64
@@ -64,7 +64,7 @@ def add_program(parts: Parts, rng: random.Random, program: int, size: int, worke
         record = np.zeros((), fmt.INSTRUCTION.dtype)[()]
         record["kind"], record["op"], record["tile"][0] = (fmt.COMMIT_KIND if k == size - 1 else 1), k, program
         made.append(Ins(record, [], [], regions(parts, rng, made), [], []))
-    add_tapes(parts, rng, made)
+    add_tapes(parts, rng, program, made)
     before: list[set[int]] = []
     for k, ins in enumerate(made):
         near = {i for i in range(k) if k == size - 1 or conflict(made[i], ins)}
@@ -127,9 +127,11 @@ def conflict(a: Ins, b: Ins) -> bool:
     )
 
 
-def add_tapes(parts: Parts, rng: random.Random, made: list[Ins]) -> None:
+def add_tapes(parts: Parts, rng: random.Random, program: int, made: list[Ins]) -> None:
     """Lets random instructions read all tiles, those with slots once for each of two slots; or none of a tensor's."""
     skipped = {w for w in range(len(parts.weights)) if rng.random() < 0.2}
+    for w in set(range(len(parts.weights))) - skipped:
+        parts.weights[w] = (*parts.weights[w][:4], parts.weights[w][4] | 1 << program)
     for number, tile in enumerate(parts.tiles):
         if tile[1] in skipped:
             continue

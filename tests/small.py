@@ -119,12 +119,12 @@ def plans(graphs: tuple[OpGraph, ...], parts: int) -> list[EventTensors]:
     return [events(tile(place(g, "single", 1), parts)) for g in graphs]
 
 
-def scheduled(graphs: tuple[OpGraph, ...], workers: int) -> Program:
-    """The schedule of unfused graphs."""
-    fused = tuple(fuse(g) for g in graphs)
-    kinds, of_node = task_kinds({(g.program, n.name): n for g in fused for n in g.nodes})
-    kind_of = {(g.program, n.name): 0 for g in fused for n in g.nodes} | {k: v.index for k, v in of_node.items()}
-    return schedule(plans(fused, workers), workers, kind_of, ["commit", *(k.function for k in kinds)])
+def scheduled(graphs: tuple[OpGraph, ...], workers: int, fused: bool = False) -> Program:
+    """The schedule of graphs, which are fused first unless they are."""
+    graphs = graphs if fused else tuple(fuse(g) for g in graphs)
+    kinds, of_node = task_kinds({(g.program, n.name): n for g in graphs for n in g.nodes})
+    kind_of = {(g.program, n.name): 0 for g in graphs for n in g.nodes} | {k: v.index for k, v in of_node.items()}
+    return schedule(plans(graphs, workers), workers, kind_of, ["commit", *(k.function for k in kinds)])
 
 
 @functools.cache

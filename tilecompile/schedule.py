@@ -145,6 +145,10 @@ class _Scheduler:
     def tile_rows(self) -> None:
         """Appends what the tiles are, and the tensors that they are parts of."""
         tensors = {n: t for p in reversed(self.plans) for n, t in p.grids.graph.tensors.items()}
+        programs: dict[str, int] = defaultdict(int)  # from the operators, so that the proof can miss a tile on a tape
+        for index, plan in enumerate(self.plans):
+            for name in {w.tensor for grid in plan.grids.grids for w in grid.node.weights}:
+                programs[name] |= 1 << index
         for placed in self.tiles.values():
             tile = placed.tile
             for name in tile.tensors:
@@ -152,7 +156,9 @@ class _Scheduler:
                     self.weights[name] = len(self.weights)
                     *matrices, rows, cols = tensors[name].shape
                     dtype = fmt.DTYPES.index(tensors[name].dtype)
-                    self.rows["weights"].append((int(np.prod(matrices, dtype=np.int64)), rows, cols, dtype))
+                    self.rows["weights"].append(
+                        (int(np.prod(matrices, dtype=np.int64)), rows, cols, dtype, programs[name])
+                    )
             first, second = (*(self.weights[name] for name in tile.tensors), fmt.NONE)[:2]
             part = (tile.begin, tile.end, tile.row_begin, tile.row_end, tile.cols)
             where = (int(tile.gathered), placed.copies, placed.offset, placed.bytes)

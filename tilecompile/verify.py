@@ -14,7 +14,7 @@ What is proved, for every timing of the workers and their agents:
 - weights: every tape run names its tile and says where it lies; each tensor that a program reads unconditionally has
   all its rows read exactly once on the device that owns them (equally often over the devices where there are replicas);
   of a tensor that is addressed by expert slots, all rows are read once in each slot, so at most once for any distinct
-  ids; tensors that a program doesn't read are listed.
+  ids; a program reads exactly the tensors that its operators stream, and the others are listed.
 
 Across steps no pair needs a look: a step, of whatever program, begins after the record that the sink of the step before
 has published, and all of that step is before its sink. So each overwrite comes after all reads of earlier steps, and

@@ -60,7 +60,13 @@ def check_tapes(s: Subject, program: int) -> Coverage:
     read: list[int] = []
     gathered: list[int] = []
     for tensor in range(len(s.t["weights"])):
+        # Which programs read a tensor is stated by the operators, so that a lost tape is not taken for a skipped layer.
         of = np.flatnonzero((tile["tensor"] == tensor) | (tile["second"] == tensor))
+        if bool(len(of)) != bool(int(s.t["weights"]["programs"][tensor]) >> program & 1):
+            by = f"{s.name(int(owner[of[0]]))} reads it" if len(of) else "no instruction reads it"
+            raise VerifyError(
+                f"{s.weight(tensor)} is {'not ' * bool(len(of))}streamed by operators of program {program}, but {by}"
+            )
         if not len(of):
             continue
         if (tile["gathered"][of] != tile["gathered"][of[0]]).any():

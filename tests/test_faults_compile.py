@@ -192,7 +192,8 @@ def test_checkpoint_that_lies(tmp_path: Path) -> None:
     index = model / "model.safetensors.index.json"
     save_file({"lm_head.weight": torch.zeros(300, 72)}, model / "a.safetensors")
     content = (model / "a.safetensors").read_bytes()
-    for name in ("../a.safetensors", "/etc/passwd", "a\0b", "x" * 300, "", ".", "\ud800", 3, None, {}):
+    names: tuple[Any, ...] = ("../a.safetensors", "/etc/passwd", "a\0b", "x" * 300, "", ".", "\ud800", 3, None, {})
+    for name in names:
         index.write_text(json.dumps({"weight_map": {"lm_head.weight": name}}))
         with pytest.raises(InputError, match=r"weight_map|names files that don't exist") as error:
             Checkpoint(model)

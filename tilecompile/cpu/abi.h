@@ -1,6 +1,34 @@
 // What the runtime calls. The engine's tables and arenas belong to the caller and outlive the handle.
 #pragma once
 
+static void fill(const Engine& e, Status& out) {
+  out = Status{};
+  out.steps = e.step_count.load(std::memory_order_relaxed);
+  out.launches = e.launches;
+  out.generated = e.generated.load(std::memory_order_acquire);
+  out.state = e.state.load(std::memory_order_acquire);
+  if (out.state != RUNNING) out.generated = e.generated.load(std::memory_order_acquire);
+  out.fed = e.fed.load(std::memory_order_relaxed);
+  out.reason = e.reason.load(std::memory_order_relaxed);
+  out.parked = e.parked.load(std::memory_order_relaxed);
+  if (out.state != STALLED) return;
+  out.stall_worker = e.stall[0];
+  out.stall_instruction = e.stall[1];
+  out.stall_event = e.stall[2];
+  out.stall_have = e.stall[3];
+  out.stall_want = e.stall[4];
+}
+
+// Ends the threads and frees what they had.
+static void end(Engine& e) {
+  e.state.store(CLOSED);
+  e.sequence.fetch_add(1);  // wakes parked threads; there is no such step, and a closed loop doesn't run one
+  e.sequence.notify_all();
+  for (ThreadState& t : e.threads)
+    if (t.thread.joinable()) t.thread.join();
+  for (ThreadState& t : e.threads) std::free(t.scratch.base);
+}
+
 extern "C" {
 
 uint32_t tc_abi() { return FORMAT_VERSION; }
@@ -36,7 +64,7 @@ void* tc_launch(const Launch* launch) {
     for (ThreadState& t : e->threads) t.thread = std::thread([e, &t] { e->loop(t); });
     e->launches = 1;
   } catch (const std::exception&) {
-    e->close();
+    end(*e);
     delete e;
     return nullptr;
   }
@@ -69,7 +97,7 @@ uint32_t tc_wait(void* handle, uint32_t generated, uint32_t timeout_ms, Status* 
     e->host.wait_for(lock, std::chrono::milliseconds(timeout_ms), news);
     e->host_waits.store(false, std::memory_order_relaxed);
   }
-  e->fill(*out);
+  fill(*e, *out);
   return out->state;
 }
 
@@ -79,7 +107,7 @@ void tc_abort(void* handle) { static_cast<Engine*>(handle)->abort.store(1); }
 
 void tc_close(void* handle) {
   Engine* e = static_cast<Engine*>(handle);
-  e->close();
+  end(*e);
   delete e;
 }
 

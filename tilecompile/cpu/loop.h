@@ -288,31 +288,4 @@ struct Engine {
     }
     parked.fetch_sub(1, std::memory_order_seq_cst);
   }
-
-  void fill(Status& out) {
-    out = Status{};
-    out.steps = step_count.load(std::memory_order_relaxed);
-    out.launches = launches;
-    out.generated = generated.load(std::memory_order_acquire);
-    out.state = state.load(std::memory_order_acquire);
-    if (out.state != RUNNING) out.generated = generated.load(std::memory_order_acquire);
-    out.fed = fed.load(std::memory_order_relaxed);
-    out.reason = reason.load(std::memory_order_relaxed);
-    out.parked = parked.load(std::memory_order_relaxed);
-    if (out.state != STALLED) return;
-    out.stall_worker = stall[0];
-    out.stall_instruction = stall[1];
-    out.stall_event = stall[2];
-    out.stall_have = stall[3];
-    out.stall_want = stall[4];
-  }
-
-  void close() {
-    state.store(CLOSED);
-    sequence.fetch_add(1);  // wakes parked threads; there is no such step, and a closed loop doesn't run one
-    sequence.notify_all();
-    for (ThreadState& t : threads)
-      if (t.thread.joinable()) t.thread.join();
-    for (ThreadState& t : threads) std::free(t.scratch.base);
-  }
 };

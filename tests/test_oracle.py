@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from types import ModuleType
+from typing import Any
 
+import numpy as np
 import pytest
 from oracle import wrong
 from random_programs import CHANGES, random_program
 from table_tools import put_together
 
+from tilecompile import verify_layout, verify_order, verify_weights
 from tilecompile.verify import VerifyError, verify
 
 SAMPLE, ALL = 600, 6000
@@ -74,3 +78,33 @@ def test_verdicts_equal_the_oracles_on_thousands() -> None:
     # A single lost edge, swap or move is often harmless and often not: the programs are neither loose nor overtied.
     for name in ("lose_edge", "swap", "move", "more_waiting", "alias"):
         assert min(by_change[name].values()) >= 5, (name, by_change[name])
+
+
+def touching(a: Any, b: Any) -> np.ndarray:
+    """Regions that share a side count as overlapping."""
+    rows = (a["row_begin"][:, None] < b["row_end"]) & (b["row_begin"] < a["row_end"][:, None])
+    return np.asarray(rows & (a["col_begin"][:, None] <= b["col_end"]) & (b["col_begin"] < a["col_end"][:, None]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("module", "name", "planted"),
+    [
+        (verify_order, "_sink", None),
+        (verify_order, "_race", None),
+        (verify_order, "_written", None),
+        (verify_order, "covered", False),
+        (verify_order, "overlaps", touching),
+        (verify_layout, "_apart", None),
+        (verify_layout, "_regions", None),
+        (verify_weights, "_cover", None),
+        (verify_weights, "_check_runs", None),
+    ],
+)
+def test_planted_faults_of_the_proof_are_found(
+    monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str, planted: Any
+) -> None:
+    """Programs on which a proof with one check less, or a wrong one, differs from the oracle are among the sample."""
+    monkeypatch.setattr(module, name, planted if callable(planted) else lambda *args: planted)
+    with pytest.raises(AssertionError, match="oracle"):
+        compare(range(SAMPLE))

@@ -15,6 +15,7 @@ from tilecompile import ops
 from tilecompile.fuse import MAX_LEAVES, REWRITES, compose_maps, fold_epilogue, fold_norm, fuse, gate_logits
 from tilecompile.graph import OpGraph
 from tilecompile.ops.expr import leaves
+from tilecompile.order import by_depth
 from tilecompile.trace import trace
 
 
@@ -116,7 +117,7 @@ def powers(m: Block, x: Tensor) -> Tensor:
 BLOCKS: dict[str, tuple[Middle, list[str]]] = {
     "mlp": (mlp, ["linear", "linear"]),
     "norm also read by a residual": (normed_twice, ["rms_norm", "linear"]),
-    "value read twice": (shared_value, ["map", "map", "linear", "map", "linear"]),
+    "value read twice": (shared_value, ["map", "map", "map", "linear", "linear"]),
     "diamond": (diamond, ["map"]),
     "chain of residuals": (chain, ["linear", "map", "linear"]),
     "different norms": (other_eps, ["linear", "linear"]),
@@ -261,3 +262,14 @@ def test_fold_norm_and_epilogue_by_themselves() -> None:
     pair = next(n for n in fused.nodes if len(n.weights) == 2)
     assert pair.attrs["epilogue"] == ("mul", ("silu", ("acc", 0)), ("acc", 1))
     same(before, fused)
+
+
+def test_sorted_by_depth() -> None:
+    """Independent work comes before what waits; a cache's writer stays before its readers; the sink is last."""
+    graph = fuse(glm5_graphs()[0])
+    place = {node.name: i for i, node in enumerate(graph.nodes)}
+    prefix = "model.layers.0.self_attn."
+    assert place[prefix + "kv_a_proj_with_mqa"] < place[prefix + "q_b_proj"]
+    assert place[prefix + "cache_append.2"] < place[prefix + "mla_attention"]
+    assert graph.nodes[-1].op == "commit"
+    assert {n.name for n in graph.nodes} == {n.name for n in by_depth(graph).nodes}

@@ -1,8 +1,8 @@
 """fuse: named rewrites of the operator graph that save hops between workers.
 
-Each rewrite takes a graph and returns one; `REWRITES` lists them in order. They only move work into the prologue or
-epilogue of an operator that streams weights: a norm into the operators that read it, elementwise work (activations,
-residuals) into the operator that produces its last input, two weights with the same input into one stream.
+Each rewrite takes a graph and returns one; `REWRITES` lists them in order. They move work into the prologue or epilogue
+of an operator that streams weights: a norm into the operators that read it, elementwise work (activations, residuals)
+into the operator that produces its last input, two weights with the same input into one stream. The last one sorts.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import replace
 from tilecompile.graph import OpGraph
 from tilecompile.ops.base import REGISTRY, OpNode, View
 from tilecompile.ops.expr import Expr, leaves, substitute
+from tilecompile.order import by_depth
 
 STREAMING = ("linear", "expert_linear", "expert_combine")
 """Ops that take an epilogue."""
@@ -105,7 +106,7 @@ def gate_logits(graph: OpGraph) -> OpGraph:
     return graph.replaced(reversed(nodes))
 
 
-REWRITES: tuple[Callable[[OpGraph], OpGraph], ...] = (compose_maps, fold_norm, fold_epilogue, gate_logits)
+REWRITES: tuple[Callable[[OpGraph], OpGraph], ...] = (compose_maps, fold_norm, fold_epilogue, gate_logits, by_depth)
 
 
 def fuse(graph: OpGraph) -> OpGraph:

@@ -1,4 +1,4 @@
-"""Loads an engine and generates where only the base dependencies are installed. Run by `make test`, not by pytest.
+"""Verifies an engine, loads it and generates, where only the base dependencies are installed. Run by `make test`.
 
 python tests/base_environment.py ENGINE
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from pathlib import Path
 
 BANNED = ("torch", "tilelang", "networkx", "safetensors", "transformers")
 
@@ -15,7 +16,9 @@ if __name__ == "__main__":
     if present:
         sys.exit(f"this environment has {', '.join(present)}; the check needs one without them")
     import tilecompile
+    from tilecompile.cli_verify import verify
 
+    verify(Path(sys.argv[1]))
     with tilecompile.load(sys.argv[1]) as engine:
         out = engine.generate("In the beginning", max_new_tokens=16)
     assert len(out.tokens) == 16

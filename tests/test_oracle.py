@@ -86,7 +86,6 @@ def touching(a: Any, b: Any) -> np.ndarray:
     return np.asarray(rows & (a["col_begin"][:, None] <= b["col_end"]) & (b["col_begin"] < a["col_end"][:, None]))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "name", "planted"),
     [

@@ -210,16 +210,17 @@ def test_interrupts_at_any_moment(engine: tilecompile.Engine, tokens: list[int])
     try:
         for i in range(400):
             try:
-                signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-5, 3e-3))
-                if i % 2:
-                    engine.generate(PROMPT, 3)
-                else:
-                    for _ in engine.stream(PROMPT, 3):
-                        pass
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-5, 3e-3))
+                    if i % 2:
+                        engine.generate(PROMPT, 3)
+                    else:
+                        for _ in engine.stream(PROMPT, 3):
+                            pass
+                finally:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
             except KeyboardInterrupt:
                 interrupted += 1
-            finally:
-                signal.setitimer(signal.ITIMER_REAL, 0)
             assert engine.generate(PROMPT, 3).tokens == tokens[:3]
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

@@ -12,7 +12,7 @@ from table_tools import put_together
 
 from tilecompile.verify import VerifyError, verify
 
-SAMPLE = (("tiny", 2), ("tiny reusing", 3), ("odd reusing", 8), ("shared", 3))
+SAMPLE = (("tiny", 2), ("tiny reusing", 3), ("tiny reusing", 8), ("odd reusing", 2), ("shared", 3))
 ALL = tuple((model, workers) for model in MODELS for workers in (2, 3, 8))
 
 Table = dict[tuple[str, str], Counter[str]]

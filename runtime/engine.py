@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +19,7 @@ from tilecompile.runtime.buffers import Arrays, check_kept, find_operator, numbe
 from tilecompile.runtime.contract import check_contract
 from tilecompile.runtime.errors import EngineError, EngineStalled, InputError
 from tilecompile.runtime.files import read_bytes
-from tilecompile.runtime.generate import Output, Run, TokenStream, check_ids, check_max_new
+from tilecompile.runtime.generate import Output, Run, Stats, TokenStream, check_ids, check_max_new
 from tilecompile.runtime.kernel import STALLED, Kernel, open_kernel
 from tilecompile.runtime.launch import Memory, clear, launch_kernel, load_memory, stalled
 from tilecompile.runtime.machine import usable_cores
@@ -85,7 +86,8 @@ class Engine:
         # Parsing waits until text is wanted; the folder may have been replaced by then.
         self._tokenizer = read_bytes(manifest.tokenizer) if manifest.tokenizer else None
         self._pid = os.getpid()
-        self._claims: dict[str, object] = {}  # who runs a request
+        self._guard = threading.Lock()
+        self._holder: Callable[[], set[str] | None] = lambda: None  # the claim of the request that runs
         self._scored = 0  # positions whose caches hold what `score` fed last
         self._launches = self._steps = self._requests = self._prompt_tokens = self._tokens = 0
         self._memory: Memory = load_memory(manifest)
@@ -152,42 +154,39 @@ class Engine:
     def _start(
         self, ids: npt.NDArray[np.int32], max_new: int, logits: npt.NDArray[np.float32] | None = None, position: int = 0
     ) -> Run:
-        """Takes the engine for one request from a position on; `_done` frees it."""
+        """Takes the engine for one request from a position on; the run's `release` frees it.
+
+        No interrupt, wherever it falls, may leave the engine taken. So a claim is a set, given up by its `clear`, which
+        is not interrupted like a function in Python; and whoever loses it gives it up too.
+        """
         self._usable()
-        claim = object()  # not a lock: an interrupt between taking it and knowing so would leave it taken
+        claim = {"running"}
         try:
-            if self._claims.setdefault("request", claim) is not claim:
-                raise EngineError(
-                    f"{self.manifest.folder}: a request is running and an engine runs one at a time; "
-                    "wait for it or close its stream"
-                )
+            with self._guard:
+                if self._holder():
+                    raise EngineError(
+                        f"{self.manifest.folder}: a request is running and an engine runs one at a time; "
+                        "wait for it or close its stream"
+                    )
+                self._holder = weakref.ref(claim)
             if self._kernel.field("state") == STALLED:
                 self._relaunch()
             if not 0 <= position <= self._scored:
                 raise InputError(f"start is {position}, want 0 to {self._scored} (positions that score has just fed)")
             self._scored = 0
-            return Run(self._kernel, self._stalled, claim, ids, max_new, logits, position)
+            return Run(self._kernel, self._stalled, claim.clear, ids, max_new, logits, position)
         except BaseException:
             try:
-                if self._claims.get("request") is claim and not self._kernel.closed:
+                if self._holder() is claim and not self._kernel.closed:
                     self._kernel.abort()
             finally:
-                self._free(claim)
+                claim.clear()
             raise
 
-    def _free(self, claim: object) -> None:
-        """Lets the next request in. One that still runs, because its end was interrupted, is aborted by the next."""
-        if self._claims.get("request") is claim:
-            del self._claims["request"]
-
-    def _done(self, run: Run) -> None:
-        try:
-            stats = run.stats()
-            self._requests += 1
-            self._prompt_tokens += stats.prompt_tokens
-            self._tokens += stats.tokens
-        finally:
-            self._free(run.claim)
+    def _done(self, stats: Stats) -> None:
+        self._requests += 1
+        self._prompt_tokens += stats.prompt_tokens
+        self._tokens += stats.tokens
 
     def generate(self, prompt: Prompt, max_new_tokens: int | None = 64) -> Output:
         """Generates greedily from a text or token ids, until a stop id, `max_new_tokens` or a full context.
@@ -202,7 +201,10 @@ class Engine:
                 run.wait(max_new)
             tokens, stats = run.tokens(), run.stats()
         finally:
-            self._end(run)
+            try:
+                self._end(run)
+            finally:
+                run.release()
         shown = tokens[:-1] if tokens and tokens[-1] in self._stops else tokens
         return Output(tokens, text.decode(shown) if text else None, stats)
 
@@ -233,7 +235,10 @@ class Engine:
             run.wait(0)
             self._scored = int(start) + len(checked)
         finally:
-            self._end(run)
+            try:
+                self._end(run)
+            finally:
+                run.release()
         return logits
 
     def buffers_after(self, ids: Prompt, operator: str | None = None) -> Arrays:
@@ -254,13 +259,16 @@ class Engine:
             run.wait(0)
             return read_buffers(self.manifest, self._tables, numbers, lambda device, name: self._memory[device][name])
         finally:
-            self._end(run)
+            try:
+                self._end(run)
+            finally:
+                run.release()
 
     def _end(self, run: Run) -> None:
         try:
             run.finish()
         finally:
-            self._done(run)
+            self._done(run.stats())
 
     def _stalled(self, kernel: Kernel) -> EngineStalled:
         return stalled(self.manifest, self._tables, kernel)

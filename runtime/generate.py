@@ -89,7 +89,10 @@ def check_max_new(value: int | None) -> int:
 
 
 class Run:
-    """A running request from a position on, with its times. `finish` must be called; it aborts what still runs.
+    """A running request from a position on, with its times.
+
+    `finish` must be called; it aborts what still runs. Then `release` lets the next request in, which aborts what an
+    interrupted `finish` left running.
 
     `stalled(kernel)` makes the error for a stalled kernel.
     """
@@ -98,13 +101,13 @@ class Run:
         self,
         kernel: Kernel,
         stalled: Callable[[Kernel], EngineError],
-        claim: object,
+        release: Callable[[], None],
         ids: npt.NDArray[np.int32],
         max_new: int,
         logits: npt.NDArray[np.float32] | None = None,
         position: int = 0,
     ) -> None:
-        self._kernel, self._stalled, self.claim = kernel, stalled, claim
+        self._kernel, self._stalled, self.release = kernel, stalled, release
         self.prompt_tokens = len(ids)
         request = np.zeros(1, REQUEST.dtype)
         request["ids"], request["count"], request["max_new"] = address(ids), len(ids), max_new
@@ -174,7 +177,7 @@ class TokenStream(Iterator[int]):
     """
 
     def __init__(
-        self, start: Callable[[], Run], done: Callable[[Run], None], pieces: Pieces | None, stops: frozenset[int]
+        self, start: Callable[[], Run], done: Callable[[Stats], None], pieces: Pieces | None, stops: frozenset[int]
     ) -> None:
         self._start, self._done, self._pieces, self._stops = start, done, pieces, stops
         self._run: Run | None = None
@@ -217,8 +220,9 @@ class TokenStream(Iterator[int]):
             try:
                 run.finish()
                 self.stats = run.stats()
+                self._done(self.stats)
             finally:
-                self._done(run)
+                run.release()
 
     def __enter__(self) -> Self:
         return self

@@ -65,7 +65,7 @@ class Kernel:
         self._mutex = threading.RLock()
         self._closing = False
         self._pid = os.getpid()
-        self._logits: npt.NDArray[np.float32] | None = None
+        self._kept: list[npt.NDArray[np.float32] | None] = []  # what the kernel may still write to
         self._handle: int | None = library.tc_launch(address(launch))
         if not self._handle:
             raise EngineError("the kernel can't be launched: not enough memory, or no more threads are allowed")
@@ -91,14 +91,17 @@ class Kernel:
         """Starts a request: 0, or -1 while one is running, or -2 after a stall. Keeps `logits` alive meanwhile."""
         self._check()
         with self._mutex:
+            self._kept.append(logits)  # first: an interrupt may come as soon as the kernel has the address
             result = int(self._library.tc_submit(self._check(), address(request)))
             if result == 0:
-                self._logits = logits
+                del self._kept[:-1]
+            else:
+                self._kept.pop()
             return result
 
     def release(self) -> None:
         """Lets go of the logits of a request that has ended."""
-        self._logits = None
+        self._kept.clear()
 
     def wait(self, generated: int, timeout_ms: int) -> int:
         """Waits until more than `generated` tokens exist or the request has ended; returns the state."""
@@ -132,4 +135,4 @@ class Kernel:
                 self._library.tc_abort(self._handle)
                 self._library.tc_close(self._handle)
                 self._handle = None
-        self._memory, self._logits = (), None
+        self._memory, self._kept = (), []

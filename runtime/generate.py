@@ -233,4 +233,5 @@ class TokenStream(Iterator[int]):
         self.close()
 
     def __del__(self) -> None:
-        self.close()
+        if hasattr(self, "_run"):  # an interrupt may have come while it was made
+            self.close()

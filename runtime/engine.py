@@ -79,9 +79,9 @@ class Engine:
         self.threads = threads
         self._stops = frozenset(manifest.eos_token_ids)
         self._stall_ms = max(1, round(1e3 * stall_seconds))
-        self._tables: Tables = load_tables(manifest)
-        self._library = open_kernel(manifest.file(KERNEL))
-        check_contract(manifest, self._tables)
+        self.tables: Tables = load_tables(manifest)
+        self.library = open_kernel(manifest.file(KERNEL))
+        check_contract(manifest, self.tables)
         self._text: Text | None = None
         # Parsing waits until text is wanted; the folder may have been replaced by then.
         self._tokenizer = read_bytes(manifest.tokenizer) if manifest.tokenizer else None
@@ -90,14 +90,14 @@ class Engine:
         self._holder: Callable[[], set[str] | None] = lambda: None  # the claim of the request that runs
         self._scored = 0  # positions whose caches hold what `score` fed last
         self._launches = self._steps = self._requests = self._prompt_tokens = self._tokens = 0
-        self._memory: Memory = load_memory(manifest)
+        self.memory: Memory = load_memory(manifest)
         check_same(manifest)
         self._launch()
         self._load_ms = 1e3 * (time.perf_counter() - begin)
 
     def _launch(self) -> None:
         self._kernel = launch_kernel(
-            self._library, self.manifest, self._tables, self._memory, self.threads, self._stall_ms
+            self.library, self.manifest, self.tables, self.memory, self.threads, self._stall_ms
         )
         self._finalizer = weakref.finalize(self, self._kernel.close)
 
@@ -106,7 +106,7 @@ class Engine:
         self._finalizer()
         self._launches += self._kernel.field("launches")
         self._steps += self._kernel.field("steps")
-        clear(self._memory)
+        clear(self.memory)
         try:
             self._launch()
         except EngineError as error:
@@ -250,14 +250,14 @@ class Engine:
         """
         checked, numbers = self._ids(ids), None
         if operator is not None:
-            written = writes(self.manifest, self._tables)
+            written = writes(self.manifest, self.tables)
             name = find_operator(written, operator)
-            check_kept(self.manifest, self._tables, written, name)
+            check_kept(self.manifest, self.tables, written, name)
             numbers = numbers_of(written[name])
         run = self._start(checked, 0)
         try:
             run.wait(0)
-            return read_buffers(self.manifest, self._tables, numbers, lambda device, name: self._memory[device][name])
+            return read_buffers(self.manifest, self.tables, numbers, lambda device, name: self.memory[device][name])
         finally:
             try:
                 self._end(run)
@@ -271,7 +271,7 @@ class Engine:
             self._done(run.stats())
 
     def _stalled(self, kernel: Kernel) -> EngineStalled:
-        return stalled(self.manifest, self._tables, kernel)
+        return stalled(self.manifest, self.tables, kernel)
 
     def close(self) -> None:
         """Ends the kernel's threads and frees its memory. A request in another thread ends with EngineError.
@@ -279,7 +279,7 @@ class Engine:
         In a fork of the process that loaded the engine it only forgets it.
         """
         self._finalizer()
-        self._memory, self._tables = [], {}
+        self.memory, self.tables = [], {}
 
     def __enter__(self) -> Self:
         return self

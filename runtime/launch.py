@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -40,29 +41,35 @@ def clear(memory: Memory) -> None:
 
 
 def launch_kernel(
-    library: ctypes.CDLL, manifest: Manifest, tables: Tables, memory: Memory, threads: int, stall_ms: int
+    library: ctypes.CDLL,
+    manifest: Manifest,
+    tables: Tables,
+    memory: Memory,
+    threads: int,
+    stall_ms: int,
+    stops: Iterable[int] | None = None,
 ) -> Kernel:
-    """Starts the kernel's threads."""
+    """Starts the kernel's threads. `stops` are the ids that end a request, by default the engine's."""
     data, buffers = manifest.data, tables["buffers"]
     bases = np.array([[address(areas[name]) for name in ARENAS] for areas in memory], np.uint64)
     places = bases[buffers["device"], buffers["arena"]] + buffers["offset"]
     pools = bases[:, ARENAS.index("weight")].copy()
-    stops = np.array([*sorted(set(manifest.eos_token_ids)), 0], np.int32)
+    ids = np.array([*sorted(set(manifest.eos_token_ids if stops is None else stops)), 0], np.int32)
     launch = np.zeros(1, LAUNCH.dtype)
     for name in ("streams", "instructions", "operands", "waits", "notifies", "tape", "events"):
         launch[name] = address(tables[name])
-    launch["buffers"], launch["pools"], launch["stops"] = address(places), address(pools), address(stops)
+    launch["buffers"], launch["pools"], launch["stops"] = address(places), address(pools), address(ids)
     launch["logits"] = places[data["io"]["logits"]]
     launch["stream_count"] = len(tables["streams"])
     launch["event_count"] = len(tables["events"])
     launch["program_count"] = len(data["programs"])
     launch["workers"], launch["threads"] = manifest.workers, threads
-    launch["stop_count"] = len(stops) - 1
+    launch["stop_count"] = len(ids) - 1
     launch["vocab"], launch["max_seq_len"] = manifest.vocab_size, manifest.max_seq_len
     for name in ("next", "ids", "position"):
         launch[f"{name}_buffer"] = data["io"][name]
     launch["stall_ms"], launch["scratch_bytes"] = stall_ms, data["scratch_bytes"]
-    return Kernel(library, launch, (memory, tables, places, pools, stops))
+    return Kernel(library, launch, (memory, tables, places, pools, ids))
 
 
 def stalled(manifest: Manifest, tables: Tables, kernel: Kernel) -> EngineStalled:

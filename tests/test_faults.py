@@ -42,7 +42,7 @@ def check_stall(engine: tilecompile.Engine, call: Callable[[], Any]) -> str:
     )
     assert found, text
     worker, *tile, instruction, event, have, want = (int(found[i]) for i in (1, 4, 5, 6, 7, 8, 9, 10, 11))
-    tables, data = engine._tables, engine.manifest.data
+    tables, data = engine.tables, engine.manifest.data
     record = tables["instructions"][instruction]
     assert (data["kinds"][record["kind"]], data["operators"][record["op"]]) == (found[2], found[3])
     assert record["tile"].tolist() == tile
@@ -91,7 +91,7 @@ def awaited(tables: dict[str, np.ndarray], ins: Any) -> Any:
 def test_usable_after_a_stall(tiny: Path, tokens: list[int]) -> None:
     """A stall in the middle of a text: what came before is delivered, and the next request has a fresh kernel."""
     engine = tilecompile.load(tiny, stall_seconds=0.3)
-    count = engine._tables["waits"]["count"]
+    count = engine.tables["waits"]["count"]
     for call in ("stream", "generate", "score"):
         assert engine.generate(PROMPT, 20).tokens == tokens[:20]
         if call == "stream":
@@ -111,8 +111,8 @@ def test_usable_after_a_stall(tiny: Path, tokens: list[int]) -> None:
 
 def test_step_without_sink(engine: tilecompile.Engine, tokens: list[int]) -> None:
     """Loading refuses such tables; a kernel that meets them says so."""
-    streams = engine._tables["streams"]
-    kinds = engine._tables["instructions"]["kind"]
+    streams = engine.tables["streams"]
+    kinds = engine.tables["instructions"]["kind"]
     where = next(s for s in streams if s["program"] == 0 and 0 in kinds[s["begin"] : s["end"]])
     where["end"] -= 1
     with pytest.raises(EngineStalled, match="a step ended without its sink"):

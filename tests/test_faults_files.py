@@ -250,7 +250,7 @@ def test_replaced_while_loading(tiny: Path, tmp_path: Path, tokens: list[int], m
         for _ in range(60):
             try:
                 with tilecompile.load(place) as engine:
-                    first = int(engine._tables["waits"]["count"][3])
+                    first = int(engine.tables["waits"]["count"][3])
                     if first != 7:
                         assert engine.generate(PROMPT, 5).tokens == tokens[:5]
             except EngineError as error:

@@ -1,0 +1,105 @@
+"""Decode steps at a chosen context, timed: what `bench` and `timeline` measure.
+
+The caches are filled with random numbers, so that a long context needs no long prompt. Steps run on a kernel of their
+own over the engine's memory, which may differ from the engine's in its code, its tables or the layout of its weights.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from tilecompile.runtime.engine import Engine
+from tilecompile.runtime.errors import InputError
+from tilecompile.runtime.format import ARENAS, DTYPES
+from tilecompile.runtime.generate import Run
+from tilecompile.runtime.kernel import Kernel
+from tilecompile.runtime.launch import Memory, launch_kernel, stalled
+from tilecompile.runtime.tables import Tables
+
+STALL_MS = 1000
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Steps of one request. `ms_per_step` is their mean; `contexts` holds the context of each, in positions."""
+
+    ms_per_step: float
+    contexts: range
+
+
+def fill_caches(engine: Engine, seed: int = 0) -> None:
+    """Fills all attention caches with standard normal numbers."""
+    random = np.random.default_rng(seed)
+    for buffer in engine.tables["buffers"]:
+        if ARENAS[buffer["arena"]] != "cache":
+            continue
+        begin, end = int(buffer["offset"]), int(buffer["offset"] + buffer["bytes"])
+        area = engine.memory[int(buffer["device"])]["cache"][begin:end]
+        drawn = random.standard_normal(int(buffer["rows"]) * int(buffer["cols"]), np.float32)
+        if DTYPES[buffer["dtype"]] == "bf16":
+            area.view(np.uint16)[:] = drawn.view(np.uint32) >> 16
+        else:
+            area.view(np.float32)[:] = drawn
+
+
+def window(context: int, steps: int, max_seq_len: int) -> range:
+    """Contexts of `steps` successive steps around `context`, shifted where the engine's limits ask for it.
+
+    InputError if the engine can't hold the context.
+    """
+    if not 2 <= context <= max_seq_len:
+        raise InputError(f"context is {context}, want 2 to {max_seq_len} (the engine's max_seq_len)")
+    steps = min(steps, max_seq_len - 1)
+    begin = min(max(2, context - steps // 2), max_seq_len - steps + 1)
+    return range(begin, begin + steps)
+
+
+def time_steps(engine: Engine, kernel: Kernel, contexts: range) -> Timed:
+    """Runs one request whose steps have these contexts (from 2 on), after one step that isn't timed.
+
+    `kernel` is one of `another_kernel`. EngineStalled as in `Engine.generate`.
+    """
+    ids = np.array([contexts.start % engine.manifest.vocab_size], np.int32)
+    run = Run(
+        kernel,
+        lambda k: stalled(engine.manifest, engine.tables, k),
+        lambda: None,
+        ids,
+        max_new=len(contexts) + 1,
+        position=contexts.start - 2,
+    )
+    try:
+        run.wait(0)
+        run.wait(len(contexts))
+    finally:
+        run.finish()
+    return Timed(run.stats().ms_per_step, contexts)
+
+
+@contextmanager
+def another_kernel(
+    engine: Engine, library: ctypes.CDLL | None = None, tables: Tables | None = None, memory: Memory | None = None
+) -> Iterator[Kernel]:
+    """Launches a second kernel over the engine's memory, with other code, tables or memory, and closes it at the end.
+
+    It ends no request at a stop id, and nothing checks its tables. The engine must be idle meanwhile, and what its
+    caches hold is then the other kernel's.
+    """
+    kernel = launch_kernel(
+        library or engine.library,
+        engine.manifest,
+        tables or engine.tables,
+        memory or engine.memory,
+        engine.threads,
+        STALL_MS,
+        stops=(),
+    )
+    try:
+        yield kernel
+    finally:
+        kernel.close()

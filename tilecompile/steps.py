@@ -7,6 +7,7 @@ own over the engine's memory, which may differ from the engine's in its code, it
 from __future__ import annotations
 
 import ctypes
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -78,7 +79,15 @@ def time_steps(engine: Engine, kernel: Kernel, contexts: range) -> Timed:
         run.wait(len(contexts))
     finally:
         run.finish()
+    settle(engine, kernel)
     return Timed(run.stats().ms_per_step, contexts)
+
+
+def settle(engine: Engine, kernel: Kernel) -> None:
+    """Waits until the idle kernel's threads are parked, so that what is measured next has the cores for itself."""
+    while kernel.field("parked") < engine.threads:
+        time.sleep(1e-3)
+        kernel.wait(0, 0)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MAX_TOKENS = 8
 """Largest number of tokens that one step can carry."""
 

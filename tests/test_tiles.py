@@ -44,10 +44,14 @@ def test_packed_bytes_unpack_to_the_rows(drawn: tuple[WeightTile, dict[str, torc
     panels = -(-rows // PANEL)
     values = torch.from_numpy(packed).view(dtype)
     # Lane r of panel p is row 16 p + r; panels of the tensors alternate; matrices follow one another.
-    values = values.view(tile.end - tile.begin, panels, len(tile.tensors), tile.cols, PANEL)
+    values = values.view(tile.end - tile.begin, panels, len(tile.tensors), tile.cols * PANEL)
+    pairs = tile.cols // 2 * 2 if dtype == torch.bfloat16 else 0  # columns that are stored two by two
     for m in range(tile.begin, tile.end):
         for i, name in enumerate(tile.tensors):
-            unpacked = values[m - tile.begin, :, i].transpose(1, 2).reshape(panels * PANEL, tile.cols)
+            words, rest = values[m - tile.begin, :, i].split([pairs * PANEL, (tile.cols - pairs) * PANEL], 1)
+            left = words.view(panels, pairs // 2, PANEL, 2).permute(0, 2, 1, 3).reshape(panels * PANEL, pairs)
+            right = rest.view(panels, tile.cols - pairs, PANEL).transpose(1, 2).reshape(panels * PANEL, -1)
+            unpacked = torch.cat((left, right), 1)
             assert torch.equal(unpacked[:rows], tensors[name][m, tile.row_begin : tile.row_end])
             assert not unpacked[rows:].any()
 

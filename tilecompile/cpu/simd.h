@@ -75,6 +75,20 @@ INLINE v16 load(const bf16* p) {
   }
   return r;
 }
+// 16 rows of two columns of a weight panel, which are stored one after the other, or in bf16 row by row.
+INLINE void load_pair(const float* p, v16& even, v16& odd) {
+  even = load(p);
+  odd = load(p + 16);
+}
+INLINE void load_pair(const bf16* p, v16& even, v16& odd) {
+  EACH {
+    vu u;
+    memcpy(&u, p + 2 * LANES * i_, sizeof u);
+    const vu low = u << 16, high = u & 0xffff0000u;
+    memcpy(&even.p[i_], &low, sizeof low);
+    memcpy(&odd.p[i_], &high, sizeof high);
+  }
+}
 INLINE void store(float* p, const v16& x) { memcpy(p, &x, 64); }
 // Rounds as to_bf16 does.
 INLINE void store(bf16* p, const v16& x) {

@@ -1,8 +1,9 @@
 // linear: y[t][n] = epilogue(sum_k w[n][k] * x[t][k]), one tile of rows for all tokens.
 //
-// A tile is a stream of panels [K][16 rows]; with two weights their panels alternate. Each lane is one row: the
-// activation is broadcast, so neither K nor the reduction needs padding. Every row is summed in the same order, whatever
-// the tile, the number of tokens or the instruction set: four partial sums over k mod 4, then (0+1)+(2+3).
+// A tile is a stream of panels [K][16 rows], in bf16 [K / 2][16 rows][2]; with two weights their panels alternate. Each
+// lane is one row: the activation is broadcast, so neither K nor the reduction needs padding. Every row is summed in the
+// same order, whatever the tile, the number of tokens or the instruction set: four partial sums over k mod 4, then
+// (0+1)+(2+3).
 #pragma once
 
 constexpr int PREFETCH_BYTES = 4096;
@@ -15,21 +16,27 @@ inline void panel_dot(const W* w, const float* x, int stride, int K, v16 (&out)[
   const char* here = reinterpret_cast<const char*>(w) + PREFETCH_BYTES;
   const char* there = next ? reinterpret_cast<const char*>(next) + PREFETCH_BYTES - bytes : here;
   v16 s[T][4];
-  for (int t = 0; t < T; ++t)
-    for (int q = 0; q < 4; ++q) s[t][q] = zero();
+  repeat<4 * T>([&](int i) INLINED { s[i / 4][i % 4] = zero(); });
+  const auto add_pair = [&](int k, int q) INLINED {
+    v16 even, odd;
+    load_pair(w + k * PANEL, even, odd);
+    repeat<T>([&](int t) INLINED {
+      s[t][q] = fma(even, splat(x[t * stride + k]), s[t][q]);
+      s[t][q + 1] = fma(odd, splat(x[t * stride + k + 1]), s[t][q + 1]);
+    });
+  };
   int k = 0;
   for (; k + 4 <= K; k += 4) {
     const int64_t done = int64_t(k) * PANEL * sizeof(W);
     const char* ahead = (done + PREFETCH_BYTES < bytes ? here : there) + done;
     for (int b = 0; b < int(4 * PANEL * sizeof(W)); b += 64) prefetch(ahead + b);
-    for (int q = 0; q < 4; ++q) {
-      const v16 wv = load(w + (k + q) * PANEL);
-      for (int t = 0; t < T; ++t) s[t][q] = fma(wv, splat(x[t * stride + k + q]), s[t][q]);
-    }
+    repeat<2>([&](int pair) INLINED { add_pair(k + 2 * pair, 2 * pair); });
   }
-  for (int q = 0; q < K % 4; ++q, ++k) {
-    const v16 wv = load(w + k * PANEL);
-    for (int t = 0; t < T; ++t) s[t][q] = fma(wv, splat(x[t * stride + k]), s[t][q]);
+  if (K % 4 >= 2) add_pair(k, 0);
+  if (K % 2 != 0) {
+    const v16 wv = load(w + (K - 1) * PANEL);
+    const int q = (K - 1) % 4;
+    for (int t = 0; t < T; ++t) s[t][q] = fma(wv, splat(x[t * stride + K - 1]), s[t][q]);
   }
   for (int t = 0; t < T; ++t) out[t] = (s[t][0] + s[t][1]) + (s[t][2] + s[t][3]);
 }

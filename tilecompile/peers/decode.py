@@ -1,0 +1,136 @@
+"""Decode steps of transformers' model at a chosen context, batch 1, greedy: one setting, timed."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, GlmMoeDsaForCausalLM, StaticCache
+
+Step = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How the model runs. `options` are torch.compile's; None: not compiled."""
+
+    dtype: str
+    experts: str = "batched_mm"
+    attention: str = "eager"
+    cache: str = "static"
+    options: dict[str, Any] | None = field(default=None, hash=False)
+
+    def shown(self) -> dict[str, Any]:
+        """As JSON values; the options only where there are any."""
+        rest = {} if self.options is None else {"compile": self.options or "default"}
+        return {
+            "dtype": self.dtype,
+            "experts": self.experts,
+            "attention": self.attention,
+            "cache": self.cache,
+            **rest,
+        }
+
+    def __str__(self) -> str:
+        parts = [self.dtype, f"{self.experts} experts", f"{self.attention} attention", f"{self.cache} cache"]
+        parts += [f"{key}={value}" for key, value in (self.options or {}).items()]
+        return ", ".join(parts)
+
+
+class Decoder:
+    """The model with one setting and a cache of random numbers up to a context.
+
+    Steps have the contexts (positions that a step sees, its own included) of `contexts`, again and again. A static
+    cache has no place more than that needs, since its steps read it whole.
+    """
+
+    def __init__(self, model: GlmMoeDsaForCausalLM, setting: Setting, contexts: range) -> None:
+        self.model, self.setting, self.contexts = model, setting, contexts
+        model.set_experts_implementation(setting.experts)
+        model.set_attn_implementation(setting.attention)
+        self._before = contexts.start - 1
+        self._cache: Any = (
+            StaticCache(config=model.config, max_cache_len=contexts.stop - 1)
+            if setting.cache == "static"
+            else DynamicCache(config=model.config)
+        )
+        self._ids = torch.tensor([[1 % model.config.vocab_size]])
+        self._forward(self._ids)  # brings the cache's tensors into being
+        self._filled = [self._fill(layer) for layer in self._cache.layers]
+        self.step: Step = self._forward
+        if setting.options is not None:
+            self.step = torch.compile(self._forward, fullgraph=True, dynamic=False, **_arguments(setting.options))
+
+    def _forward(self, ids: Tensor) -> Tensor:
+        """The ids [1, 1] after ids [1, 1]."""
+        logits: Tensor = self.model(input_ids=ids, past_key_values=self._cache, use_cache=True).logits
+        return logits[:, -1].argmax(-1, keepdim=True)
+
+    def _fill(self, layer: Any) -> dict[str, Tensor]:
+        """Random numbers for a layer's cache, in place where the cache is static."""
+        generator = torch.Generator().manual_seed(0)
+        filled = {}
+        for name, dimension in (("keys", -2), ("values", -2), ("indexer_keys", -2)):
+            tensor = getattr(layer, name, None)
+            if tensor is None:
+                continue  # a layer without an indexer of its own
+            if self.setting.cache == "static":
+                tensor.normal_(generator=generator)
+            else:
+                shape = list(tensor.shape)
+                shape[dimension] = self._before
+                filled[name] = torch.empty(shape, dtype=tensor.dtype).normal_(generator=generator)
+        return filled
+
+    def rewind(self) -> None:
+        """Back to the first of the contexts."""
+        for layer, filled in zip(self._cache.layers, self._filled, strict=True):
+            if self.setting.cache == "static":
+                layer.cumulative_length.fill_(self._before)
+                if layer.is_indexer_initialized:
+                    layer.indexer_cumulative_length.fill_(self._before)
+            for name, tensor in filled.items():
+                setattr(layer, name, tensor)
+
+    def round(self, steps: int) -> float:
+        """Mean time of `steps` steps from the first context on, in ms."""
+        self.rewind()
+        ids = self._ids
+        begin = time.perf_counter()
+        for _ in range(steps):
+            ids = self.step(ids)
+        return 1e3 * (time.perf_counter() - begin) / steps
+
+    def warm_up(self) -> float:
+        """Seconds of the first steps, until two successive ones differ by less than a half; at most eight."""
+        begin, last = time.perf_counter(), 0.0
+        for _ in range(8):
+            now = self.round(1)
+            if now > 0.67 * last and now < 1.5 * last:
+                break
+            last = now
+        return time.perf_counter() - begin
+
+    def trial(self) -> float:
+        """ms a step, quickly: the best of up to 16 steps in half a second."""
+        times: list[float] = []
+        end = time.perf_counter() + 0.5
+        while len(times) < 2 or (len(times) < 16 and time.perf_counter() < end):
+            times.append(self.round(1))
+        return min(times)
+
+    def measure(self, rounds: int, steps: int) -> tuple[float, list[float]]:
+        """ms a step: the median of `rounds` rounds of `steps` steps, and [the fastest, the slowest] of them."""
+        times = [self.round(steps) for _ in range(rounds)]
+        return statistics.median(times), [min(times), max(times)]
+
+
+def _arguments(options: dict[str, Any]) -> dict[str, Any]:
+    """torch.compile's arguments: a `mode`, or inductor's options."""
+    rest = {key: value for key, value in options.items() if key != "mode"}
+    return {"mode": options["mode"]} if "mode" in options else {"options": rest} if rest else {}

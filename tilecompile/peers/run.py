@@ -1,0 +1,76 @@
+"""A peer's process: `python -m tilecompile.peers.run JOB` prints progress and the result as JSON lines."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from typing import Any
+
+from tilecompile.children import report_stream
+from tilecompile.errors import InputError, TilecompileError
+
+ROUNDS = 7
+STEPS = 16
+BUDGET_SECONDS = {"transformers": 120.0, "torch-compile": 300.0}
+
+
+def main() -> None:
+    """Runs the job in argv. What goes wrong is a line with `error`, in one line."""
+    stream = report_stream()
+
+    def report(**values: Any) -> None:
+        print(json.dumps(values), file=stream)
+
+    try:
+        report(result=measure(json.loads(sys.argv[1]), lambda text: report(progress=text)))
+    except TilecompileError as error:
+        report(error=str(error))
+    except Exception as error:
+        report(error=f"{type(error).__name__}: {error}".splitlines()[0])
+    stream.flush()
+    os._exit(0)  # compile workers need no goodbye
+
+
+def measure(job: dict[str, Any], note: Any) -> dict[str, Any]:
+    """The peer's fastest setting, measured: see `peers.bench`."""
+    note("importing torch and transformers")
+    import torch
+
+    from tilecompile.peers.model import need_memory, open_weights, versions
+    from tilecompile.peers.search import Search
+    from tilecompile.steps import window
+
+    torch.set_num_threads(job["threads"])
+    contexts = window(job["context"], STEPS, job["max_seq_len"])
+    need_memory(job, copies=1.2)
+    compiled = job["peer"] == "torch-compile"
+    search = Search(open_weights(job), job["dtype"], contexts, note, BUDGET_SECONDS[job["peer"]])
+    with torch.inference_mode():
+        setting = search.compiled() if compiled else search.eager()
+        best = search.trial(setting)
+        if best.ms is None:
+            raise InputError(f"no setting runs; {setting}: {best.failed}")
+        note(f"measuring {setting}")
+        with search.decoder(setting) as (decoder, _):
+            steps = max(1, min(STEPS, round(1500 / best.ms), len(contexts)))
+            begin = time.perf_counter()
+            median, spread = decoder.measure(ROUNDS, steps)
+    return {
+        "ms_per_step": median,
+        "spread": spread,
+        "rounds": ROUNDS,
+        "steps": steps,
+        "seconds": time.perf_counter() - begin,
+        "context": job["context"],
+        "threads": job["threads"],
+        "settings": {**setting.shown(), "tried": [t.shown() for t in search.tried]},
+        "load_seconds": search.load_seconds,
+        "warm_up_seconds": best.warm_up_seconds,
+        "version": versions(),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -45,7 +45,7 @@ from tilecompile.schedule import schedule
 from tilecompile.sources import ModelSource, open_model
 from tilecompile.tile import tile
 from tilecompile.trace import trace
-from tilecompile.traffic import bytes_per_step
+from tilecompile.traffic import reads
 from tilecompile.verify import Memory, verify
 
 DEFAULT_MAX_SEQ_LEN = 4096
@@ -195,6 +195,7 @@ def describe(
         grids = plans[index].grids.grids
         base = len(program.operators) - sum(len(p.grids.grids) for p in plans[index:])
         ops = Counter(grids[int(op) - base].node.op for op in instructions["op"])
+        read = reads(graph, max_seq_len)
         programs.append(
             {
                 "name": graph.program,
@@ -202,7 +203,8 @@ def describe(
                 "tasks": len(instructions),
                 "events": int((tables["events"]["program"] == index).sum()),
                 "edges": int(instructions["wait_count"].sum()),
-                "bytes_per_step": bytes_per_step(graph, max_seq_len),
+                "bytes_per_step": read.at(max_seq_len),
+                "reads": read.stated(),
                 "ops": dict(sorted(ops.items())),
             }
         )

@@ -89,7 +89,7 @@ def reads(graph: OpGraph, max_seq_len: int) -> Reads:
 
 def stated_reads(manifest: Manifest, program: str = "decode") -> Reads:
     """The formula that an engine states for a step program. EngineError if it doesn't."""
-    found = manifest.program(program).get("reads")
+    found: Any = manifest.program(program).get("reads")
     wrong = mismatch(found, SCHEMA, f"reads of program {program}")
     if wrong:
         raise EngineError(f"{manifest.path}: {wrong}; compile the model again")

@@ -81,7 +81,7 @@ def bodies_source(kinds: list[Kind]) -> str:
 
 def kernel_source(kinds: list[Kind], title: str, contract: Mapping[str, Any]) -> str:
     """The whole kernel: bodies, resident loop, what the runtime calls, and what it is for (`runtime/contract.py`)."""
-    rest = ("worker.h", "loop.h", "abi.h", "roof.h")
+    rest = ("worker.h", "profile.h", "loop.h", "abi.h", "roof.h")
     tail = [(CPU / name).read_text().replace("#pragma once\n", "") for name in rest]
     head = f"// {title}\n// One resident megakernel: task bodies specialised to shapes, and the loop over the tables.\n"
     stated = json.dumps(MARK + json.dumps(contract))

@@ -54,6 +54,7 @@ void* tc_launch(const Launch* launch) {
       w.streams[streams[i].program] = streams + i;
       w.pool = reinterpret_cast<const char*>(e->table<uint64_t>(launch->pools)[streams[i].device]);
     }
+    TC_PROFILED(e->profile.reserve(streams, launch->stream_count);)
     const size_t scratch = (size_t(launch->scratch_bytes) + 127) / 64 * 64;
     for (uint32_t i = 0; i < launch->workers; ++i)  // neighbouring workers share a thread
       e->threads[size_t(i) * launch->threads / launch->workers].workers.push_back(workers[i]);
@@ -104,6 +105,18 @@ uint32_t tc_wait(void* handle, uint32_t generated, uint32_t timeout_ms, Status* 
 const int32_t* tc_tokens(void* handle) { return static_cast<Engine*>(handle)->tokens.data(); }
 
 void tc_abort(void* handle) { static_cast<Engine*>(handle)->abort.store(1); }
+
+#ifdef TC_PROFILE
+// The records of the last steps: `about` gets rows, their width, and the clock in ticks and in nanoseconds.
+const uint64_t* tc_profile(void* handle, uint64_t* about) {
+  const Profile& p = static_cast<Engine*>(handle)->profile;
+  about[0] = TC_PROFILE;
+  about[1] = p.width;
+  about[2] = ticks();
+  about[3] = uint64_t(std::chrono::steady_clock::now().time_since_epoch() / std::chrono::nanoseconds(1));
+  return p.rows.data();
+}
+#endif
 
 void tc_close(void* handle) {
   Engine* e = static_cast<Engine*>(handle);

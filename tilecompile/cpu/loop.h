@@ -27,6 +27,7 @@ struct Engine {
   std::atomic<uint64_t> step_count{0};
   uint32_t launches = 0;
   uint32_t stall[5] = {};
+  TC_PROFILED(Profile profile;)
 
   template <class E>
   const E* table(uint64_t address) const {
@@ -65,6 +66,7 @@ struct Engine {
     buffer<int32_t>(launch.ids_buffer)[0] = id;
     buffer<int32_t>(launch.position_buffer)[0] = int32_t(position);
     TC_CHAOS("before a step begins")
+    TC_PROFILED(profile.publish(n);)
     sequence.store(n, std::memory_order_seq_cst);
     TC_CHAOS("before parked threads wake")
     if (parked.load(std::memory_order_seq_cst)) sequence.notify_all();
@@ -141,6 +143,7 @@ struct Engine {
     const Step& step = steps[w.sequence % 2];
     const Instruction* instructions = table<Instruction>(launch.instructions);
     bool moved = false;
+    TC_PROFILED(uint64_t* stamp = profile.row(w.sequence) + 2 + 2 * w.pc; uint64_t end = 0;)
     while (w.pc < w.end) {
       const Instruction& ins = instructions[w.pc];
       TC_CHAOS("before waits")
@@ -154,9 +157,11 @@ struct Engine {
       w.wait = 0;
       w.hinted = false;
       ++w.pc;
+      TC_PROFILED(*stamp++ = end ? end : ticks();)
       TC_CHAOS("between waits and body")
       if (ins.kind == COMMIT_KIND) {
         commit(step);  // may start the next step: `step` is not read after this
+        TC_PROFILED(*stamp = ticks();)
         TC_CHAOS("after a commit")
         t.beat.store(beat + 2, std::memory_order_relaxed);
         return true;
@@ -168,6 +173,7 @@ struct Engine {
         TC_CHAOS("before a notify")
         counters[notifies[i].event].value.fetch_add(1, std::memory_order_release);
       }
+      TC_PROFILED(*stamp++ = end = ticks();)
       TC_CHAOS("after notifies")
       t.beat.store(beat + 2, std::memory_order_relaxed);
     }

@@ -56,12 +56,12 @@ def find_compiler() -> str:
     raise InputError(f"no C++ compiler found: {what}; install one or set CXX")
 
 
-def build(source: Path, output: Path, isa: Isa) -> list[str]:
-    """Compiles `source` to the shared object `output`; returns the command.
+def build(source: Path, output: Path, isa: Isa, flags: tuple[str, ...] = ()) -> list[str]:
+    """Compiles `source` to the shared object `output`, with further flags; returns the command.
 
-    Raises InputError with the compiler's first error.
+    It comes into being beside the source, under `output`'s name. Raises InputError with the compiler's first error.
     """
-    command = [find_compiler(), *COMMON, *isa.flags, "-o", output.name, source.name]
+    command = [find_compiler(), *COMMON, *isa.flags, *flags, "-o", output.name, source.name]
     done = subprocess.run(command, cwd=source.parent, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         errors = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()

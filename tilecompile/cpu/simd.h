@@ -329,5 +329,9 @@ INLINE v16 sqrt(const v16& x) {
   return r;
 }
 
+#ifdef TC_NO_PREFETCH  // in no engine: `bench --ablate` measures what the hints are worth
+INLINE void prefetch(const void*) {}
+#else
 INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
+#endif
 #undef EACH

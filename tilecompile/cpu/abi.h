@@ -39,10 +39,11 @@ void* tc_launch(const Launch* launch) {
   if (!e) return nullptr;
   try {
     e->launch = *launch;
-    e->counters = std::vector<Counter>(launch->event_count);
+    e->counters.resize(launch->event_count, launch->threads);
     e->runs.assign(launch->program_count, 0);
     e->tokens.assign(launch->max_seq_len + 1, 0);
     e->threads = std::vector<ThreadState>(launch->threads);
+    for (uint32_t i = 0; i < launch->threads; ++i) e->threads[i].id = i;
     std::vector<Worker> workers(launch->workers);
     for (uint32_t i = 0; i < launch->workers; ++i) {
       workers[i].id = i;
@@ -94,6 +95,7 @@ uint32_t tc_wait(void* handle, uint32_t generated, uint32_t timeout_ms, Status* 
   for (uint32_t i = 0; i < 1024 && !news(); ++i) relax();
   if (!news()) {
     std::unique_lock<std::mutex> lock(e->mutex);
+    e->host_has.store(generated, std::memory_order_relaxed);
     e->host_waits.store(true, std::memory_order_seq_cst);
     e->host.wait_for(lock, std::chrono::milliseconds(timeout_ms), news);
     e->host_waits.store(false, std::memory_order_relaxed);

@@ -11,7 +11,7 @@
 
 struct Engine {
   Launch launch;
-  std::vector<Counter> counters;
+  Counters counters;
   std::vector<ThreadState> threads;
   std::vector<uint32_t> runs;  // by program
   Step steps[2] = {};          // record of step n in steps[n % 2]
@@ -20,6 +20,7 @@ struct Engine {
   alignas(64) std::atomic<uint32_t> state{IDLE};
   std::atomic<uint32_t> generated{0}, fed{0}, reason{NO_REASON}, parked{0}, abort{0};
   std::atomic<bool> host_waits{false};
+  std::atomic<uint32_t> host_has{0};  // tokens that it has: it waits for more, or for the request's end
   std::mutex mutex;
   std::condition_variable host;
   Request request = {};
@@ -38,10 +39,12 @@ struct Engine {
     return reinterpret_cast<E*>(table<uint64_t>(launch.buffers)[index]);
   }
 
-  // Tells a waiting host that something changed.
-  void signal() {
+  // Tells a waiting host that the request has ended, or that there are more tokens, if it waits for no more than those:
+  // to wake it takes time from the step, and maybe a core.
+  void signal(bool ended) {
     std::atomic_thread_fence(std::memory_order_seq_cst);
-    if (host_waits.load(std::memory_order_relaxed)) {
+    if (host_waits.load(std::memory_order_acquire) &&
+        (ended || generated.load(std::memory_order_relaxed) > host_has.load(std::memory_order_relaxed))) {
       std::lock_guard<std::mutex> lock(mutex);
       host.notify_all();
     }
@@ -77,7 +80,7 @@ struct Engine {
     TC_CHAOS("before a request ends")
     uint32_t running = RUNNING;
     state.compare_exchange_strong(running, IDLE, std::memory_order_seq_cst);
-    signal();
+    signal(true);
   }
 
   // The sink: every other instruction of the step is done. Takes the sampled token and decides what comes next.
@@ -103,7 +106,7 @@ struct Engine {
       if (table<int32_t>(launch.stops)[i] == id) return finish(STOP_ID);
     if (count + 1 >= request.max_new) return finish(MAX_NEW);
     if (s.context >= launch.max_seq_len) return finish(CONTEXT_FULL);
-    signal();
+    signal(false);
     publish(s.context, id);
   }
 
@@ -111,7 +114,7 @@ struct Engine {
   bool ready(Worker& w, const Instruction& ins, uint32_t run) {
     const Wait* waits = table<Wait>(launch.waits) + ins.wait_begin;
     for (; w.wait < ins.wait_count; ++w.wait) {
-      const uint32_t have = counters[waits[w.wait].event].value.load(std::memory_order_relaxed);
+      const uint32_t have = counters.value(waits[w.wait].event);
       if (int32_t(have - run * waits[w.wait].count) < 0) return false;
     }
     if (ins.wait_count) std::atomic_thread_fence(std::memory_order_acquire);
@@ -171,7 +174,7 @@ struct Engine {
       const Notify* notifies = table<Notify>(launch.notifies) + ins.notify_begin;
       for (uint32_t i = 0; i < ins.notify_count; ++i) {
         TC_CHAOS("before a notify")
-        counters[notifies[i].event].value.fetch_add(1, std::memory_order_release);
+        counters.notify(notifies[i].event, t.id);
       }
       TC_PROFILED(*stamp++ = end = ticks();)
       TC_CHAOS("after notifies")
@@ -242,7 +245,7 @@ struct Engine {
       const Instruction& ins = table<Instruction>(launch.instructions)[w.pc];
       if (ins.op != mine || w.wait >= ins.wait_count) continue;
       const Wait& wait = table<Wait>(launch.waits)[ins.wait_begin + w.wait];
-      const uint32_t have = counters[wait.event].value.load(std::memory_order_relaxed);
+      const uint32_t have = counters.value(wait.event);
       const uint32_t report[5] = {w.id, w.pc, wait.event, have, steps[w.sequence % 2].run * wait.count};
       memcpy(stall, report, sizeof stall);
       break;

@@ -1,29 +1,26 @@
-"""The command line: tilecompile demo, compile, generate, inspect, models, debug, verify."""
+"""The command line: tilecompile demo, compile, generate, inspect, models, debug, verify, warmup."""
 
 from __future__ import annotations
 
-import functools
-import os
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ParamSpec
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tilecompile import __version__
 from tilecompile.cli_debug import debug
+from tilecompile.cli_guard import guarded
 from tilecompile.cli_verify import verify
-from tilecompile.runtime.errors import EngineError, InputError, TilecompileError
+from tilecompile.cli_warmup import warmup
+from tilecompile.runtime.errors import EngineError, InputError
 
 if TYPE_CHECKING:
     from tilecompile.compile import Compiled
     from tilecompile.options import CompileOptions
     from tilecompile.runtime.engine import Engine, Prompt
     from tilecompile.runtime.generate import TokenStream
-
-P = ParamSpec("P")
 
 COMPILER_MODULES = ("torch", "networkx", "safetensors")
 DEMO_PROMPT = "And it came to pass"
@@ -48,37 +45,6 @@ def main() -> None:
     app()
 
 
-def _fail(message: str, code: int) -> typer.Exit:
-    print("error: " + " ".join(message.split()), file=sys.stderr, flush=True)
-    return typer.Exit(code)
-
-
-def _guarded(command: Callable[P, None]) -> Callable[P, None]:
-    """Every error is one line: exit code 2 for what the user can mend, 1 for the unexpected, 130 for Ctrl-C."""
-
-    @functools.wraps(command)
-    def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            command(*args, **kwargs)
-            sys.stdout.flush()
-        except typer.Exit:
-            raise
-        except TilecompileError as error:
-            raise _fail(str(error), 2) from None
-        except KeyboardInterrupt:
-            raise typer.Exit(130) from None
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on: end quietly
-            raise typer.Exit(1) from None
-        except Exception as error:
-            if os.environ.get("TILECOMPILE_TRACEBACK"):
-                raise
-            what = f"unexpected {type(error).__name__}: {error}"
-            raise _fail(f"{what} (set TILECOMPILE_TRACEBACK=1 to see where it happened)", 1) from None
-
-    return run
-
-
 def _version(wanted: bool) -> None:
     if wanted:
         print(f"tilecompile {__version__}")
@@ -95,7 +61,7 @@ def _root(
 
 
 @app.command("compile", epilog=EXAMPLE + "tilecompile compile examples/tiny-glm5 -o tiny.engine --max-seq-len 1024")
-@_guarded
+@guarded
 def compile_command(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoint folder or named configuration.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="ENGINE", help="Folder to make.")],
@@ -160,7 +126,7 @@ def _compile(options: CompileOptions) -> Compiled:
 
 
 @app.command(epilog=EXAMPLE + 'tilecompile generate tiny.engine --prompt "In the beginning" --max-new-tokens 80')
-@_guarded
+@guarded
 def generate(
     engine: Annotated[Path, typer.Argument(metavar="ENGINE", help="Engine folder.")],
     prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="Text to continue.")] = None,
@@ -228,7 +194,7 @@ def _print_stream(engine: Engine, stream: TokenStream) -> None:
 
 
 @app.command(epilog=EXAMPLE + "tilecompile inspect tiny.engine --json")
-@_guarded
+@guarded
 def inspect(
     engine: Annotated[Path, typer.Argument(metavar="ENGINE", help="Engine folder.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -248,7 +214,7 @@ def inspect(
 
 
 @app.command(epilog=EXAMPLE + "tilecompile models --json")
-@_guarded
+@guarded
 def models(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
     """Show what can be compiled."""
     from tilecompile.cli_output import CHECKPOINT, named_models, print_json, print_models
@@ -260,7 +226,7 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON 
 
 
 @app.command(epilog=EXAMPLE + "tilecompile demo")
-@_guarded
+@guarded
 def demo(
     engine: Annotated[
         Path | None, typer.Option(metavar="ENGINE", help="Keep the engine there, and use it if it exists.")
@@ -296,5 +262,8 @@ def demo(
                 print(timings(loaded, stream.stats), flush=True)
 
 
-app.command(epilog=EXAMPLE + "tilecompile debug tiny.engine --ids 1,2,3 --compare")(_guarded(debug))
-app.command(epilog=EXAMPLE + "tilecompile verify tiny.engine --json")(_guarded(verify))
+app.command(epilog=EXAMPLE + "tilecompile debug tiny.engine --ids 1,2,3 --compare")(guarded(debug))
+app.command(epilog=EXAMPLE + "tilecompile verify tiny.engine --json")(guarded(verify))
+app.command(epilog=EXAMPLE + "tilecompile warmup tiny.engine --against transformers --model examples/tiny-glm5")(
+    guarded(warmup)
+)

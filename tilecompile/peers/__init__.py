@@ -42,7 +42,7 @@ def check(name: str) -> str | None:
     if name not in NEEDS:
         raise InputError(f"peer {name!r} is unknown, want one of: {', '.join(NEEDS)}")
     absent = [package for package in NEEDS[name] if importlib.util.find_spec(package) is None]
-    return f"not installed: {', '.join(absent)}" if absent else None
+    return f"not installed: {', '.join(absent)} (pip install 'tilecompile[bench]')" if absent else None
 
 
 def bench(

@@ -1,0 +1,46 @@
+"""What every command of the command line goes through: an error is one line and an exit code, never a traceback."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from typing import ParamSpec
+
+import typer
+
+from tilecompile.runtime.errors import TilecompileError
+
+P = ParamSpec("P")
+
+
+def _fail(message: str, code: int) -> typer.Exit:
+    print("error: " + " ".join(message.split()), file=sys.stderr, flush=True)
+    return typer.Exit(code)
+
+
+def guarded(command: Callable[P, None]) -> Callable[P, None]:
+    """Every error is one line: exit code 2 for what the user can mend, 1 for the unexpected, 130 for Ctrl-C."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+            sys.stdout.flush()
+        except typer.Exit:
+            raise
+        except TilecompileError as error:
+            raise _fail(str(error), 2) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on: end quietly
+            raise typer.Exit(1) from None
+        except Exception as error:
+            if os.environ.get("TILECOMPILE_TRACEBACK"):
+                raise
+            what = f"unexpected {type(error).__name__}: {error}"
+            raise _fail(f"{what} (set TILECOMPILE_TRACEBACK=1 to see where it happened)", 1) from None
+
+    return run

@@ -1,0 +1,83 @@
+"""The system's file cache: which part of some files lies in it, and getting them out of it.
+
+Eviction is posix_fadvise(DONTNEED), which needs no rights but can't take pages that some process has mapped or that are
+not written to disk yet. What is cached is asked of mincore, which answers for files that one owns or may write to.
+Names of files and folders stay cached.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import mmap
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Cached:
+    """How many bytes of some files are in the cache, of `known` bytes that can be asked for."""
+
+    cached: int
+    known: int
+
+
+def evict(paths: Iterable[str | Path]) -> None:
+    """Gets files out of the cache, as far as the system does that. Files that can't be opened are left out."""
+    for path in paths:
+        with contextlib.suppress(OSError), _opened(path) as descriptor:
+            with contextlib.suppress(OSError):  # some file systems have nothing to write back
+                os.fsync(descriptor)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def cached(paths: Iterable[str | Path]) -> Cached:
+    """What is in the cache of some files."""
+    inside = known = 0
+    for path in paths:
+        try:
+            with _opened(path) as descriptor:
+                size = os.fstat(descriptor).st_size
+                pages = _resident(descriptor, size) if size and _may_ask(path) else None
+        except (OSError, ValueError):
+            continue
+        if pages is not None:
+            known += size
+            inside += min(size, pages * mmap.PAGESIZE)
+    return Cached(inside, known)
+
+
+@contextlib.contextmanager
+def _opened(path: str | Path) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _may_ask(path: str | Path) -> bool:
+    """Whether mincore tells the truth about a file; of others it says that all of it is cached."""
+    return os.geteuid() in (0, os.stat(path).st_uid) or os.access(path, os.W_OK)
+
+
+def _resident(descriptor: int, size: int) -> int | None:
+    """Number of a file's pages that are in the cache; None where the system doesn't say."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    pages = -(-size // mmap.PAGESIZE)
+    # A private mapping of one's own: ctypes finds the address of writable memory only, and nothing is written.
+    with mmap.mmap(descriptor, size, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE) as area:
+        first = ctypes.c_char.from_buffer(area)
+        found = (ctypes.c_ubyte * pages)()
+        try:
+            failed = libc.mincore(ctypes.c_void_p(ctypes.addressof(first)), ctypes.c_size_t(size), found)
+        finally:
+            del first
+        return None if failed else bytes(found).count(1)  # its other bits are reserved
+
+
+def tree(folder: str | Path) -> list[str]:
+    """All files of a folder."""
+    return sorted(str(path) for path in Path(folder).rglob("*") if path.is_file())

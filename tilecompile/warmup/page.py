@@ -1,0 +1,189 @@
+"""The page: one HTML file that needs nothing else, with bars by phase for every system, warm and cold."""
+
+from __future__ import annotations
+
+import html
+import json
+from typing import Any
+
+from tilecompile.warmup.measure import PHASES
+
+TITLES = {"import": "import", "load": "load", "compile": "compile or capture", "first_step": "first step"}
+STATES = {"warm": "warm file cache", "cold": "cold file cache"}
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #1c2430; --dim: #5d6876; --paper: #ffffff; --line: #d5dbe2; --track: #f1f4f7;
+  --import: #5b8db8; --load: #3aa08c; --compile: #d98a3d; --first_step: #a0489b; --offline: #9aa5b1; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6ebf1; --dim: #9daab8; --paper: #14181e; --line: #333c47;
+  --track: #1d232b; --import: #6fa5d4; --load: #4cbca6; --compile: #e39b52; --first_step: #c06fbb;
+  --offline: #6b7682; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 2rem 1.5rem 3rem; max-width: 1120px; background: var(--paper); color: var(--ink);
+  font: 16px/1.5 system-ui, sans-serif; overflow-wrap: break-word; }
+h1 { font-size: 1.6rem; line-height: 1.2; margin: 0; }
+h2 { font-size: 1.1rem; margin: 2.2rem 0 .4rem; }
+p { margin: .4rem 0; }
+.dim, figcaption, footer { color: var(--dim); font-size: .9rem; }
+.headline { display: flex; flex-wrap: wrap; gap: .4rem 2.2rem; margin: 1.2rem 0 0; padding: 0; list-style: none; }
+.headline b { display: block; font-size: 1.7rem; line-height: 1.2; font-variant-numeric: tabular-nums; }
+.legend { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; margin: .6rem 0; padding: 0; list-style: none;
+  font-size: .9rem; }
+.legend i { display: inline-block; width: .8em; height: .8em; margin-right: .4em; border-radius: 2px; }
+figure { margin: 0; }
+.system { padding: .7rem 0; border-top: 1px solid var(--line); }
+.system h3 { font-size: 1rem; margin: 0 0 .3rem; }
+.system h3 span { font-weight: normal; color: var(--dim); font-size: .9rem; margin-left: .5rem; }
+.row { display: grid; grid-template-columns: 8.5rem 1fr 8.5rem; gap: .2rem .8rem; align-items: center;
+  font-size: .9rem; font-variant-numeric: tabular-nums; }
+.row + .row { margin-top: .25rem; }
+.row b { font-weight: 600; }
+.bar { display: flex; height: 1.15rem; background: var(--track); border-radius: 3px; overflow: hidden; }
+.bar i { display: block; height: 100%; }
+.import { background: var(--import); } .load { background: var(--load); } .compile { background: var(--compile); }
+.first_step { background: var(--first_step); }
+.offline { background: repeating-linear-gradient(45deg, var(--offline) 0 4px, transparent 4px 8px); }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; width: 100%; }
+th, td { padding: .3rem .7rem .3rem 0; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th:first-child, td:first-child, th:nth-child(2), td:nth-child(2) { text-align: left; }
+th { font-weight: 600; }
+footer { margin-top: 2.2rem; border-top: 1px solid var(--line); padding-top: .8rem; }
+code { font-size: .95em; overflow-wrap: anywhere; }
+@media (max-width: 640px) { body { padding: 1.2rem 1rem 2rem; } .row { grid-template-columns: 1fr auto; }
+  .row .bar { grid-column: 1 / 3; grid-row: 2; } .row + .row { margin-top: .6rem; } }
+"""
+
+
+def seconds(value: float | None) -> str:
+    """A time for people, with three digits that count."""
+    if value is None:
+        return "–"
+    return f"{value:.0f} s" if value >= 100 else f"{value:.3g} s" if value >= 1 else f"{value:.3f} s"
+
+
+def page(report: dict[str, Any]) -> str:
+    """The page of a report (what `warmup --json` prints)."""
+    systems = report["systems"]
+    engine = systems[0]
+    longest = max([report["compile_seconds"], *_totals(systems)])
+    title = f"{report['model']}: process start to first token"
+    parts = [
+        "<!doctype html>",
+        '<html lang="en"><head><meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>{_text(title)}</title><style>{STYLE}</style></head><body>",
+        f"<h1>{_text(title)}</h1>",
+        f'<p class="dim">{_text(_machine(report))}</p>',
+        _headline(report),
+        "<h2>All on one scale</h2>",
+        _legend(),
+        f"<figure>{''.join(_system(s, longest, report) for s in systems)}",
+        f"<figcaption>A full bar is {seconds(longest)}.</figcaption></figure>",
+        "<h2>The engine alone, enlarged</h2>",
+        f"<figure>{_system(engine, max(_totals([engine])), None)}",
+        f"<figcaption>A full bar is {seconds(max(_totals([engine])))}; the offline compilation is left out."
+        "</figcaption></figure>",
+        "<h2>Figures</h2>",
+        f'<div class="scroll">{_table(systems)}</div>',
+        _footer(report),
+        f'<script type="application/json" id="report">{_embedded(report)}</script>',
+        "</body></html>",
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def _text(value: object) -> str:
+    return html.escape(str(value))
+
+
+def _embedded(report: dict[str, Any]) -> str:
+    """JSON that can stand in a script element."""
+    return json.dumps(report).replace("<", "\\u003c")
+
+
+def _states(system: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """The states of a system that were measured."""
+    return [(name, system[name]) for name in STATES if name in system and "seconds" in system[name]]
+
+
+def _totals(systems: list[dict[str, Any]]) -> list[float]:
+    return [state["seconds"] for system in systems for _, state in _states(system)]
+
+
+def _machine(report: dict[str, Any]) -> str:
+    threads = "1 thread" if report["threads"] == 1 else f"{report['threads']} threads"
+    return f"{report['machine']}, {report['cores']} cores, {threads} · weights {report['weights']} · {report['date']}"
+
+
+def _headline(report: dict[str, Any]) -> str:
+    items = []
+    for system in report["systems"]:
+        if "warm" in system:
+            times = "" if system["ratio"] is None or system is report["systems"][0] else f", {system['ratio']:.1f} ×"
+            items.append(f"<li><b>{seconds(system['warm']['seconds'])}</b> {_text(system['name'])}{times}</li>")
+    return f'<ul class="headline">{"".join(items)}</ul><p class="dim">First token, from a warm file cache.</p>'
+
+
+def _legend() -> str:
+    items = [f'<li><i class="{phase}"></i>{TITLES[phase]}</li>' for phase in PHASES]
+    items.append('<li><i class="offline"></i>compiled offline, once</li>')
+    return f'<ul class="legend">{"".join(items)}</ul>'
+
+
+def _system(system: dict[str, Any], longest: float, report: dict[str, Any] | None) -> str:
+    """The bars of a system; with a report the engine gets a bar for its offline compilation too."""
+    rows = [f"<h3>{_text(system['name'])} <span>{_text(system['about'])}</span></h3>"]
+    if "unavailable" in system:
+        rows.append(f'<p class="dim">{_text(system["unavailable"])}</p>')
+    for name, label in STATES.items():
+        state = system.get(name)
+        if state is None:
+            continue
+        if "unavailable" in state:
+            rows.append(f'<p class="dim">{label}: {_text(state["unavailable"])}</p>')
+            continue
+        parts = [(phase, state["phases"][phase]) for phase in PHASES if state["phases"][phase] is not None]
+        rows.append(_row(label, parts, longest, state["seconds"], f'data-system="{_text(system["name"])}-{name}"'))
+    if report is not None and system is report["systems"][0]:
+        offline = report["compile_seconds"]
+        rows.append(_row("offline compile", [("offline", offline)], longest, offline, 'data-system="offline"'))
+    return f'<div class="system">{"".join(rows)}</div>'
+
+
+def _row(label: str, parts: list[tuple[str, float]], longest: float, total: float, data: str) -> str:
+    segments = "".join(
+        f'<i class="{phase}" style="width:{100 * value / longest:.4f}%" '
+        f'title="{TITLES.get(phase, phase)}: {seconds(value)}"></i>'
+        for phase, value in parts
+    )
+    return f'<div class="row" {data}><span>{label}</span><div class="bar">{segments}</div><b>{seconds(total)}</b></div>'
+
+
+def _table(systems: list[dict[str, Any]]) -> str:
+    heads = ["system", "file cache", *(TITLES[phase] for phase in PHASES), "first token", "spread", "runs"]
+    rows = []
+    for system in systems:
+        for name, state in _states(system):
+            low, high = (seconds(value) for value in state["spread"])
+            cells = [system["name"], name, *(seconds(state["phases"][phase]) for phase in PHASES)]
+            cells += [seconds(state["seconds"]), f"{low} to {high}", state["runs"]]
+            rows.append("<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in cells) + "</tr>")
+    head = "".join(f"<th>{_text(cell)}</th>" for cell in heads)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+
+
+def _footer(report: dict[str, Any]) -> str:
+    evicted = [
+        f"{_text(s['name'])} {s['cold']['evicted']:.0%} of {s['cold']['bytes'] / 1e6:.0f} MB"
+        for s in report["systems"]
+        if "evicted" in s.get("cold", {})
+    ]
+    gone = f" Out of the file cache before each cold start: {', '.join(evicted)}." if evicted else ""
+    ids = ", ".join(map(str, report["prompt_ids"]))
+    return (
+        f"<footer><p>Measured {_text(report['date'])} with <code>{_text(report['command'])}</code>, "
+        f"tilecompile {_text(report['tilecompile'])}.</p>"
+        f"<p>Each bar is the median of fresh processes, from their start to the first token after the ids {ids}. "
+        "A cold start is one from a file cache that the system's files were evicted from; names of files, what other "
+        f"processes have mapped, and the caches of a disk below stay warm.{gone}</p></footer>"
+    )

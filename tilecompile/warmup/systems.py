@@ -1,0 +1,101 @@
+"""The systems whose warm-up can be measured: the engine, and peers as commands that anyone can add to."""
+
+from __future__ import annotations
+
+import importlib.util
+import shlex
+import shutil
+import sys
+from dataclasses import dataclass
+
+from tilecompile.errors import InputError
+
+PLACES = ("engine", "model", "ids", "threads", "dtype")
+"""What a command may name in braces: engine folder, checkpoint folder, prompt ids with commas, threads, bf16 or f32."""
+
+
+@dataclass(frozen=True)
+class System:
+    """A command that goes from nothing to the first token and reports marks on the way (`marks.py`).
+
+    Places in braces are filled in (`PLACES`). Every run gets an empty compile cache, unless `keeps_cache`.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    about: str
+    needs: tuple[str, ...] = ()
+    keeps_cache: bool = False
+
+    def unavailable(self) -> str | None:
+        """Why the system can't run here, in one line, or None."""
+        absent = [package for package in self.needs if importlib.util.find_spec(package) is None]
+        if absent:
+            return f"not installed: {', '.join(absent)}"
+        return None if shutil.which(self.command[0]) else f"no program {self.command[0]}"
+
+    def needs_model(self) -> bool:
+        """Whether the command takes a checkpoint folder."""
+        return any("{model}" in word for word in self.command)
+
+    def filled(self, values: dict[str, str]) -> list[str]:
+        """The command with its places filled in."""
+        words = []
+        for word in self.command:
+            for place in PLACES:
+                word = word.replace(f"{{{place}}}", values.get(place, ""))
+            words.append(word)
+        return words
+
+
+def _module(name: str, *arguments: str) -> tuple[str, ...]:
+    return (sys.executable, "-m", f"tilecompile.warmup.{name}", *arguments)
+
+
+_TRANSFORMERS = _module("run_transformers", "{model}", "{ids}", "{threads}", "{dtype}")
+_TORCH = ("torch", "transformers")
+
+ENGINE = System("tilecompile", _module("run_tilecompile", "{engine}", "{ids}", "{threads}"), "the engine")
+
+SYSTEMS = {
+    system.name: system
+    for system in (
+        System("transformers", _TRANSFORMERS, "transformers as it is, batched_mm experts", _TORCH),
+        System("torch-compile", (*_TRANSFORMERS, "compile"), "torch.compile, nothing compiled before", _TORCH),
+        System(
+            "torch-compile-kept",
+            (*_TRANSFORMERS, "compile"),
+            "torch.compile again, with the cache of an earlier compilation",
+            _TORCH,
+            keeps_cache=True,
+        ),
+        System("vllm", _module("run_vllm", "{model}", "{ids}"), "vLLM, empty compile cache", ("vllm",)),
+        System("sglang", _module("run_sglang", "{model}", "{ids}"), "SGLang, empty compile cache", ("sglang",)),
+    )
+}
+"""The peers that come with the package, by name."""
+
+
+def chosen(against: str | None, peers: list[str]) -> list[System]:
+    """The peers that a user asks for: names with commas between them, and NAME=COMMAND. InputError for a wrong one."""
+    systems = []
+    for name in (against or "").split(","):
+        if not name.strip():
+            continue
+        if name.strip() not in SYSTEMS:
+            raise InputError(f"--against: {name.strip()!r} is unknown, want {', '.join(SYSTEMS)} (or --peer)")
+        systems.append(SYSTEMS[name.strip()])
+    for text in peers:
+        name, equals, command = text.partition("=")
+        try:
+            words = tuple(shlex.split(command))
+        except ValueError as error:
+            raise InputError(f"--peer {text!r}: {error}") from None
+        if not equals or not name.strip() or not words:
+            raise InputError(f"--peer is {text!r}, want NAME=COMMAND")
+        systems.append(System(name.strip(), words, "a command given with --peer"))
+    names = [ENGINE.name, *(system.name for system in systems)]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"{name!r} is named twice, want every name once")
+    return systems

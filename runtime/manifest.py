@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tilecompile import __version__
 from tilecompile.runtime.errors import EngineError
 from tilecompile.runtime.files import CHUNK_BYTES, check_hash, check_size, file_entry, inner_path
 from tilecompile.runtime.format import FORMAT_VERSION, MAX_TOKENS, NONE, TABLES
 from tilecompile.runtime.schema import SCHEMA, mismatch
+from tilecompile.runtime.version import __version__
 
 NAME = "engine.json"
 KERNEL = "kernel.so"

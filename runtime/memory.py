@@ -26,6 +26,7 @@ Bytes = npt.NDArray[np.uint8]
 def allocate(size: int) -> Bytes:
     """Zeroed private memory of `size` bytes, aligned to a huge page, in huge pages where the system has them.
 
+    Only whole huge pages are asked for: what doesn't fill one, which is all of a small arena, lies in ordinary pages.
     Pages come into being when they are first written: see `touch` and `read_into`.
     """
     try:
@@ -33,10 +34,10 @@ def allocate(size: int) -> Bytes:
     except (OSError, OverflowError) as error:
         raise EngineError(f"can't get {size} bytes of memory: {error}") from error
     whole = np.frombuffer(area, np.uint8)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # a system without huge pages: slower, not wrong
-            area.madvise(mmap.MADV_HUGEPAGE)
     start = -address(whole) % HUGE_PAGE
+    if hasattr(mmap, "MADV_HUGEPAGE") and size >= HUGE_PAGE:
+        with contextlib.suppress(OSError):  # a system without huge pages: slower, not wrong
+            area.madvise(mmap.MADV_HUGEPAGE, start, size // HUGE_PAGE * HUGE_PAGE)
     return whole[start : start + size]
 
 

@@ -3,7 +3,7 @@
     with tilecompile.load("ENGINE") as engine:
         print(engine.generate("In the beginning").text)
 
-Importing the package loads nothing else; the names below are fetched at first use.
+Importing the package loads the runtime (numpy, nothing heavier); the compiler's names are fetched at first use.
 """
 
 from __future__ import annotations
@@ -11,27 +11,16 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from tilecompile.errors import EngineError, EngineStalled, InputError, TilecompileError
+from tilecompile.runtime.engine import Engine, load
+from tilecompile.runtime.generate import Output, TokenStream
+from tilecompile.runtime.version import __version__
+
 if TYPE_CHECKING:
     from tilecompile.compile import compile_model
-    from tilecompile.errors import EngineError, EngineStalled, InputError, TilecompileError
     from tilecompile.options import CompileOptions
-    from tilecompile.runtime.engine import Engine, load
-    from tilecompile.runtime.generate import Output, TokenStream
 
-__version__ = "0.1.0"
-
-_MODULES = {
-    "compile_model": "tilecompile.compile",
-    "CompileOptions": "tilecompile.options",
-    "load": "tilecompile.runtime.engine",
-    "Engine": "tilecompile.runtime.engine",
-    "Output": "tilecompile.runtime.generate",
-    "TokenStream": "tilecompile.runtime.generate",
-    "EngineError": "tilecompile.errors",
-    "EngineStalled": "tilecompile.errors",
-    "InputError": "tilecompile.errors",
-    "TilecompileError": "tilecompile.errors",
-}
+_COMPILER = {"compile_model": "tilecompile.compile", "CompileOptions": "tilecompile.options"}
 
 __all__ = [
     "CompileOptions",
@@ -42,18 +31,19 @@ __all__ = [
     "Output",
     "TilecompileError",
     "TokenStream",
+    "__version__",
     "compile_model",
     "load",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
+    if name not in _COMPILER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_MODULES[name]), name)
+    value = getattr(importlib.import_module(_COMPILER[name]), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *_MODULES]
+    return [*globals(), *_COMPILER]

@@ -268,19 +268,17 @@ struct Engine {
       if (s == CLOSED) return;
       if (s != RUNNING) quiet.polls.clear();
       ++idle;
-      if (s == RUNNING) {
-        if (idle < SPIN) {
-          relax();
-          continue;
-        }
-        poll(t);
-        if (still(quiet)) report_stall(t, quiet);
-        sched_yield();
-      } else if (idle < PARK_POLLS && s == IDLE) {
-        relax();
-      } else {
+      if (s == STALLED || (s == IDLE && idle >= PARK_POLLS)) {
         park(t);
         idle = 0;
+      } else if (idle < SPIN) {
+        relax();
+      } else {
+        if (s == RUNNING) {
+          poll(t);
+          if (still(quiet)) report_stall(t, quiet);
+        }
+        sched_yield();  // between requests too: the host, which was woken at the end of one, may have no other core
       }
     }
   }

@@ -23,10 +23,11 @@ READ_BYTES = 16 << 20
 Bytes = npt.NDArray[np.uint8]
 
 
-def allocate(size: int) -> Bytes:
+def allocate(size: int, huge: bool = True) -> Bytes:
     """Zeroed private memory of `size` bytes, aligned to a huge page, in huge pages where the system has them.
 
-    Only whole huge pages are asked for: what doesn't fill one, which is all of a small arena, lies in ordinary pages.
+    Only whole huge pages are asked for: what doesn't fill one, which is all of a small arena, lies in ordinary pages;
+    without `huge` all does.
     Pages come into being when they are first written: see `touch` and `read_into`.
     """
     try:
@@ -35,9 +36,12 @@ def allocate(size: int) -> Bytes:
         raise EngineError(f"can't get {size} bytes of memory: {error}") from error
     whole = np.frombuffer(area, np.uint8)
     start = -address(whole) % HUGE_PAGE
-    if hasattr(mmap, "MADV_HUGEPAGE") and size >= HUGE_PAGE:
+    if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # a system without huge pages: slower, not wrong
-            area.madvise(mmap.MADV_HUGEPAGE, start, size // HUGE_PAGE * HUGE_PAGE)
+            if not huge:
+                area.madvise(mmap.MADV_NOHUGEPAGE)
+            elif size >= HUGE_PAGE:
+                area.madvise(mmap.MADV_HUGEPAGE, start, size // HUGE_PAGE * HUGE_PAGE)
     return whole[start : start + size]
 
 

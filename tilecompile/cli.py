@@ -1,4 +1,4 @@
-"""The command line: tilecompile demo, compile, generate, inspect, models, debug, verify, warmup."""
+"""The command line: tilecompile demo, compile, generate, inspect, models, bench, debug, verify, warmup."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tilecompile import __version__
+from tilecompile.cli_bench import bench
 from tilecompile.cli_debug import debug
 from tilecompile.cli_guard import guarded
 from tilecompile.cli_verify import verify
@@ -262,6 +263,7 @@ def demo(
                 print(timings(loaded, stream.stats), flush=True)
 
 
+app.command(epilog=EXAMPLE + "tilecompile bench tiny.engine --context 1024 --ablate --json")(guarded(bench))
 app.command(epilog=EXAMPLE + "tilecompile debug tiny.engine --ids 1,2,3 --compare")(guarded(debug))
 app.command(epilog=EXAMPLE + "tilecompile verify tiny.engine --json")(guarded(verify))
 app.command(epilog=EXAMPLE + "tilecompile warmup tiny.engine --against transformers --model examples/tiny-glm5")(

@@ -1,0 +1,51 @@
+"""tilecompile bench: an engine's speed against its machine's memory, its own variants, and peers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tilecompile.bench import DEFAULT_CONTEXT, DEFAULT_ROUNDS
+
+
+def bench(
+    engine: Annotated[Path, typer.Argument(metavar="ENGINE", help="Engine folder.")],
+    context: Annotated[
+        int | None, typer.Option(metavar="N", help=f"Positions in the caches.  [default: {DEFAULT_CONTEXT}, or all]")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="1 to the engine's workers.")] = None,
+    model: Annotated[str | None, typer.Option(help="Checkpoint folder that peers take their weights from.")] = None,
+    against: Annotated[
+        str | None, typer.Option(metavar="PEER,…", help="Measure these too: transformers, torch-compile.")
+    ] = None,
+    ablate: Annotated[bool, typer.Option("--ablate", help="Measure the engine without parts of it too.")] = False,
+    rounds: Annotated[int, typer.Option(help="How often everything is measured in turn.")] = DEFAULT_ROUNDS,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Measure an engine's steps against the bandwidth of this machine's memory.
+
+    The caches are filled with random numbers up to the context. In turn, round by round: the best of several kernels
+    that only read, on a working set of a step's size, and the engine. The roof fraction is the bytes that a step must
+    read (no padding, no replication) over what the machine reads in the same time.
+
+    --ablate runs the same bodies with a barrier after every operator; without prefetch hints, which needs a C++
+    compiler and leaves the processor's own prefetchers on; and without tapes, that is with the weights in the order of
+    the checkpoint, which takes memory for them once more.
+
+    Peers run in processes of their own, each at the fastest of its settings, and get the engine's weights from --model,
+    or draw them from the same seed.
+    """
+    from tilecompile.bench.measure import BenchOptions, bench_engine
+    from tilecompile.bench.report import print_report
+    from tilecompile.cli_output import StageProgress, print_json
+
+    names = [name.strip() for name in against.split(",") if name.strip()] if against is not None else []
+    options = BenchOptions(engine, context, threads, model, tuple(dict.fromkeys(names)), ablate, rounds)
+    with StageProgress() as progress:
+        found = bench_engine(options, progress)
+    if as_json:
+        print_json(found)
+    else:
+        print_report(found)

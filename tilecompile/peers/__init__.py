@@ -62,7 +62,8 @@ def bench(
     - `name`, `version` (of its packages), `context` (of the middle step), `threads`
     - `ms_per_step`: median over `rounds` rounds of `steps` steps each; `spread`: [fastest, slowest] round, in ms
     - `settings`: those of the fastest, and `tried`: all that were tried, with their `ms_per_step` or why they `failed`
-    - `load_seconds` and `warm_up_seconds`: to get the weights, and from the first call to steady steps
+    - `load_seconds` and `warm_up_seconds`: to get the weights, and from the first call to steady steps (in a process
+      that had compiled other settings before; `tilecompile warmup` measures fresh ones)
 
     PeerError if it can't run, InputError if model or context don't fit the engine.
     """

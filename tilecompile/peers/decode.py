@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -51,8 +50,6 @@ class Decoder:
 
     def __init__(self, model: GlmMoeDsaForCausalLM, setting: Setting, contexts: range) -> None:
         self.model, self.setting, self.contexts = model, setting, contexts
-        model.set_experts_implementation(setting.experts)
-        model.set_attn_implementation(setting.attention)
         self._before = contexts.start - 1
         self._cache: Any = (
             StaticCache(config=model.config, max_cache_len=contexts.stop - 1)
@@ -60,11 +57,17 @@ class Decoder:
             else DynamicCache(config=model.config)
         )
         self._ids = torch.tensor([[1 % model.config.vocab_size]])
+        self._choose()
         self._forward(self._ids)  # brings the cache's tensors into being
         self._filled = [self._fill(layer) for layer in self._cache.layers]
         self.step: Step = self._forward
         if setting.options is not None:
             self.step = torch.compile(self._forward, fullgraph=True, dynamic=False, **_arguments(setting.options))
+
+    def _choose(self) -> None:
+        """Gives the model this setting: several decoders may share it."""
+        self.model.set_experts_implementation(self.setting.experts)
+        self.model.set_attn_implementation(self.setting.attention)
 
     def _forward(self, ids: Tensor) -> Tensor:
         """The ids [1, 1] after ids [1, 1]."""
@@ -99,6 +102,7 @@ class Decoder:
 
     def round(self, steps: int) -> float:
         """Mean time of `steps` steps from the first context on, in ms."""
+        self._choose()
         self.rewind()
         ids = self._ids
         begin = time.perf_counter()
@@ -123,11 +127,6 @@ class Decoder:
         while len(times) < 2 or (len(times) < 16 and time.perf_counter() < end):
             times.append(self.round(1))
         return min(times)
-
-    def measure(self, rounds: int, steps: int) -> tuple[float, list[float]]:
-        """ms a step: the median of `rounds` rounds of `steps` steps, and [the fastest, the slowest] of them."""
-        times = [self.round(steps) for _ in range(rounds)]
-        return statistics.median(times), [min(times), max(times)]
 
 
 def _arguments(options: dict[str, Any]) -> dict[str, Any]:

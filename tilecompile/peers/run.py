@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from typing import Any
 
 from tilecompile.children import report_stream
-from tilecompile.errors import InputError, TilecompileError
+from tilecompile.errors import TilecompileError
 
 ROUNDS = 7
 STEPS = 16
@@ -44,30 +43,24 @@ def measure(job: dict[str, Any], note: Any) -> dict[str, Any]:
 
     torch.set_num_threads(job["threads"])
     contexts = window(job["context"], STEPS, job["max_seq_len"])
-    need_memory(job, copies=1.2)
-    compiled = job["peer"] == "torch-compile"
+    need_memory(job, copies=1.0 + 0.6 * (job["dtype"] != "f32"))
     search = Search(open_weights(job), job["dtype"], contexts, note, BUDGET_SECONDS[job["peer"]])
     with torch.inference_mode():
-        setting = search.compiled() if compiled else search.eager()
-        best = search.trial(setting)
-        if best.ms is None:
-            raise InputError(f"no setting runs; {setting}: {best.failed}")
-        note(f"measuring {setting}")
-        with search.decoder(setting) as (decoder, _):
-            steps = max(1, min(STEPS, round(1500 / best.ms), len(contexts)))
-            begin = time.perf_counter()
-            median, spread = decoder.measure(ROUNDS, steps)
+        if job["peer"] == "torch-compile":
+            search.compiled()
+        else:
+            search.eager()
+        best = search.measured(ROUNDS, STEPS)
     return {
-        "ms_per_step": median,
-        "spread": spread,
-        "rounds": ROUNDS,
-        "steps": steps,
-        "seconds": time.perf_counter() - begin,
+        "ms_per_step": best.ms,
+        "spread": [min(best.rounds), max(best.rounds)],
+        "rounds": len(best.rounds),
+        "steps": best.steps,
         "context": job["context"],
         "threads": job["threads"],
-        "settings": {**setting.shown(), "tried": [t.shown() for t in search.tried]},
+        "settings": {**best.tried.setting.shown(), "tried": [t.shown() for t in search.tried]},
         "load_seconds": search.load_seconds,
-        "warm_up_seconds": best.warm_up_seconds,
+        "warm_up_seconds": best.tried.warm_up_seconds,
         "version": versions(),
     }
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import gc
+import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from transformers import GlmMoeDsaForCausalLM
 
+from tilecompile.errors import InputError
 from tilecompile.models.checkpoint import Weights
 from tilecompile.peers.decode import Decoder, Setting
 from tilecompile.peers.model import DTYPES, build
@@ -25,10 +26,22 @@ CACHES = ("static", "dynamic")
 COMPILE_OPTIONS: tuple[dict[str, Any], ...] = (
     {"cpp_wrapper": True},
     {"freezing": True},
-    {"freezing": True, "cpp_wrapper": True},
     {"mode": "max-autotune-no-cudagraphs"},
 )
 """What is tried of torch.compile beside its defaults. Without CUDA graphs `reduce-overhead` is one of those."""
+
+
+FINALISTS = 3
+"""Settings that are measured in turn."""
+
+ROUND_MS = 1500.0
+"""How long a round may take."""
+
+
+def forget() -> None:
+    """Drops compiled code, which would otherwise count as more versions of one function."""
+    torch._dynamo.reset()
+    gc.collect()
 
 
 @dataclass
@@ -46,6 +59,16 @@ class Tried:
         return {**self.setting.shown(), **found}
 
 
+@dataclass(frozen=True)
+class Measured:
+    """A setting's time: median over rounds and all rounds, in ms a step, and the steps of a round."""
+
+    tried: Tried
+    ms: float
+    rounds: list[float]
+    steps: int
+
+
 @dataclass
 class Search:
     """The trials of one peer. `budget` is the time in seconds after which nothing new is tried."""
@@ -60,34 +83,20 @@ class Search:
 
     def __post_init__(self) -> None:
         self._begin = time.perf_counter()
-        self._model: GlmMoeDsaForCausalLM | None = None
-        self._dtype = ""
+        self._models: dict[str, GlmMoeDsaForCausalLM] = {}
 
     def model(self, dtype: str) -> GlmMoeDsaForCausalLM:
-        """The model in a dtype; the one in another dtype is given up first."""
-        if self._model is None or self._dtype != dtype:
-            self._model = None
-            gc.collect()
+        """The model in a dtype; each is loaded once and kept."""
+        if dtype not in self._models:
             self.note(f"loading the weights as {dtype}")
             begin = time.perf_counter()
-            self._model, self._dtype = build(self.weights, DTYPES[self.stored], DTYPES[dtype]), dtype
+            self._models[dtype] = build(self.weights, DTYPES[self.stored], DTYPES[dtype])
             self.load_seconds = self.load_seconds or time.perf_counter() - begin
-        return self._model
+        return self._models[dtype]
 
     def dtypes(self) -> list[str]:
         """The engine's weight dtype, and f32."""
         return list(dict.fromkeys((self.stored, "f32")))
-
-    @contextmanager
-    def decoder(self, setting: Setting) -> Iterator[tuple[Decoder, float]]:
-        """A warm decoder, and the seconds that it took to become so."""
-        model = self.model(setting.dtype)
-        torch._dynamo.reset()
-        gc.collect()
-        begin = time.perf_counter()
-        decoder = Decoder(model, setting, self.contexts)
-        decoder.warm_up()
-        yield decoder, time.perf_counter() - begin
 
     def trial(self, setting: Setting) -> Tried:
         """Tries a setting, unless it was tried before or the budget is spent."""
@@ -101,11 +110,40 @@ class Search:
             return tried
         self.note(f"trying {setting}")
         try:
-            with self.decoder(setting) as (decoder, seconds):
-                tried.warm_up_seconds, tried.ms = seconds, decoder.trial()
+            model = self.model(setting.dtype)
+            forget()
+            begin = time.perf_counter()
+            decoder = Decoder(model, setting, self.contexts)
+            decoder.warm_up()
+            tried.warm_up_seconds, tried.ms = time.perf_counter() - begin, decoder.trial()
         except Exception as error:
             tried.failed = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         return tried
+
+    def measured(self, rounds: int, steps: int) -> Measured:
+        """The fastest of the three settings that were fastest when tried, measured in turn, round by round.
+
+        Times drift with the machine, so a quick trial tells the slow from the fast but not the fast apart. A round has
+        up to `steps` steps, fewer where they are slow. InputError if no setting runs.
+        """
+        order = sorted((t for t in self.tried if t.ms is not None), key=lambda t: t.ms or 0.0)
+        if not order:
+            raise InputError(f"no setting runs; {self.tried[0].setting}: {self.tried[0].failed}")
+        steps = max(1, min(steps, len(self.contexts), round(ROUND_MS / (order[0].ms or 1.0))))
+        forget()
+        times: dict[int, list[float]] = {}
+        decoders = []
+        for index, tried in enumerate(order[:FINALISTS]):
+            self.note(f"measuring {tried.setting}")
+            decoder = Decoder(self.model(tried.setting.dtype), tried.setting, self.contexts)
+            decoder.warm_up()
+            decoders.append(decoder)
+            times[index] = []
+        for _ in range(rounds):
+            for index, decoder in enumerate(decoders):
+                times[index].append(decoder.round(steps))
+        best = min(times, key=lambda index: statistics.median(times[index]))
+        return Measured(order[best], statistics.median(times[best]), times[best], steps)
 
     def fastest(self, settings: list[Setting]) -> Setting:
         """The fastest of some settings, by trial; the first of them if none runs."""
@@ -114,22 +152,26 @@ class Search:
         done = [t for t in self.tried if t.setting in settings and t.ms is not None]
         return min(done, key=lambda t: t.ms or 0.0).setting if done else settings[0]
 
-    def eager(self) -> Setting:
-        """The fastest setting that isn't compiled: in each dtype experts, then attention, then the cache."""
-        best = []
+    def eager(self) -> None:
+        """Tries settings that aren't compiled: in each dtype experts, then attention, then the cache."""
         for dtype in self.dtypes():
             found = self.fastest([Setting(dtype, experts=e) for e in EXPERTS])
             found = self.fastest([replace(found, attention=a) for a in ATTENTION])
-            best.append(self.fastest([replace(found, cache=c) for c in CACHES]))
-        return self.fastest(best)
+            self.fastest([replace(found, cache=c) for c in CACHES])
 
-    def compiled(self) -> Setting:
-        """The fastest compiled setting: attention in each dtype, then options. Caches are static, experts batched_mm.
+    def compiled(self) -> None:
+        """Tries compiled settings: attention, dtype, then each option and all that helped together.
 
-        grouped_mm's products are no code of the compiler's, and the eager loop over experts depends on data.
+        Caches are static and experts batched_mm: grouped_mm's products are no code of the compiler's, and the loop over
+        experts depends on data.
         """
-        best = []
-        for dtype in self.dtypes():
-            best.append(self.fastest([Setting(dtype, attention=a, options={}) for a in ATTENTION]))
-        found = self.fastest(best)
-        return self.fastest([found, *(replace(found, options=o) for o in COMPILE_OPTIONS)])
+        found = self.fastest([Setting(self.stored, attention=a, options={}) for a in ATTENTION])
+        found = self.fastest([replace(found, dtype=dtype) for dtype in self.dtypes()])
+        base = self.trial(found)
+        helped: dict[str, Any] = {}
+        for option in COMPILE_OPTIONS:
+            tried = self.trial(replace(found, options=option))
+            if tried.ms is not None and base.ms is not None and tried.ms < base.ms and "mode" not in option:
+                helped |= option
+        if helped:
+            self.trial(replace(found, options=helped))

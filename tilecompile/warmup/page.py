@@ -33,7 +33,7 @@ figure { margin: 0; }
 .system { padding: .7rem 0; border-top: 1px solid var(--line); }
 .system h3 { font-size: 1rem; margin: 0 0 .3rem; }
 .system h3 span { font-weight: normal; color: var(--dim); font-size: .9rem; margin-left: .5rem; }
-.row { display: grid; grid-template-columns: 8.5rem 1fr 8.5rem; gap: .2rem .8rem; align-items: center;
+.row { display: grid; grid-template-columns: 8.5rem 1fr 4.5rem; gap: .2rem .8rem; align-items: center;
   font-size: .9rem; font-variant-numeric: tabular-nums; }
 .row + .row { margin-top: .25rem; }
 .row b { font-weight: 600; }
@@ -112,15 +112,19 @@ def _totals(systems: list[dict[str, Any]]) -> list[float]:
 
 def _machine(report: dict[str, Any]) -> str:
     threads = "1 thread" if report["threads"] == 1 else f"{report['threads']} threads"
-    return f"{report['machine']}, {report['cores']} cores, {threads} · weights {report['weights']} · {report['date']}"
+    return f"{report['machine']}, {report['cores']} cores, {threads} · weights {report['weights']} · {_date(report)}"
+
+
+def _date(report: dict[str, Any]) -> str:
+    return str(report["date"]).replace("T", " ")
 
 
 def _headline(report: dict[str, Any]) -> str:
     items = []
     for system in report["systems"]:
         if "warm" in system:
-            times = "" if system["ratio"] is None or system is report["systems"][0] else f", {system['ratio']:.1f} ×"
-            items.append(f"<li><b>{seconds(system['warm']['seconds'])}</b> {_text(system['name'])}{times}</li>")
+            longer = "" if system is report["systems"][0] else f", {system['ratio']:.3g} × as long"
+            items.append(f"<li><b>{seconds(system['warm']['seconds'])}</b> {_text(system['name'])}{longer}</li>")
     return f'<ul class="headline">{"".join(items)}</ul><p class="dim">First token, from a warm file cache.</p>'
 
 
@@ -181,7 +185,7 @@ def _footer(report: dict[str, Any]) -> str:
     gone = f" Out of the file cache before each cold start: {', '.join(evicted)}." if evicted else ""
     ids = ", ".join(map(str, report["prompt_ids"]))
     return (
-        f"<footer><p>Measured {_text(report['date'])} with <code>{_text(report['command'])}</code>, "
+        f"<footer><p>Measured {_text(_date(report))} with <code>{_text(report['command'])}</code>, "
         f"tilecompile {_text(report['tilecompile'])}.</p>"
         f"<p>Each bar is the median of fresh processes, from their start to the first token after the ids {ids}. "
         "A cold start is one from a file cache that the system's files were evicted from; names of files, what other "

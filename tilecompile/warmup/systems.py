@@ -60,7 +60,7 @@ ENGINE = System("tilecompile", _module("run_tilecompile", "{engine}", "{ids}", "
 SYSTEMS = {
     system.name: system
     for system in (
-        System("transformers", _TRANSFORMERS, "transformers as it is, batched_mm experts", _TORCH),
+        System("transformers", _TRANSFORMERS, "eager, batched_mm experts", _TORCH),
         System("torch-compile", (*_TRANSFORMERS, "compile"), "torch.compile, nothing compiled before", _TORCH),
         System(
             "torch-compile-kept",

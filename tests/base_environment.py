@@ -1,4 +1,4 @@
-"""Verifies an engine, loads it and generates, where only the base dependencies are installed. Run by `make test`.
+"""Verifies an engine, loads it, generates and measures, where only the base dependencies are installed.
 
 python tests/base_environment.py ENGINE
 """
@@ -16,10 +16,12 @@ if __name__ == "__main__":
     if present:
         sys.exit(f"this environment has {', '.join(present)}; the check needs one without them")
     import tilecompile
+    from tilecompile.cli_bench import bench
     from tilecompile.cli_verify import verify
 
     verify(Path(sys.argv[1]))
     with tilecompile.load(sys.argv[1]) as engine:
         out = engine.generate("In the beginning", max_new_tokens=16)
     assert len(out.tokens) == 16
+    bench(Path(sys.argv[1]), rounds=1, against="transformers")
     print(f"base environment: generated {out.text!r}")

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from tilecompile.bench import DEFAULT_CONTEXT, DEFAULT_ROUNDS
+from tilecompile.errors import InputError
 
 
 def bench(
@@ -41,8 +42,10 @@ def bench(
     from tilecompile.bench.report import print_report
     from tilecompile.cli_output import StageProgress, print_json
 
-    names = [name.strip() for name in against.split(",") if name.strip()] if against is not None else []
-    options = BenchOptions(engine, context, threads, model, tuple(dict.fromkeys(names)), ablate, rounds)
+    names = tuple(dict.fromkeys(name.strip() for name in against.split(","))) if against is not None else ()
+    if "" in names:
+        raise InputError(f"--against is {against!r}, want peers with commas between them")
+    options = BenchOptions(engine, context, threads, model, names, ablate, rounds)
     with StageProgress() as progress:
         found = bench_engine(options, progress)
     if as_json:

@@ -117,12 +117,12 @@ def print_report(found: dict[str, Any]) -> None:
         table.add_row(Text(name), f"{found[key]:{form}}", quartiles, ends)
     console.print(table)
     if found["ablation"]:
-        table = Table("the engine with", "ms a step", "of its time")
+        table = Table("the engine with", "ms a step", "× the engine")
         for v in found["ablation"]:
             table.add_row(Text(v["name"]), f"{v['ms_per_step']:.4g}", f"{v['ratio']:.3f}")
         console.print(table)
     if found["peers"]:
-        table = Table("peer", "ms a step", "of the engine's time", "settings")
+        table = Table("peer", "ms a step", "× the engine", "settings")
         for peer in found["peers"]:
             error = peer.get("error")
             cells = ("", "") if error else (f"{peer['ms_per_step']:.4g}", f"{peer['ratio']:.1f}")

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MAX_TOKENS = 8
 """Largest number of tokens that one step can carry."""
 
@@ -207,7 +207,7 @@ WEIGHT = Record(
 
 TILE = Record(
     "Tile",
-    56,
+    64,
     (
         Field("device", "u4", "device whose pool holds it"),
         Field("tensor", "u4", "index into `weights`"),
@@ -216,9 +216,11 @@ TILE = Record(
         Field("end", "u4", "one past the last matrix"),
         Field("row_begin", "u4", "first row of each matrix"),
         Field("row_end", "u4", "one past the last row"),
+        Field("col_begin", "u4", "first column"),
         Field("cols", "u4", "columns"),
         Field("gathered", "u4", "1: one copy for each matrix, chosen by an expert slot; else 0"),
         Field("copies", "u4", "tiles that lie one after another: matrices if gathered, else 1"),
+        Field("reserved", "u4", "reserved, zero"),
         Field("offset", "u8", "bytes from the start of the device's pool"),
         Field("bytes", "u8", "length of one copy"),
     ),

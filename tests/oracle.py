@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from itertools import combinations
+from itertools import combinations, product
 from typing import Any
 
 import numpy as np
@@ -231,14 +231,18 @@ def weights(t: dict[str, list[Row]], program: int, inside: list[int]) -> str | N
             matrices = [run["slot"]] if tile["gathered"] else range(tile["begin"], tile["end"])
             for tensor in (x for x in (tile["tensor"], tile["second"]) if x != fmt.NONE):
                 rows[tensor].update(
-                    (bool(tile["gathered"]), m, r) for m in matrices for r in range(tile["row_begin"], tile["row_end"])
+                    (bool(tile["gathered"]), m, r, tile["col_begin"] + c)
+                    for m in matrices
+                    for r in range(tile["row_begin"], tile["row_end"])
+                    for c in range(tile["cols"])
                 )
     if set(rows) != {k for k, w in enumerate(t["weights"]) if w["programs"] >> program & 1}:
         return f"weights: not those of program {program}"
     for tensor, count in rows.items():
         w = t["weights"][tensor]
-        (gathered,) = {g for g, _, _ in count}
-        wanted = {(gathered, m, r) for m in range(slots if gathered else w["matrices"]) for r in range(w["rows"])}
+        (gathered,) = {g for g, _, _, _ in count}
+        first = range(slots if gathered else w["matrices"])
+        wanted = {(gathered, *e) for e in product(first, range(w["rows"]), range(w["cols"]))}
         if set(count) != wanted or set(count.values()) != {1}:
             return f"weights: tensor {tensor} of program {program}"
     return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from itertools import product
 
 import numpy as np
 from table_tools import Ins, Parts, Stream
@@ -41,13 +42,16 @@ def add_weights(parts: Parts, rng: random.Random) -> None:
             continue
         matrices = 1 + gathered
         tensor, rows = len(parts.weights), rng.choice([16, 24])
-        parts.weights.append((matrices, rows, 1, 0, 0))
-        for begin, end in [(0, rows)] if rng.random() < 0.5 else [(0, 16), (16, rows)]:
+        parts.weights.append((matrices, rows, 2, 0, 0))
+        row_cuts = [(0, rows)] if rng.random() < 0.5 else [(0, 16), (16, rows)]
+        col_cuts = [(0, 2)] if rng.random() < 0.7 else [(0, 1), (1, 2)]
+        for (begin, end), (left, right) in product(row_cuts, col_cuts):
             if begin < end:
-                size = -(-(end - begin) // 16) * 64
-                where = (gathered, matrices if gathered else 1, offset, size)
-                parts.tiles.append((0, tensor, fmt.NONE, 0, matrices, begin, end, 1, *where))
-                offset += size * matrices
+                size = -(-(end - begin) // 16) * 64 * (right - left)
+                size *= 1 if gathered else matrices
+                where = (gathered, matrices if gathered else 1, 0, offset, size)
+                parts.tiles.append((0, tensor, fmt.NONE, 0, matrices, begin, end, left, right - left, *where))
+                offset += size * (matrices if gathered else 1)
 
 
 def add_program(parts: Parts, rng: random.Random, program: int, size: int, workers: int) -> None:
@@ -135,9 +139,9 @@ def add_tapes(parts: Parts, rng: random.Random, program: int, made: list[Ins]) -
     for number, tile in enumerate(parts.tiles):
         if tile[1] in skipped:
             continue
-        offset, size = tile[10:]
-        for slot in (0, 1) if tile[8] else (-1,):
-            rng.choice(made).tape.append((offset, size, size if tile[8] else 0, slot, number))
+        gathered, (offset, size) = tile[9], tile[12:]
+        for slot in (0, 1) if gathered else (-1,):
+            rng.choice(made).tape.append((offset, size, size if gathered else 0, slot, number))
 
 
 def pick(parts: Parts, rng: random.Random, has: Callable[[Ins], object] = lambda i: True) -> tuple[Stream, int] | None:

@@ -126,7 +126,7 @@ def test_bad_engines(tmp_path: Path, command: list[str]) -> None:
     assert "has no engine.json" in refused(*command, tmp_path)
     path = fake.make_engine(tmp_path / "e")
     fake.edit_manifest(path, lambda data: data.update(format=99))
-    assert "engine.json: format version is 99, want 3" in refused(*command, path)
+    assert "engine.json: format version is 99, want 4" in refused(*command, path)
     path = fake.make_engine(tmp_path / "f")
     (path / "tables" / "waits.npy").unlink()
     assert "tables/waits.npy: missing file" in refused(*command, path)

@@ -83,8 +83,9 @@ def compile_model(options: CompileOptions, progress: Progress = lambda stage, do
     tiled = [dump.add("tile", tile(p, settings.workers)) for p in placed]
     progress("events", 0, 1)
     plans = [dump.add("events", events(t)) for t in tiled]
-    kinds, kind_of_node = task_kinds({(g.program, n.name): n for g in graphs for n in g.nodes})
-    kind_of = {(g.program, n.name): 0 for g in graphs for n in g.nodes} | {k: v.index for k, v in kind_of_node.items()}
+    nodes = {(p.graph.program, n.name): n for p in placed for n in p.graph.nodes}
+    kinds, kind_of_node = task_kinds(nodes)
+    kind_of = dict.fromkeys(nodes, 0) | {label: kind.index for label, kind in kind_of_node.items()}
     progress("schedule", 0, 1)
     program = schedule(plans, settings.workers, kind_of, ["commit", *(k.function for k in kinds)])
     text = listing(program.tables, program.programs, program.operators, program.kinds, program.buffers)

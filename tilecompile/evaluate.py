@@ -111,13 +111,15 @@ class Evaluator:
         if names != manifest.data["operators"]:
             raise EngineError(f"{manifest.folder}: graph.json and engine.json list different operators")
         self.memory = Memory(manifest, tables)
-        self._weights = {
-            view.tensor: torch.full(view.shape, float("nan"), dtype=TORCH_DTYPES[view.dtype])
-            for node in self._nodes
-            for view in node.weights
-        }
+        self._weights = {name: self._whole(number) for number, name in enumerate(self._tensors)}
         self.ops = {node.name: node.op for node in self._nodes}
         self._tasks: dict[int, _Task] = {}
+
+    def _whole(self, number: int) -> Tensor:
+        """A streamed weight as [matrices, rows, cols], all not-a-number."""
+        w = self._tables["weights"][number]
+        shape = (int(w["matrices"]), int(w["rows"]), int(w["cols"]))
+        return torch.full(shape, float("nan"), dtype=TORCH_DTYPES[DTYPES[int(w["dtype"])]])
 
     def name(self, instruction: int) -> str:
         """An instruction in words."""
@@ -162,8 +164,8 @@ class Evaluator:
         pool = self.memory.areas[int(tile["device"])]["weight"]
         numbers = [int(tile[key]) for key in ("tensor", "second") if tile[key] != NONE]
         weights = [self._weights[self._tensors[n]] for n in numbers]
-        begin, end, row_begin, row_end, cols = (
-            int(tile[key]) for key in ("begin", "end", "row_begin", "row_end", "cols")
+        begin, end, row_begin, row_end, col_begin, cols = (
+            int(tile[key]) for key in ("begin", "end", "row_begin", "row_end", "col_begin", "cols")
         )
         size = weights[0].itemsize * -(-(row_end - row_begin) // PANEL) * PANEL * cols * len(weights)
         stride = int(run["stride"]) if tile["gathered"] else size
@@ -174,8 +176,7 @@ class Evaluator:
             at = int(run["offset"]) + (matrix - begin) * stride
             data = pool[at : at + size].clone().view(weights[0].dtype)
             for weight, values in zip(weights, unpack_rows(data, len(weights), row_end - row_begin, cols), strict=True):
-                whole = weight.unsqueeze(0) if weight.dim() == 2 else weight
-                filled.append((whole[matrix, row_begin:row_end], values))
+                filled.append((weight[matrix, row_begin:row_end, col_begin : col_begin + cols], values))
         return filled
 
     def _evaluate(self, task: _Task) -> None:
@@ -188,7 +189,7 @@ class Evaluator:
             operands.append(self.memory.view(data, offset, view))
         for target, values in task.rows:
             target.copy_(values)
-        weights = [self._weights[view.tensor] for view in node.weights]
+        weights = [self._weights[v.tensor].as_strided(v.shape, v.strides, v.offset) for v in node.weights]
         inputs, outputs = operands[: len(node.inputs)], operands[len(node.inputs) :]
         result = REGISTRY[node.op].reference(node, inputs, weights)
         for target, _ in task.rows:

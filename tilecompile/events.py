@@ -17,7 +17,7 @@ from tilecompile.plan import EventTensor, EventTensors, Region, TaskGrid, TaskGr
 def events(grids: TaskGrids) -> EventTensors:
     """The event tensors of a program. The sink also waits for every task that no other task waits for."""
     tensors: list[EventTensor] = []
-    known: dict[tuple[int, bytes], int] = {}
+    known: dict[tuple[int, int, bytes], int] = {}
     waits: list[list[list[tuple[int, int]]]] = []
     touched: dict[str, list[tuple[TaskGrid, Region, bool]]] = {}
     awaited: list[npt.NDArray[np.bool_]] = [np.zeros(g.tasks, np.bool_) for g in grids.grids]
@@ -38,11 +38,11 @@ def events(grids: TaskGrids) -> EventTensors:
                 continue
             awaited[producer] = np.logical_or(awaited[producer], matrix.any(axis=0))
             signatures, notify = classes(matrix)
-            key = (producer, notify.tobytes())
+            key = (producer, grid.device, notify.tobytes())
             if key not in known:
                 known[key] = len(tensors)
                 counts = np.bincount(notify[notify >= 0], minlength=len(signatures))
-                tensors.append(EventTensor(len(tensors), producer, notify, counts))
+                tensors.append(EventTensor(len(tensors), producer, notify, counts, grid.device))
             for element, signature in enumerate(signatures):
                 for task in np.flatnonzero(signature):
                     tasks[task].append((known[key], element))

@@ -15,12 +15,14 @@ class Tensor:
 
     Roles: `activation` (written once a step by one operator), `cache` (kept over steps), `weight` (streamed from the
     tape), `constant` (small or gathered, an ordinary operand), `input` (written by the controller before each step).
+    `device` is where it lies, but for weights and constants, which lie wherever an operator reads them.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     role: str
+    device: int = 0
 
     @property
     def rows(self) -> int:

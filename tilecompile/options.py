@@ -16,7 +16,7 @@ from tilecompile.schedules.machine import Machine, load_machine
 TARGETS = {"cpu": ("avx512", "avx2", "portable"), "cpu-avx2": ("avx2",), "cpu-portable": ("portable",)}
 """Targets, and the instruction sets of each; the first that this machine has is taken, or else the last."""
 
-PLACEMENTS = ("single",)
+PLACEMENTS = ("single", "tensor_parallel")
 WEIGHT_DTYPES = ("bf16", "f32")
 CACHE_DTYPES = ("f32", "bf16")
 
@@ -79,7 +79,7 @@ class CompileOptions:
             )
         devices = self._agree("--devices", self.devices, machine, machine.devices) or machine.devices
         workers = self._agree("--workers", self.workers, machine, machine.workers) or usable_cores()
-        placement = self.placement or "single"
+        placement = self.placement or ("single" if devices == 1 else "tensor_parallel")
         if placement == "single" and devices != 1:
             raise InputError(
                 f"placement single uses 1 device, {devices} are wanted; placements: {', '.join(PLACEMENTS)}"

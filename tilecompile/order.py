@@ -14,24 +14,27 @@ from tilecompile.ops.base import REGISTRY
 
 
 def by_depth(graph: OpGraph) -> OpGraph:
-    """The graph's operators sorted by depth; among equals the model's order stays.
+    """The graph's operators sorted by depth; among equals the order stays.
 
     The depth of an operator is one more than that of any operator whose result it reads, whose result it overwrites, or
-    that read what it overwrites.
+    that read what it overwrites. Different columns of a tensor are different things.
     """
-    written: dict[str, int] = defaultdict(int)
-    read: dict[str, int] = defaultdict(int)
+    touched: dict[str, list[tuple[int, int, int, bool]]] = defaultdict(
+        list
+    )  # (begin, end, depth, wrote) of its columns
     depth: dict[str, int] = {}
     for node in graph.nodes:
-        mutated = {v.tensor for v in node.inputs[: len(REGISTRY[node.op].mutated)]}
-        reads = {v.tensor for v in node.inputs}
-        writes = mutated | {v.tensor for v in node.outputs}
-        deep = 1 + max([written[t] for t in reads | writes] + [read[t] for t in writes], default=0)
+        mutated = len(REGISTRY[node.op].mutated)
+        views = [(v, i < mutated) for i, v in enumerate(node.inputs)] + [(v, True) for v in node.outputs]
+        deep = 0
+        for view, writes in views:
+            begin, end = view.columns
+            for b, e, other, wrote in touched[view.tensor]:
+                if (writes or wrote) and b < end and begin < e:
+                    deep = max(deep, other)
         if node.op == "commit":
-            deep = 1 + max(depth.values(), default=0)
-        depth[node.name] = deep
-        for tensor in reads:
-            read[tensor] = max(read[tensor], deep)
-        for tensor in writes:
-            written[tensor] = max(written[tensor], deep)
+            deep = max(depth.values(), default=0)
+        depth[node.name] = deep + 1
+        for view, writes in views:
+            touched[view.tensor].append((*view.columns, deep + 1, writes))
     return graph.replaced(sorted(graph.nodes, key=lambda node: depth[node.name]))

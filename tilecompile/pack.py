@@ -56,7 +56,7 @@ def _matrix(placed: PlacedTile, matrix: int, dtype_of: dict[str, str], source: S
     tile = placed.tile
     dtypes = [TORCH_DTYPES[dtype_of[name]] for name in tile.tensors]
     rows = [
-        source.read(name, matrix, tile.row_begin, tile.row_end, dtype)
+        source.read(name, matrix, tile.row_begin, tile.row_end, dtype)[:, tile.col_begin : tile.col_begin + tile.cols]
         for name, dtype in zip(tile.tensors, dtypes, strict=True)
     ]
     return pack_rows(rows)

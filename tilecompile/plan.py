@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -14,28 +15,70 @@ Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
+class Part:
+    """Elements begin:end of the divided dimension, on one device."""
+
+    device: int
+    begin: int = 0
+    end: int = 0
+
+
+@dataclass(frozen=True)
+class Split:
+    """How an operator lies on devices: whole on each of them, or divided along one of its op's axes (`TileOp.shards`).
+
+    Where the shards are partial sums, `adds` says which columns of the sum each device adds.
+    """
+
+    axis: str | None
+    parts: tuple[Part, ...]
+    adds: tuple[Part, ...] = ()
+
+    @staticmethod
+    def whole(devices: tuple[int, ...]) -> Split:
+        """All of the operator on each of the devices."""
+        return Split(None, tuple(Part(d) for d in devices))
+
+    @staticmethod
+    def shared(axis: str, units: int, devices: int, unit: int = 1) -> Split:
+        """Nearly equal shares of `units` units of `unit` elements; with too few units, devices at the end have none."""
+        cuts = [d * units // devices * unit for d in range(devices + 1)] if units >= devices else []
+        cuts = cuts or [min(d, units) * unit for d in range(devices + 1)]
+        return Split(axis, tuple(Part(d, a, b) for d, (a, b) in enumerate(pairwise(cuts)) if a < b))
+
+    def one_shot(self, columns: int, devices: int) -> Split:
+        """Every device adds all columns of the sum."""
+        return Split(self.axis, self.parts, tuple(Part(d, 0, columns) for d in range(devices)))
+
+    def __str__(self) -> str:
+        devices = ",".join(str(p.device) for p in self.parts)
+        if self.axis is None:
+            return f"devices {devices}, whole"
+        cuts = " ".join(f"{p.begin}:{p.end}" for p in self.parts)
+        return f"devices {devices}, {self.axis} {cuts}" + ("" if not self.adds else f", added on {len(self.adds)}")
+
+
+@dataclass(frozen=True)
 class Placement:
-    """Which devices own which operator of a program, by operator name."""
+    """On which devices which parts of the operators of a program run, by operator name."""
 
     name: str
     devices: int
-    owners: dict[str, tuple[int, ...]]
+    splits: dict[str, Split]
 
 
 @dataclass(frozen=True)
 class PlacedGraph:
-    """An operator graph with its placement."""
+    """An operator graph in which each operator runs on one device, and the placement that it was made by."""
 
     graph: OpGraph
     placement: Placement
 
     def __str__(self) -> str:
         lines = [f"placement {self.placement.name}: {self.placement.devices} device(s)"]
-        width = max((len(n.name) for n in self.graph.nodes), default=0)
-        for node in self.graph.nodes:
-            owners = ",".join(map(str, self.placement.owners[node.name]))
-            lines.append(f"  {node.name:<{width}}  {node.op:<16} devices {owners}")
-        return "\n".join(lines) + "\n"
+        width = max((len(name) for name in self.placement.splits), default=0)
+        lines += [f"  {name:<{width}}  {split}" for name, split in self.placement.splits.items()]
+        return "\n".join(lines) + "\n" + (str(self.graph) if self.placement.devices > 1 else "")
 
 
 @dataclass(frozen=True)
@@ -104,13 +147,15 @@ class EventTensor:
     """An array of counters that the tasks of one producer grid notify.
 
     `notify` (int64 [producer tasks]) is the element that each task notifies, -1 for none; `wait_counts` (int64
-    [elements]) is the number of tasks that notify each element. After Event Tensor, arXiv 2604.13327.
+    [elements]) is the number of tasks that notify each element. The counters lie on `device`, where the tasks that wait
+    for them run. After Event Tensor, arXiv 2604.13327.
     """
 
     index: int
     producer: int
     notify: Ints
     wait_counts: Ints
+    device: int = 0
 
     @property
     def map(self) -> str:

@@ -160,13 +160,18 @@ class _Scheduler:
                         (int(np.prod(matrices, dtype=np.int64)), rows, cols, dtype, programs[name])
                     )
             first, second = (*(self.weights[name] for name in tile.tensors), fmt.NONE)[:2]
-            part = (tile.begin, tile.end, tile.row_begin, tile.row_end, tile.cols)
-            where = (int(tile.gathered), placed.copies, placed.offset, placed.bytes)
+            part = (tile.begin, tile.end, tile.row_begin, tile.row_end, tile.col_begin, tile.cols)
+            where = (int(tile.gathered), placed.copies, 0, placed.offset, placed.bytes)
             self.rows["tiles"].append((placed.device, first, second, *part, *where))
 
     def buffer(self, device: int, plan: EventTensors, name: str) -> PlacedBuffer:
-        """The buffer of a tensor; activations belong to one program, all else is shared by the programs."""
+        """The buffer of a tensor, on its own device, or of a constant, on the given one.
+
+        Activations belong to one program, all else is shared by the programs.
+        """
         tensor: Tensor = plan.grids.graph.tensors[name]
+        if tensor.role not in ("weight", "constant"):
+            device = tensor.device
         program = plan.grids.graph.program if tensor.role == "activation" else None
         key = (device, program, name)
         if key not in self.buffers:
@@ -193,7 +198,7 @@ class _Scheduler:
                 if (tensor, element) not in events:
                     events[tensor, element] = len(self.rows["events"])
                     t = plan.tensors[tensor]
-                    row = (index, grids[t.producer].device, int(t.wait_counts[element]), tensor)
+                    row = (index, t.device, int(t.wait_counts[element]), tensor)
                     self.rows["events"].append(row)
         by_producer: dict[int, list[int]] = defaultdict(list)
         for t in plan.tensors:

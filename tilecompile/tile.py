@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from tilecompile.graph import OpGraph, Tensor
-from tilecompile.ops.base import REGISTRY, Access, OpNode, View
+from tilecompile.ops.base import REGISTRY, Access, OpNode, Tiling, View, WeightTile
 from tilecompile.plan import PlacedGraph, Region, TaskGrid, TaskGrids
 
 
@@ -24,25 +26,71 @@ def region_of(access: Access, view: View, tensor: Tensor, tasks: int) -> Region:
     return Region(tensor.name, lo * ones, hi * ones, begin, last + 1)
 
 
+def _one_region(access: Access, view: View, tensor: Tensor, tasks: int) -> list[Region]:
+    return [region_of(access, view, tensor, tasks)]
+
+
+def regions_of(access: Access, view: View, tensor: Tensor, tasks: int) -> list[Region]:
+    """The boxes of an access, one region for each element of dimension 1 if there are gaps between those.
+
+    On several devices a gap may hold what another device computes, so nothing may seem to be read there.
+    """
+    if len(view.runs) == 1:
+        return _one_region(access, view, tensor, tasks)
+    lo, hi = (bound * np.ones(tasks, np.int64) for bound in access.box[1])
+    found = []
+    for i in range(int((hi - lo).max())):
+        box = (access.box[0], (lo + i, lo + i + 1), *access.box[2:])
+        region = region_of(Access(access.operand, box), view, tensor, tasks)
+        if (lo + i < hi).all():
+            found.append(region)
+        else:  # some tasks have fewer: an empty box
+            bounds = (region.row_begin, region.row_end, region.col_begin, region.col_end)
+            found.append(Region(tensor.name, *(np.where(lo + i < hi, b, 0) for b in bounds)))
+    return found
+
+
 def tile(placed: PlacedGraph, parts: int) -> TaskGrids:
-    """Splits every operator into about `parts` tasks on each of its devices; the sink becomes the last grid."""
+    """Splits every operator into about `parts` tasks; the sink becomes the last grid."""
     graph = placed.graph
     grids: list[TaskGrid] = []
     for node in graph.nodes:
-        tiling = REGISTRY[node.op].tile(node, parts)
-        for device in placed.placement.owners[node.name]:
-            reads, writes = (
-                tuple(
-                    region_of(
-                        a, node.operands[a.operand], graph.tensors[node.operands[a.operand].tensor], len(tiling.coords)
-                    )
-                    for a in accesses
-                    if not optional or _ordered(graph, node, a)
+        tiling = _whole_tensor(graph, node, REGISTRY[node.op].tile(node, parts))
+        regions = regions_of if placed.placement.devices > 1 else _one_region
+        reads, writes = (
+            tuple(
+                region
+                for a in accesses
+                if not optional or _ordered(graph, node, a)
+                for region in regions(
+                    a, node.operands[a.operand], graph.tensors[node.operands[a.operand].tensor], len(tiling.coords)
                 )
-                for accesses, optional in ((tiling.reads, True), (tiling.writes, False))
             )
-            grids.append(TaskGrid(len(grids), node, device, tiling, reads, writes))
+            for accesses, optional in ((tiling.reads, True), (tiling.writes, False))
+        )
+        grids.append(TaskGrid(len(grids), node, node.device, tiling, reads, writes))
     return TaskGrids(graph, placed.placement, grids)
+
+
+def _whole_tensor(graph: OpGraph, node: OpNode, tiling: Tiling) -> Tiling:
+    """The tiling with weight tiles as parts of the whole tensor, where the operator has a window of it."""
+    if not node.weights or node.weights[0].offset == 0:
+        return tiling
+    view = node.weights[0]
+    *_, rows, cols = graph.tensors[view.tensor].shape
+    matrix, row, col = view.offset // (rows * cols), view.offset // cols % rows, view.offset % cols
+
+    def shifted(tile: WeightTile) -> WeightTile:
+        return replace(
+            tile,
+            begin=tile.begin + matrix,
+            end=tile.end + matrix,
+            row_begin=tile.row_begin + row,
+            row_end=tile.row_end + row,
+            col_begin=col,
+        )
+
+    return replace(tiling, weights=tuple(tuple((shifted(t), s) for t, s in task) for task in tiling.weights))
 
 
 def _ordered(graph: OpGraph, node: OpNode, access: Access) -> bool:

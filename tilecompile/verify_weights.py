@@ -37,8 +37,9 @@ def check_tiles(s: Subject) -> None:
         if not (t["begin"] < t["end"] <= w["matrices"] and t["row_begin"] < t["row_end"] <= w["rows"]):
             part = f"rows {t['row_begin']}:{t['row_end']} of matrices {t['begin']}:{t['end']}"
             raise VerifyError(f"{name} holds {part}, the tensor has {w['rows']} rows in {w['matrices']} matrices")
-        if t["cols"] != w["cols"]:
-            raise VerifyError(f"{name} has {t['cols']} columns, the tensor {w['cols']}")
+        if not (t["cols"] > 0 and int(t["col_begin"]) + int(t["cols"]) <= w["cols"]):
+            end = int(t["col_begin"]) + int(t["cols"])
+            raise VerifyError(f"{name} has columns {t['col_begin']}:{end}, the tensor {w['cols']}")
         matrices = int(t["end"]) - int(t["begin"])
         copies, stored = (matrices, 1) if t["gathered"] else (1, matrices)
         panels = -(-(int(t["row_end"]) - int(t["row_begin"])) // fmt.PANEL) * stored * len(tensors)
@@ -50,7 +51,7 @@ def check_tiles(s: Subject) -> None:
 
 
 def check_tapes(s: Subject, program: int) -> Coverage:
-    """Checks that the tapes of a program read every row of every tensor that they read exactly once (in each slot)."""
+    """Checks that the tapes of a program read all of every tensor that they read exactly once (in each slot)."""
     rows, owner = s.rows("tape")
     mine = s.program[owner] == program
     owner, run = owner[mine], s.t["tape"][rows[mine]]
@@ -76,8 +77,9 @@ def check_tapes(s: Subject, program: int) -> Coverage:
         begin = run["slot"][of].astype(np.int64) if by_slot else tile["begin"][of].astype(np.int64)
         end = begin + 1 if by_slot else tile["end"][of].astype(np.int64)
         shape = s.t["weights"][tensor]
-        boxes = np.stack([begin, end, tile["row_begin"][of], tile["row_end"][of]], 1)
-        whole = (slots if by_slot else int(shape["matrices"]), int(shape["rows"]))
+        col_begin, cols = (tile[key][of].astype(np.int64) for key in ("col_begin", "cols"))
+        boxes = np.stack([begin, end, tile["row_begin"][of], tile["row_end"][of], col_begin, col_begin + cols], 1)
+        whole = (slots if by_slot else int(shape["matrices"]), int(shape["rows"]), int(shape["cols"]))
         kind = "slot" if by_slot else "matrix"
         _cover(s, f"{s.weight(tensor)} in program {program}", kind, whole, boxes, tile["device"][of], owner[of])
     unread = set(range(len(s.t["weights"]))) - {*read, *gathered}
@@ -101,36 +103,40 @@ def _check_runs(s: Subject, owner: Ints, run: np.ndarray, tile: np.ndarray) -> N
 
 
 def _cover(
-    s: Subject, what: str, kind: str, whole: tuple[int, int], boxes: np.ndarray, device: np.ndarray, owner: Ints
+    s: Subject, what: str, kind: str, whole: tuple[int, int, int], boxes: np.ndarray, device: np.ndarray, owner: Ints
 ) -> None:
-    """Checks that boxes (matrix begin, end, row begin, end) cover the whole equally often, at most once on a device."""
-    matrices = np.unique(np.concatenate([boxes[:, :2].ravel(), [0, whole[0]]]))
-    rows = np.unique(np.concatenate([boxes[:, 2:].ravel(), [0, whole[1]]]))
+    """Checks that boxes (begin and end of matrix, row, column) cover all equally often, on a device at most once."""
+    cuts = [np.unique(np.concatenate([boxes[:, 2 * i : 2 * i + 2].ravel(), [0, whole[i]]])) for i in range(3)]
+    shape = [len(c) - 1 for c in cuts]
     on: dict[int, np.ndarray] = {}
-    at = [np.searchsorted(cuts, boxes[:, k]) for k, cuts in enumerate((matrices, matrices, rows, rows))]
-    for k, (a, b, c, d) in enumerate(zip(*at, strict=True)):
-        count = on.setdefault(int(device[k]), np.zeros((len(matrices) - 1, len(rows) - 1), np.int64))
-        if count[a:b, c:d].any():
-            x, y = (int(v[0]) for v in np.nonzero(count[a:b, c:d]))
-            first = _reader(boxes[:k], device[:k] == device[k], matrices[a + x], rows[c + y])
+    at = [np.searchsorted(cuts[i // 2], boxes[:, i]) for i in range(6)]
+    for k, (a, b, c, d, e, f) in enumerate(zip(*at, strict=True)):
+        count = on.setdefault(int(device[k]), np.zeros(shape, np.int64))
+        if count[a:b, c:d, e:f].any():
+            x, y, z = (int(v[0]) for v in np.nonzero(count[a:b, c:d, e:f]))
+            element = (cuts[0][a + x], cuts[1][c + y], cuts[2][e + z])
+            first = _reader(boxes[:k], device[:k] == device[k], element)
             raise VerifyError(
-                f"{s.name(int(owner[k]))} reads {kind} {matrices[a + x]} row {rows[c + y]} of {what}, which "
+                f"{s.name(int(owner[k]))} reads {kind} {element[0]} row {element[1]} of {what}, which "
                 f"{s.name(int(owner[first]))} reads too, wanted once"
             )
-        count[a:b, c:d] += 1
+        count[a:b, c:d, e:f] += 1
     total = np.asarray(sum(on.values()))
-    for x, y in np.argwhere(total < total.max())[:1]:
+    for x, y, z in np.argwhere(total < total.max())[:1]:
         others = ", ".join(s.name(int(i)) for i in _others(owner))
+        columns = "" if shape[2] == 1 else f" columns {cuts[2][z]}:{cuts[2][z + 1]}"
         raise VerifyError(
-            f"{kind} {matrices[x]} rows {rows[y]}:{rows[y + 1]} of {what} are read {total[x, y]} times, wanted "
-            f"{total.max()}; other rows are read by {others}"
+            f"{kind} {cuts[0][x]} rows {cuts[1][y]}:{cuts[1][y + 1]}{columns} of {what} are read "
+            f"{total[x, y, z]} times, wanted {total.max()}; other rows are read by {others}"
         )
 
 
-def _reader(boxes: np.ndarray, among: np.ndarray, matrix: int, row: int) -> int:
+def _reader(boxes: np.ndarray, among: np.ndarray, element: tuple[int, int, int]) -> int:
     """The box that holds an element."""
-    inside = (boxes[:, 0] <= matrix) & (matrix < boxes[:, 1]) & (boxes[:, 2] <= row) & (row < boxes[:, 3])
-    return int(np.flatnonzero(inside & among)[0])
+    inside = among
+    for i, at in enumerate(element):
+        inside = inside & (boxes[:, 2 * i] <= at) & (at < boxes[:, 2 * i + 1])
+    return int(np.flatnonzero(inside)[0])
 
 
 def _others(owner: Ints) -> Iterable[int]:

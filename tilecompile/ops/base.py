@@ -42,6 +42,28 @@ class View:
             step *= size
         return View(tensor, tuple(shape), tuple(reversed(strides)), 0, dtype)
 
+    def narrow(self, axis: int, begin: int, end: int) -> View:
+        """The window begin:end of one dimension."""
+        shape = (*self.shape[:axis], end - begin, *self.shape[axis + 1 :])
+        return View(self.tensor, shape, self.strides, self.offset + begin * self.strides[axis], self.dtype)
+
+    def of_tensor(self, tensor: str) -> View:
+        """The same window of another tensor of the same shape."""
+        return View(tensor, self.shape, self.strides, self.offset, self.dtype)
+
+    @property
+    def columns(self) -> tuple[int, int]:
+        """The columns (begin, end) of the tensor's [rows, cols] matrix that hold the window."""
+        inner = zip(self.shape[1:], self.strides[1:], strict=True)
+        return self.offset, self.offset + sum((n - 1) * s for n, s in inner) + 1
+
+    @property
+    def runs(self) -> list[tuple[int, int]]:
+        """The same without the gaps between the elements of dimension 1."""
+        if len(self.shape) < 3 or self.narrow(1, 0, 1).columns[1] - self.offset >= self.strides[1]:
+            return [self.columns]
+        return [self.narrow(1, i, i + 1).columns for i in range(self.shape[1])]
+
     def __str__(self) -> str:
         text = f"{self.tensor}[{','.join(map(str, self.shape))}]{self.dtype}"
         contiguous = View.of(self.tensor, self.shape, self.dtype)
@@ -50,7 +72,7 @@ class View:
 
 @dataclass(frozen=True)
 class OpNode:
-    """One operator of the graph: tile op, operands, attributes, and where in the model it comes from."""
+    """One operator of the graph: tile op, operands, attributes, where in the model it comes from, and its device."""
 
     name: str
     op: str
@@ -59,6 +81,7 @@ class OpNode:
     outputs: tuple[View, ...]
     attrs: dict[str, Any] = field(default_factory=dict)
     layer: int | None = None
+    device: int = 0
 
     @property
     def operands(self) -> tuple[View, ...]:
@@ -88,8 +111,9 @@ class WeightTile:
     """Rows of one or two weight matrices that one task streams, as they lie in the pool.
 
     The matrices are taken as [matrices, rows, cols] (a 2-d weight is one matrix). The tile holds rows
-    `row_begin:row_end` of matrices `begin:end`; rows of each matrix are padded to whole panels; with two tensors their
-    panels alternate. A `gathered` tile stands for one such tile per matrix (an expert), chosen at run time.
+    `row_begin:row_end` of matrices `begin:end`, `cols` columns of them from `col_begin` on; rows of each matrix are
+    padded to whole panels; with two tensors their panels alternate. A `gathered` tile stands for one such tile per
+    matrix (an expert), chosen at run time.
     """
 
     tensors: tuple[str, ...]
@@ -99,6 +123,7 @@ class WeightTile:
     row_end: int
     cols: int
     gathered: bool = False
+    col_begin: int = 0
 
     @property
     def panels(self) -> int:
@@ -133,6 +158,21 @@ class Tiling:
 
 
 @dataclass(frozen=True)
+class Shard:
+    """How an op is divided over devices: which dimension of its operands is cut; operands that aren't named are whole.
+
+    `inputs` maps input numbers to dimensions; `extra` is the dimension of the epilogue's further inputs, which begin
+    after the op's `own` inputs (and a folded norm's weight). Without `output` the shards' results are to be summed.
+    """
+
+    inputs: dict[int, int] = field(default_factory=dict)
+    weights: int | None = None
+    output: int | None = None
+    extra: int | None = None
+    own: int = 1
+
+
+@dataclass(frozen=True)
 class TileOp:
     """One tile op.
 
@@ -141,6 +181,7 @@ class TileOp:
     `cpu(node)` is the C++ statement that calls the body in `cpu.h` with the node's shapes as constants.
     `reference(node, inputs, weights)` evaluates the node as the passes left it, fused parts included; inputs are torch
     tensors, written in place where the op mutates them.
+    `shards` names the ways in which it can be divided over devices.
     """
 
     name: str
@@ -150,6 +191,7 @@ class TileOp:
     weight_args: tuple[str, ...] = ()
     mutated: tuple[str, ...] = ()
     headers: tuple[str, ...] = ()
+    shards: dict[str, Shard] = field(default_factory=dict)
 
     def body(self) -> str:
         """The text of the op's C++ body, after the headers that it builds on."""

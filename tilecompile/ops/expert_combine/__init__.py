@@ -9,7 +9,19 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from tilecompile.ops.base import CPP_TYPES, PANEL, Access, OpNode, TileOp, Tiling, WeightTile, register, split, whole
+from tilecompile.ops.base import (
+    CPP_TYPES,
+    PANEL,
+    Access,
+    OpNode,
+    Shard,
+    TileOp,
+    Tiling,
+    WeightTile,
+    register,
+    split,
+    whole,
+)
 from tilecompile.ops.expr import evaluate
 from tilecompile.ops.linear import cpu_epilogue, epilogue_inputs
 
@@ -84,4 +96,6 @@ def reference(node: OpNode, inputs: list[torch.Tensor], weights: list[torch.Tens
     return evaluate(node.attrs.get("epilogue", ("acc", 0)), [expert_combine(*inputs[:OWN], weights[0])], extra)
 
 
-register(TileOp("expert_combine", tile, cpu, reference, weight_args=("weight",), headers=("linear",)))
+SHARDS = {"rows": Shard(weights=1, output=1, extra=1, own=OWN), "cols": Shard({0: 2}, weights=2, own=OWN)}
+
+register(TileOp("expert_combine", tile, cpu, reference, weight_args=("weight",), headers=("linear",), shards=SHARDS))

@@ -12,7 +12,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from tilecompile.ops.base import CPP_TYPES, PANEL, Access, OpNode, TileOp, Tiling, WeightTile, register, split
+from tilecompile.ops.base import CPP_TYPES, PANEL, Access, OpNode, Shard, TileOp, Tiling, WeightTile, register, split
 from tilecompile.ops.expr import evaluate
 from tilecompile.ops.linear import (
     cpu_epilogue,
@@ -105,4 +105,6 @@ def reference(node: OpNode, inputs: list[torch.Tensor], weights: list[torch.Tens
     return torch.where((expert[0] >= 0)[None, :, None], y, 0.0)
 
 
-register(TileOp("expert_linear", tile, cpu, reference, weight_args=("weight",), headers=("linear",)))
+SHARDS = {"rows": Shard(weights=1, output=2, extra=2, own=OWN)}
+
+register(TileOp("expert_linear", tile, cpu, reference, weight_args=("weight",), headers=("linear",), shards=SHARDS))

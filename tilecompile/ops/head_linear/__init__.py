@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tilecompile.ops.base import CPP_TYPES, PANEL, Access, OpNode, TileOp, Tiling, WeightTile, register, split
+from tilecompile.ops.base import CPP_TYPES, PANEL, Access, OpNode, Shard, TileOp, Tiling, WeightTile, register, split
 
 
 @torch.library.custom_op("tilecompile::head_linear", mutates_args=())
@@ -72,4 +72,8 @@ def reference(node: OpNode, inputs: list[torch.Tensor], weights: list[torch.Tens
     return y
 
 
-register(TileOp("head_linear", tile, cpu, reference, weight_args=("weight",), headers=("rms_norm", "linear")))
+SHARDS = {"heads": Shard({0: 1}, weights=0, output=1)}
+
+register(
+    TileOp("head_linear", tile, cpu, reference, weight_args=("weight",), headers=("rms_norm", "linear"), shards=SHARDS)
+)

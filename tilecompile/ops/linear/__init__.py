@@ -10,7 +10,19 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from tilecompile.ops.base import CPP_TYPES, Access, OpNode, TileOp, Tiling, View, WeightTile, register, split, whole
+from tilecompile.ops.base import (
+    CPP_TYPES,
+    Access,
+    OpNode,
+    Shard,
+    TileOp,
+    Tiling,
+    View,
+    WeightTile,
+    register,
+    split,
+    whole,
+)
 from tilecompile.ops.expr import evaluate, to_cpp
 from tilecompile.ops.rms_norm import rms_norm
 
@@ -119,4 +131,7 @@ def reference(node: OpNode, inputs: list[torch.Tensor], weights: list[torch.Tens
     return evaluate(node.attrs.get("epilogue", ("acc", 0)), [linear(x, w) for w in weights], extra)
 
 
-register(TileOp("linear", tile, cpu, reference, weight_args=("weight",), headers=("rms_norm",)))
+SHARDS = {"rows": Shard(weights=0, output=1, extra=1), "cols": Shard({0: 1}, weights=1)}
+"""By rows of the weight, or by columns: then the results are partial sums."""
+
+register(TileOp("linear", tile, cpu, reference, weight_args=("weight",), headers=("rms_norm",), shards=SHARDS))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from tilecompile.ops.base import CPP_TYPES, Access, OpNode, TileOp, Tiling, register, split, whole
+from tilecompile.ops.base import CPP_TYPES, Access, OpNode, Shard, TileOp, Tiling, register, split, whole
 
 FLOPS_PER_BYTE = 4.0
 """What a core computes while it reads a byte, about: turns arithmetic into cost."""
@@ -98,4 +98,4 @@ def reference(node: OpNode, inputs: list[torch.Tensor], weights: list[torch.Tens
     return y
 
 
-register(TileOp("mla_attention", tile, cpu, reference))
+register(TileOp("mla_attention", tile, cpu, reference, shards={"heads": Shard({0: 1, 1: 1}, output=1)}))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from tilecompile.ops.base import Access, OpNode, TileOp, Tiling, pieces, register, split, whole
+from tilecompile.ops.base import Access, OpNode, Shard, TileOp, Tiling, pieces, register, split, whole
 
 
 @torch.library.custom_op("tilecompile::rope", mutates_args=())
@@ -60,4 +60,4 @@ def reference(node: OpNode, inputs: list[torch.Tensor], weights: list[torch.Tens
     return y
 
 
-register(TileOp("rope", tile, cpu, reference))
+register(TileOp("rope", tile, cpu, reference, shards={"heads": Shard({0: 1}, output=1)}))

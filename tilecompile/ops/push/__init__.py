@@ -1,0 +1,46 @@
+"""push: columns of a tensor copied to the same columns of its copy on another device.
+
+An exchange between devices is a task like any other: it runs on the device that has the data, writes to the peer's
+memory, and notifies an event there.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from tilecompile.ops.base import Access, OpNode, TileOp, Tiling, pieces, register, split
+
+
+def tile(node: OpNode, parts: int) -> Tiling:
+    """Ranges of columns, for all tokens; the coordinates are (first, one past the last)."""
+    tokens, size = node.inputs[0].shape
+    bounds = split(size, pieces(parts, tokens * size))
+    lo, hi = bounds[:-1], bounds[1:]
+    coords = np.zeros((len(lo), 4), np.int32)
+    coords[:, 0], coords[:, 1] = lo, hi
+    box = ((0, tokens), (lo, hi))
+    return Tiling(
+        coords=coords,
+        reads=(Access(0, box),),
+        writes=(Access(1, box),),
+        weights=((),) * len(lo),
+        cost=np.asarray((hi - lo) * tokens * 8, np.float64),
+    )
+
+
+def cpu(node: OpNode) -> str:
+    """The call of `push`; all types that are exchanged have four bytes."""
+    x, y = node.operands
+    return (
+        f"push<{x.shape[0]}>(c.arg<const uint32_t>(0), {x.strides[0]}, c.arg<uint32_t>(1), {y.strides[0]}, "
+        "c.tile(0), c.tile(1));"
+    )
+
+
+def reference(node: OpNode, inputs: list[torch.Tensor], weights: list[torch.Tensor]) -> torch.Tensor:
+    """The eager value of a node."""
+    return inputs[0].clone()
+
+
+register(TileOp("push", tile, cpu, reference))

@@ -1,0 +1,120 @@
+"""Engines on several virtual devices: the numbers of one device, whatever the placement and the timing."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from conftest import MODELS
+from reference import draw
+
+import tilecompile
+from tilecompile.compile import compile_model
+from tilecompile.errors import InputError
+from tilecompile.interpret import Interpreter
+from tilecompile.options import CompileOptions
+from tilecompile.runtime.manifest import read_manifest
+from tilecompile.runtime.tables import load_tables
+
+TOLERANCE = 5e-4
+TOKENS = 128
+TINY = Path(__file__).parents[1] / "examples" / "tiny-glm5"
+
+
+class Model:
+    """A model in a folder, a text without near-ties, and the logits of its engine on one device."""
+
+    def __init__(self, folder: Path, source: Path, ids: list[int]) -> None:
+        self.folder, self.source, self.ids = folder, source, ids
+        self.logits = self.score(self.engine(1, 2))
+
+    def engine(self, devices: int, workers: int, **options: Any) -> Path:
+        path = self.folder / f"{devices}x{workers}{'-'.join(map(str, options.values()))}"
+        if not path.exists():
+            compile_model(
+                CompileOptions(
+                    str(self.source), path, devices=devices, workers=workers, max_seq_len=len(self.ids) + 8, **options
+                )
+            )
+        return path
+
+    def score(self, engine: Path, threads: int | None = None) -> npt.NDArray[np.float32]:
+        with tilecompile.load(engine, threads=threads) as loaded:
+            return loaded.score(self.ids)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Model]:
+    known: dict[str, Model] = {}
+
+    def get(name: str) -> Model:
+        if name not in known:
+            folder = tmp_path_factory.mktemp("model")
+            if name == "tiny":
+                ids = np.random.default_rng(0).integers(1, 1024, TOKENS).tolist()
+                known[name] = Model(folder, TINY, ids)
+            else:
+                config, module, text, _, counted = draw(MODELS[name][0], TOKENS)
+                module.to(torch.float32).save_pretrained(folder / "model")
+                (folder / "model" / "config.json").write_text(json.dumps(config))
+                known[name] = Model(folder, folder / "model", text[:counted].tolist())
+        return known[name]
+
+    return get
+
+
+def agree(model: Model, devices: int, workers: int, placement: str) -> None:
+    logits = model.score(model.engine(devices, workers, placement=placement))
+    assert np.abs(logits - model.logits).max() <= TOLERANCE
+
+
+@pytest.mark.parametrize(("devices", "workers"), [(2, 1), (8, 2)])
+def test_logits(model: Callable[[str], Model], devices: int, workers: int) -> None:
+    agree(model("odd"), devices, workers, "tensor_parallel")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [2, 4, 8])
+@pytest.mark.parametrize("name", ["tiny", *MODELS])
+def test_logits_of(model: Callable[[str], Model], name: str, devices: int) -> None:
+    agree(model(name), devices, 1 + devices % 3, "tensor_parallel")
+
+
+def test_bits_do_not_depend_on_threads(model: Callable[[str], Model]) -> None:
+    engine = model("odd").engine(8, 2, placement="tensor_parallel")
+    first = model("odd").score(engine, 1)
+    for threads in (2, 5, 16):
+        assert np.array_equal(model("odd").score(engine, threads), first)
+
+
+def test_interpreter_agrees(model: Callable[[str], Model]) -> None:
+    engine = model("odd").engine(2, 1, placement="tensor_parallel")
+    ids = model("odd").ids[:24]
+    logits = Interpreter(engine, 3).score(ids)
+    assert np.abs(logits - model("odd").logits[:24]).max() <= TOLERANCE
+
+
+def test_weights_are_divided(model: Callable[[str], Model]) -> None:
+    manifest = read_manifest(model("odd").engine(2, 1, placement="tensor_parallel"))
+    tables = load_tables(manifest)
+    where = defaultdict(set)
+    for tile in tables["tiles"]:
+        where[manifest.data["weights"]["tensors"][tile["tensor"]]].add(int(tile["device"]))
+        if "o_proj" in manifest.data["weights"]["tensors"][tile["tensor"]]:
+            assert tile["cols"] < tables["weights"]["cols"][tile["tensor"]]
+    assert all(devices == {0, 1} for devices in where.values())
+    assert tables["notifies"]["scope"].all()  # a device's only worker notifies nobody but the other's
+
+
+@pytest.mark.parametrize(("placement", "devices"), [("tensor_parallel", 1), ("single", 2)])
+def test_refusals(tmp_path: Path, placement: str, devices: int) -> None:
+    with pytest.raises(InputError, match=f"placement {placement} .*device"):
+        compile_model(CompileOptions(str(TINY), tmp_path / "engine", devices=devices, placement=placement))
+    assert not (tmp_path / "engine").exists()

@@ -76,6 +76,11 @@ class Kernel:
         return int(self.status[name][0])
 
     @property
+    def handle(self) -> int:
+        """What functions take that only some kernels have, like a profiling one. EngineError once it is closed."""
+        return self._check()
+
+    @property
     def closed(self) -> bool:
         """Whether the kernel is closed or about to be."""
         return self._closing or os.getpid() != self._pid

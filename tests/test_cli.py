@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 import signal
 import subprocess
@@ -23,7 +22,6 @@ from tilecompile.cli import app
 from tilecompile.errors import InputError
 from tilecompile.options import PLACEMENTS, TARGETS, CompileOptions
 from tilecompile.runtime import machine
-from tilecompile.schedules.machine import load_machine
 
 COMMANDS = ("demo", "compile", "generate", "inspect", "models")
 
@@ -353,25 +351,3 @@ def test_placements_are_the_recipes() -> None:
     from tilecompile.place import RECIPES
 
     assert tuple(RECIPES) == PLACEMENTS
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("name = ", "is not valid TOML"),
-        ('target = "cpu"\ndevices = 1', "missing key name"),
-        (
-            'name = "m"\ntarget = "cpu"\ndevices = 1\ngpus = 3',
-            "unknown key gpus; keys are: name, target, devices, workers",
-        ),
-        ('name = "m"\ntarget = "cpu"\ndevices = "1"', "devices is '1', want a whole number"),
-        ('name = "m"\ntarget = "cpu"\ndevices = true', "devices is True, want a whole number"),
-        ('name = "m"\ntarget = "cpu"\ndevices = 0', "devices is 0, want at least 1"),
-        ('name = "m"\ntarget = "gpu"\ndevices = 1', "target is 'gpu', want one of: cpu"),
-    ],
-)
-def test_bad_machines(tmp_path: Path, text: str, words: str) -> None:
-    (tmp_path / "m.toml").write_text(text)
-    with pytest.raises(InputError, match=words) as error:
-        load_machine(os.fspath(tmp_path / "m.toml"))
-    assert "m.toml" in str(error.value)

@@ -75,6 +75,9 @@ def compile_model(options: CompileOptions, progress: Progress = lambda stage, do
     settings = options.resolve()
     progress("open", 0, 1)
     source = open_model(options)
+    weights, takes = options.weights or source.config.weight_type, settings.machine.weight_types
+    if weights not in takes:
+        raise InputError(f"weights are {weights}, and machine {settings.machine.name} takes {', '.join(takes)}")
     dump = Dump(options.dump)
     graphs = [dump.add("trace", g) for g in trace_programs(source.config, options, progress)]
     graphs = [dump.add("fuse", fuse(g)) for g in graphs]

@@ -72,13 +72,19 @@ class CompileOptions:
         _in_range("--max-seq-len", self.max_seq_len, 1, MAX_SEQ_LEN)
         _in_range("--seed", self.seed, 0, MAX_SEED)
         machine = load_machine(self.machine or "cpu")
+        if not machine.is_cpu:
+            raise InputError(
+                f"machine {machine.name} has the target {machine.target}, and only for cpu can kernels be made so far"
+            )
         target = self.target or machine.target
         if target.split("-")[0] != machine.target:
             raise InputError(
                 f"--target {target} contradicts --machine {machine.name}, whose target is {machine.target}"
             )
         devices = self._agree("--devices", self.devices, machine, machine.devices) or machine.devices
-        workers = self._agree("--workers", self.workers, machine, machine.workers) or usable_cores()
+        _in_range(f"devices of machine {machine.name}", devices, 1, MAX_DEVICES)
+        workers = self._agree("--workers", self.workers, machine, machine.workers) or machine.cores or usable_cores()
+        _in_range(f"workers of machine {machine.name}", workers, 1, MAX_WORKERS)
         placement = self.placement or ("single" if devices == 1 else "tensor_parallel")
         if placement == "single" and devices != 1:
             raise InputError(

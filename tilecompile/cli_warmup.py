@@ -81,8 +81,10 @@ def _report(
 
     wanted = any(system.needs_model() and system.unavailable() is None for system in systems)
     with tempfile.TemporaryDirectory(prefix="tilecompile-checkpoint-") as temporary:
-        progress("look at the engine" if not wanted else "look at engine and checkpoint", 0, 1)
-        about = measure.describe(engine, model, threads, Path(temporary) if wanted else None)
+        about = measure.describe(engine, model, threads, wanted)
+        if wanted and about["checkpoint"] is None:
+            progress("checkpoint for peers", 0, 1)
+            about = measure.describe(engine, model, threads, wanted, Path(temporary))
         ids = [token % about["vocab_size"] for token in measure.PROMPT]
         values = {
             "engine": str(engine),
@@ -98,9 +100,11 @@ def _report(
                 found.append(measure.measure(system, values, folders, repeat, progress))
             except measure.SystemFailed as error:
                 found.append({"name": system.name, "about": system.about, "unavailable": str(error)})
-    base = found[0]["warm"]["seconds"]
-    for one in found:
-        one["ratio"] = round(one["warm"]["seconds"] / base, 3) if "warm" in one else None
+    for state in ("warm", "cold"):
+        base = found[0][state].get("seconds")
+        for figures in (one[state] for one in found if state in one):
+            if base and "seconds" in figures:
+                figures["ratio"] = round(figures["seconds"] / base, 3)
     del about["checkpoint"]
     return {
         "engine": str(engine),
@@ -119,13 +123,15 @@ def _print(report: dict[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from tilecompile.cli_output import size
     from tilecompile.warmup.measure import PHASES
     from tilecompile.warmup.page import seconds
 
     console = Console()
-    table = Table("system", "file cache", "import", "load", "compile", "first step", "first token", "×", pad_edge=False)
-    for column in table.columns[2:]:
-        column.justify = "right"
+    table = Table("system", "file cache", "import", "load", "compile", "first step", "first token", "×", box=None)
+    table.padding, table.pad_edge = (0, 1, 0, 0), False
+    for index, column in enumerate(table.columns):
+        column.justify, column.no_wrap = ("left", "right")[index > 1], index == 0
     lines = []
     for system in report["systems"]:
         name = system["name"]
@@ -137,12 +143,13 @@ def _print(report: dict[str, Any]) -> None:
                 lines.append(f"{name}: no cold start: {figures['unavailable']}")
             if "seconds" not in figures:
                 continue
-            ratio = f"{system['ratio']:.1f}" if state == "warm" else ""
+            ratio = f"{figures['ratio']:.1f}" if "ratio" in figures else ""
             phases = [seconds(figures["phases"][phase]) for phase in PHASES]
             table.add_row(Text(name), state, *phases, seconds(figures["seconds"]), ratio)
             if "evicted" in figures:
-                size = figures["bytes"] / 1e6
-                lines.append(f"{name}: {figures['evicted']:.0%} of {size:.0f} MB evicted before each cold start")
+                lines.append(
+                    f"{name}: {figures['evicted']:.0%} of {size(figures['bytes'])} evicted before each cold start"
+                )
         if system.get("token", report["systems"][0]["token"]) != report["systems"][0]["token"]:
             lines.append(f"{name}: its first token is {system['token']}, the engine's {report['systems'][0]['token']}")
     console.print(table)

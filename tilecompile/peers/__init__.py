@@ -19,6 +19,7 @@ from tilecompile.errors import InputError, TilecompileError
 from tilecompile.models.config import Glm5Config
 from tilecompile.models.named import NAMED
 from tilecompile.runtime.manifest import Manifest
+from tilecompile.steps import window
 
 
 class PeerError(TilecompileError):
@@ -69,6 +70,7 @@ def bench(
     """
     if reason := check(name):
         raise PeerError(f"peer {name}: {reason}")
+    window(context, 1, engine_manifest.max_seq_len)
     job = {
         "peer": name,
         **weights_job(engine_manifest, model),

@@ -53,6 +53,7 @@ def build(weights: Weights, stored: torch.dtype, dtype: torch.dtype) -> GlmMoeDs
                 module.indexer.k_norm.eps = config.index_norm_eps
         elif isinstance(module, glm.GlmMoeDsaTopkRouter):
             module.e_score_correction_bias = torch.nn.Buffer(module.e_score_correction_bias.float())
+    model.set_experts_implementation("batched_mm")  # the default, grouped_mm, takes multiples of 16 bytes only
     fill(model, weights, stored)
     return model
 

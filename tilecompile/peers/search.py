@@ -160,12 +160,12 @@ class Search:
             self.fastest([replace(found, cache=c) for c in CACHES])
 
     def compiled(self) -> None:
-        """Tries compiled settings: attention, dtype, then each option and all that helped together.
+        """Tries compiled settings: experts, attention, dtype, then each option and all that helped together.
 
-        Caches are static and experts batched_mm: grouped_mm's products are no code of the compiler's, and the loop over
-        experts depends on data.
+        Caches are static, and the loop over experts is left out: it depends on data.
         """
-        found = self.fastest([Setting(self.stored, attention=a, options={}) for a in ATTENTION])
+        found = self.fastest([Setting(self.stored, experts=e, options={}) for e in EXPERTS if e != "eager"])
+        found = self.fastest([replace(found, attention=a) for a in ATTENTION])
         found = self.fastest([replace(found, dtype=dtype) for dtype in self.dtypes()])
         base = self.trial(found)
         helped: dict[str, Any] = {}

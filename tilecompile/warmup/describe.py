@@ -1,19 +1,23 @@
 """What there is to measure, found out in a process of its own: `python -m tilecompile.warmup.describe QUESTION`.
 
-The question is JSON: `engine`, `model` (or null), `threads` (or null), `checkpoint` (the folder where peers find the
-model, made there if the engine's weights were drawn; null if nobody needs it). So the process that measures neither
-imports numpy and torch nor holds the model in memory.
+The question is JSON: `engine`, `model` (or null), `threads` (or null), `peers` (whether any needs the model as a
+checkpoint), `checkpoint` (the folder to write it to, or null). So the process that measures neither imports torch nor
+holds the model in memory.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tilecompile.children import report_stream
 from tilecompile.errors import InputError, TilecompileError
+
+if TYPE_CHECKING:
+    from tilecompile.runtime.manifest import Manifest
 
 
 def main() -> None:
@@ -26,8 +30,13 @@ def main() -> None:
     print(json.dumps(answer), file=stream, flush=True)
 
 
-def describe(engine: str, model: str | None, threads: int | None, checkpoint: str | None) -> dict[str, Any]:
-    """Name, machine, threads, offline compile time, and the folder with the model's checkpoint."""
+def describe(
+    engine: str, model: str | None, threads: int | None, peers: bool, checkpoint: str | None
+) -> dict[str, Any]:
+    """Name, machine, threads, offline compile time, and the folder with the model's checkpoint.
+
+    That is null if no peer needs it, or if it has to be written and no folder is given to write it to.
+    """
     from tilecompile.runtime.machine import cpu_name, usable_cores
     from tilecompile.runtime.manifest import read_manifest
     from tilecompile.runtime.runnable import check_runnable
@@ -49,14 +58,12 @@ def describe(engine: str, model: str | None, threads: int | None, checkpoint: st
         "threads": chosen,
         "machine": cpu_name(),
         "cores": usable_cores(),
-        "checkpoint": _checkpoint(manifest, model, checkpoint),
+        "checkpoint": _checkpoint(manifest, model, checkpoint) if peers else None,
     }
 
 
-def _checkpoint(manifest: Any, model: str | None, folder: str | None) -> str | None:
+def _checkpoint(manifest: Manifest, model: str | None, folder: str | None) -> str | None:
     """The folder with the checkpoint: the user's, or `folder`, filled with the weights that the engine drew."""
-    if folder is None:
-        return None
     from tilecompile.peers import check, weights_job
 
     job = weights_job(manifest, model)
@@ -64,6 +71,11 @@ def _checkpoint(manifest: Any, model: str | None, folder: str | None) -> str | N
         return str(job["folder"])
     if reason := check("transformers"):
         raise InputError(f"{manifest.folder}: its weights were drawn, and writing them for peers needs more: {reason}")
+    if folder is None:
+        return None
+    size, free = sum(int(pool["bytes"]) for pool in manifest.pools), shutil.disk_usage(folder).free
+    if size > free:
+        raise InputError(f"{folder}: peers need the weights as a checkpoint of {size} bytes, the disk has {free} free")
     from tilecompile.peers.model import DTYPES, build, need_memory, open_weights
 
     need_memory(job, copies=0.6 if job["dtype"] == "bf16" else 1.1)

@@ -8,7 +8,8 @@
 `time` is CLOCK_MONOTONIC in seconds, which all processes of a machine share. Only first_token is needed; the time of a
 mark that is left out falls to the next one. Without `files` there is no cold run, since nobody knows what to make cold.
 
-This module imports next to nothing, because its import is measured.
+This file is a program, `python marks.py RUN ARGUMENTS…`, which calls `main(mark, *arguments)` of RUN.py beside it. It
+imports next to nothing, since that is measured, and nothing of this package, so that peers don't pay for its import.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from __future__ import annotations
 import os
 import sys
 import time
+from importlib.machinery import SourceFileLoader
+from types import ModuleType
 
 MARKS = ("imported", "loaded", "compiled", "first_token")
 
-_OUT = os.dup(1)
-os.dup2(2, 1)  # what a library prints is no report
+_OUT = 1
 
 
 def mark(name: str, token: int | None = None) -> None:
@@ -53,3 +55,22 @@ def _write(line: str) -> None:
     data = (line + "\n").encode()
     while data:
         data = data[os.write(_OUT, data) :]
+
+
+def _run(name: str, *arguments: str) -> None:
+    """Calls a program's `main`, as if it had been run with `python -m`."""
+    global _OUT
+    _OUT = os.dup(1)
+    os.dup2(2, 1)  # what a library prints is no report
+    folder, sys.path[0] = sys.path[0], os.getcwd()
+    module = ModuleType(name)
+    try:
+        SourceFileLoader(name, f"{folder}/{name}.py").exec_module(module)
+        module.main(mark, *arguments)
+        files()
+    except Exception as error:
+        failed(error)
+
+
+if __name__ == "__main__":
+    _run(*sys.argv[1:])

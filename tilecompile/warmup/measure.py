@@ -60,14 +60,14 @@ class Run:
         return found
 
 
-def describe(engine: Path, model: str | None, threads: int | None, checkpoint: Path | None) -> dict[str, Any]:
-    """What `describe.py` finds out. InputError with its error."""
-    question = {"engine": str(engine), "model": model, "threads": threads}
+def describe(engine: Path, model: str | None, threads: int | None, peers: bool, checkpoint: Path | None = None) -> Any:
+    """What `describe.py` finds out, as a dictionary. InputError with its error."""
+    question = {"engine": str(engine), "model": model, "threads": threads, "peers": peers}
     question["checkpoint"] = None if checkpoint is None else str(checkpoint)
     with Child(module_command("tilecompile.warmup.describe", json.dumps(question)), offline()) as child:
         for found in child.objects():
             if "about" in found:
-                return dict(found["about"])
+                return found["about"]
             if "error" in found:
                 raise InputError(str(found["error"]))
         raise InputError(f"{engine}: can't be looked at: {child.ended()}")
@@ -96,7 +96,7 @@ def run(system: System, values: dict[str, str], compile_cache: Path) -> Run:
         with Child(system.filled(values), environment) as child:
             for found in child.objects():
                 if "error" in found:
-                    raise SystemFailed(f"{system.name}: {found['error']}")
+                    raise SystemFailed(f"{system.name}: {' '.join(str(found['error']).split())}")
                 if found.get("mark") in MARKS and isinstance(found.get("time"), (int, float)):
                     marks[found["mark"]] = found["time"] - begin
                     token = found.get("token", token)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import html
 import json
+from datetime import datetime
 from typing import Any
 
+from tilecompile.cli_output import size
 from tilecompile.warmup.measure import PHASES
 
 TITLES = {"import": "import", "load": "load", "compile": "compile or capture", "first_step": "first step"}
@@ -26,6 +28,7 @@ p { margin: .4rem 0; }
 .dim, figcaption, footer { color: var(--dim); font-size: .9rem; }
 .headline { display: flex; flex-wrap: wrap; gap: .4rem 2.2rem; margin: 1.2rem 0 0; padding: 0; list-style: none; }
 .headline b { display: block; font-size: 1.7rem; line-height: 1.2; font-variant-numeric: tabular-nums; }
+.headline span { color: var(--dim); margin-left: .3rem; }
 .legend { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; margin: .6rem 0; padding: 0; list-style: none;
   font-size: .9rem; }
 .legend i { display: inline-block; width: .8em; height: .8em; margin-right: .4em; border-radius: 2px; }
@@ -36,7 +39,7 @@ figure { margin: 0; }
 .row { display: grid; grid-template-columns: 8.5rem 1fr 4.5rem; gap: .2rem .8rem; align-items: center;
   font-size: .9rem; font-variant-numeric: tabular-nums; }
 .row + .row { margin-top: .25rem; }
-.row b { font-weight: 600; }
+.row b { font-weight: 600; text-align: right; }
 .bar { display: flex; height: 1.15rem; background: var(--track); border-radius: 3px; overflow: hidden; }
 .bar i { display: block; height: 100%; }
 .import { background: var(--import); } .load { background: var(--load); } .compile { background: var(--compile); }
@@ -58,7 +61,7 @@ def seconds(value: float | None) -> str:
     """A time for people, with three digits that count."""
     if value is None:
         return "–"
-    return f"{value:.0f} s" if value >= 100 else f"{value:.3g} s" if value >= 1 else f"{value:.3f} s"
+    return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3}f} s"
 
 
 def page(report: dict[str, Any]) -> str:
@@ -116,14 +119,15 @@ def _machine(report: dict[str, Any]) -> str:
 
 
 def _date(report: dict[str, Any]) -> str:
-    return str(report["date"]).replace("T", " ")
+    return datetime.fromisoformat(report["date"]).strftime("%Y-%m-%d %H:%M %Z")
 
 
 def _headline(report: dict[str, Any]) -> str:
     items = []
     for system in report["systems"]:
         if "warm" in system:
-            longer = "" if system is report["systems"][0] else f", {system['ratio']:.3g} × as long"
+            ratio = system["warm"]["ratio"]
+            longer = "" if system is report["systems"][0] else f" <span>{ratio:.3g}× as long</span>"
             items.append(f"<li><b>{seconds(system['warm']['seconds'])}</b> {_text(system['name'])}{longer}</li>")
     return f'<ul class="headline">{"".join(items)}</ul><p class="dim">First token, from a warm file cache.</p>'
 
@@ -160,17 +164,20 @@ def _row(label: str, parts: list[tuple[str, float]], longest: float, total: floa
         f'title="{TITLES.get(phase, phase)}: {seconds(value)}"></i>'
         for phase, value in parts
     )
-    return f'<div class="row" {data}><span>{label}</span><div class="bar">{segments}</div><b>{seconds(total)}</b></div>'
+    spoken = ", ".join(f"{TITLES.get(phase, phase)} {seconds(value)}" for phase, value in parts)
+    bar = f'<div class="bar" role="img" aria-label="{spoken}">{segments}</div>'
+    return f'<div class="row" {data}><span>{label}</span>{bar}<b>{seconds(total)}</b></div>'
 
 
 def _table(systems: list[dict[str, Any]]) -> str:
-    heads = ["system", "file cache", *(TITLES[phase] for phase in PHASES), "first token", "spread", "runs"]
+    heads = ["system", "file cache", *(TITLES[phase] for phase in PHASES), "first token", "×", "spread", "runs"]
     rows = []
     for system in systems:
         for name, state in _states(system):
             low, high = (seconds(value) for value in state["spread"])
             cells = [system["name"], name, *(seconds(state["phases"][phase]) for phase in PHASES)]
-            cells += [seconds(state["seconds"]), f"{low} to {high}", state["runs"]]
+            ratio = f"{state['ratio']:.1f}" if "ratio" in state else "–"
+            cells += [seconds(state["seconds"]), ratio, f"{low} to {high}", state["runs"]]
             rows.append("<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in cells) + "</tr>")
     head = "".join(f"<th>{_text(cell)}</th>" for cell in heads)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
@@ -178,7 +185,7 @@ def _table(systems: list[dict[str, Any]]) -> str:
 
 def _footer(report: dict[str, Any]) -> str:
     evicted = [
-        f"{_text(s['name'])} {s['cold']['evicted']:.0%} of {s['cold']['bytes'] / 1e6:.0f} MB"
+        f"{_text(s['name'])} {s['cold']['evicted']:.0%} of {size(s['cold']['bytes'])}"
         for s in report["systems"]
         if "evicted" in s.get("cold", {})
     ]

@@ -1,13 +1,11 @@
-"""The engine, from import to the first token: `python -m tilecompile.warmup.run_tilecompile ENGINE IDS THREADS`."""
+"""The engine, from import to the first token; run by `marks.py`."""
 
 from __future__ import annotations
 
-import sys
-
-from tilecompile.warmup.marks import failed, files, mark
+from collections.abc import Callable
 
 
-def main(engine: str, ids: str, threads: str) -> None:
+def main(mark: Callable[..., None], engine: str, ids: str, threads: str) -> None:
     """Does what a user's program does."""
     from tilecompile import load
 
@@ -17,11 +15,3 @@ def main(engine: str, ids: str, threads: str) -> None:
         with loaded.stream([int(item) for item in ids.split(",")], 1) as stream:
             token = next(stream)
             mark("first_token", token)
-    files()
-
-
-if __name__ == "__main__":
-    try:
-        main(*sys.argv[1:])
-    except Exception as error:
-        failed(error)

@@ -1,4 +1,4 @@
-"""transformers, from import to the first token: `python -m tilecompile.warmup.run_transformers MODEL IDS THREADS bf16`.
+"""transformers, from import to the first token; run by `marks.py`.
 
 With a fifth argument `compile` the steps are compiled by torch.compile. The prompt's first token then goes through the
 model as it is, which makes the cache's tensors, and the others one by one through the compiled step: so one compilation
@@ -7,12 +7,10 @@ is enough, and the first token comes out of compiled code.
 
 from __future__ import annotations
 
-import sys
-
-from tilecompile.warmup.marks import failed, files, mark
+from collections.abc import Callable
 
 
-def main(model: str, ids: str, threads: str, dtype: str, how: str = "eager") -> None:
+def main(mark: Callable[..., None], model: str, ids: str, threads: str, dtype: str, how: str = "eager") -> None:
     """Does what a user's program does, without a tokenizer."""
     import torch
     from transformers import GlmMoeDsaForCausalLM, StaticCache
@@ -41,11 +39,3 @@ def main(model: str, ids: str, threads: str, dtype: str, how: str = "eager") -> 
             for following in rest:
                 token = compiled(following)
             mark("first_token", int(token))
-    files()
-
-
-if __name__ == "__main__":
-    try:
-        main(*sys.argv[1:])
-    except Exception as error:
-        failed(error)

@@ -1,16 +1,14 @@
-"""vLLM, from import to the first token: `python -m tilecompile.warmup.run_vllm MODEL IDS`.
+"""vLLM, from import to the first token; run by `marks.py`.
 
 It compiles and captures while it loads, so `loaded` holds both.
 """
 
 from __future__ import annotations
 
-import sys
-
-from tilecompile.warmup.marks import failed, files, mark
+from collections.abc import Callable
 
 
-def main(model: str, ids: str) -> None:
+def main(mark: Callable[..., None], model: str, ids: str) -> None:
     """Does what a user's program does, without a tokenizer."""
     from vllm import LLM, SamplingParams
 
@@ -20,11 +18,3 @@ def main(model: str, ids: str) -> None:
     mark("loaded")
     out = engine.generate([prompt], SamplingParams(temperature=0, max_tokens=1, detokenize=False))
     mark("first_token", int(out[0].outputs[0].token_ids[0]))
-    files()
-
-
-if __name__ == "__main__":
-    try:
-        main(*sys.argv[1:])
-    except Exception as error:
-        failed(error)

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 from tilecompile.errors import InputError
 
@@ -48,14 +49,14 @@ class System:
         return words
 
 
-def _module(name: str, *arguments: str) -> tuple[str, ...]:
-    return (sys.executable, "-m", f"tilecompile.warmup.{name}", *arguments)
+def _program(name: str, *arguments: str) -> tuple[str, ...]:
+    return (sys.executable, str(Path(__file__).with_name("marks.py")), name, *arguments)
 
 
-_TRANSFORMERS = _module("run_transformers", "{model}", "{ids}", "{threads}", "{dtype}")
+_TRANSFORMERS = _program("run_transformers", "{model}", "{ids}", "{threads}", "{dtype}")
 _TORCH = ("torch", "transformers")
 
-ENGINE = System("tilecompile", _module("run_tilecompile", "{engine}", "{ids}", "{threads}"), "the engine")
+ENGINE = System("tilecompile", _program("run_tilecompile", "{engine}", "{ids}", "{threads}"), "the engine")
 
 SYSTEMS = {
     system.name: system
@@ -69,8 +70,8 @@ SYSTEMS = {
             _TORCH,
             keeps_cache=True,
         ),
-        System("vllm", _module("run_vllm", "{model}", "{ids}"), "vLLM, empty compile cache", ("vllm",)),
-        System("sglang", _module("run_sglang", "{model}", "{ids}"), "SGLang, empty compile cache", ("sglang",)),
+        System("vllm", _program("run_vllm", "{model}", "{ids}"), "vLLM, empty compile cache", ("vllm",)),
+        System("sglang", _program("run_sglang", "{model}", "{ids}"), "SGLang, empty compile cache", ("sglang",)),
     )
 }
 """The peers that come with the package, by name."""

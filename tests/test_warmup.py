@@ -1,0 +1,202 @@
+"""tilecompile warmup: marks, phases, peers as commands, what is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import fake_engine as fake
+import pytest
+from test_cli import refused, run
+from warming import GOOD, peer, program, warmup
+
+from tilecompile.compile import compile_model
+from tilecompile.options import CompileOptions
+from tilecompile.warmup import measure
+from tilecompile.warmup.measure import PHASES
+from tilecompile.warmup.systems import System
+
+CHECKPOINT = Path(__file__).parent.parent / "examples" / "tiny-glm5"
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(fake.make_engine(tmp_path_factory.mktemp("fake") / "engine"))
+
+
+# runs
+
+
+def test_the_engine_and_a_command(engine: str, tmp_path: Path) -> None:
+    report = warmup(engine, "--peer", f"other={program(tmp_path, GOOD)} {{ids}}", "--threads", "1")
+    ours, other = report["systems"]
+    assert (ours["name"], ours["token"], ours["warm"]["ratio"]) == ("tilecompile", fake.next_id(4), 1.0)
+    assert (other["name"], other["token"]) == ("other", 5)
+    for state in ("warm", "cold"):
+        if "ratio" in other[state]:
+            want = other[state]["seconds"] / ours[state]["seconds"]
+            assert other[state]["ratio"] == pytest.approx(want, abs=0.001)
+    for system in (ours, other):
+        phases = system["warm"]["phases"]
+        assert list(phases) == list(PHASES)
+        assert sum(v for v in phases.values() if v is not None) == pytest.approx(system["warm"]["seconds"], abs=1e-4)
+        assert system["warm"]["runs"] == 1
+    assert ours["warm"]["phases"]["compile"] is None
+    assert 0.02 < ours["warm"]["seconds"] < 20
+    phases = other["warm"]["phases"]
+    assert phases["load"] >= 0.05
+    assert phases["compile"] >= 0.1
+    assert phases["first_step"] >= 0.02
+    assert (report["threads"], report["prompt_ids"], report["compile_seconds"]) == (1, [1, 2, 3, 4], 1.5)
+    assert report["date"].startswith("20")
+
+
+def test_the_table(engine: str, tmp_path: Path) -> None:
+    result = run("warmup", engine, "--repeat", "1", "--peer", f"a-name-of-18-chars={program(tmp_path, GOOD)} {{ids}}")
+    assert result.exit_code == 0
+    assert max(map(len, result.stdout.splitlines()[:6])) <= 80
+    for words in (
+        r"tilecompile +warm .* 1\.0\n",
+        r"a-name-of-18-chars +warm ",
+        "compiled offline in 1.50 s, once",
+        "its first token is 5",
+    ):
+        assert re.search(words, result.stdout), result.stdout
+    assert "tilecompile, warm" in result.stderr
+    assert "a-name-of-18-chars, first" in result.stderr
+
+
+def test_runs_are_repeated_unless_they_are_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    system = System("a", tuple(f"{program(tmp_path, GOOD)} {{ids}}".split()), "")
+
+    def runs() -> list[int]:
+        found = measure.measure(system, {"ids": "1,2"}, [], 3, lambda *_: None)
+        assert found["warm"]["spread"][0] <= found["warm"]["seconds"] <= found["warm"]["spread"][1]
+        return [found[state]["runs"] for state in ("warm", "cold") if "runs" in found[state]]
+
+    assert set(runs()) == {3}
+    monkeypatch.setattr(measure, "ONCE_SECONDS", 0.01)
+    assert set(runs()) == {1}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("print(json.dumps({'error': 'no' + chr(10) + 'luck'}))", "bad: no luck"),
+        ("sys.exit('gone wrong')", "bad: ended before its first token: exit code 1: gone wrong"),
+        ("mark('imported')", "bad: ended before its first token: exit code 0"),
+        ("mark('loaded'); mark('imported'); mark('first_token')", "bad: its marks are not in order"),
+        ('print(\'{"mark": "first_token", "time": 0}\')', "bad: its marks are not in order"),
+        ('print(\'{"mark": "first_token", "time": "now"}\')', "bad: ended before its first token"),
+    ],
+)
+def test_a_command_that_fails_says_so(tmp_path: Path, text: str, words: str) -> None:
+    system = System("bad", tuple(program(tmp_path, text).split()), "")
+    with pytest.raises(measure.SystemFailed) as caught:
+        measure.run(system, {}, tmp_path)
+    assert str(caught.value).startswith(words)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_peer_that_fails_is_reported(engine: str, tmp_path: Path) -> None:
+    bad = peer(warmup(engine, "--peer", f"bad={program(tmp_path, 'sys.exit(3)')}"), "bad")
+    assert bad["unavailable"].startswith("bad: ended before its first token: exit code 3")
+    assert "warm" not in bad
+
+
+def test_marks_that_are_left_out_fall_to_the_next(engine: str, tmp_path: Path) -> None:
+    command = program(tmp_path, "time.sleep(0.05); mark('first_token')")
+    report = warmup(engine, "--peer", f"short={command}")
+    short = peer(report, "short")
+    assert short["token"] is None
+    assert short["warm"]["phases"] == {**dict.fromkeys(PHASES), "first_step": short["warm"]["seconds"]}
+    assert short["cold"] == {"unavailable": "the command doesn't report the files that it reads"}
+
+
+FAKE_PACKAGES = {
+    "vllm": """
+        class SamplingParams:
+            def __init__(self, temperature, max_tokens, detokenize):
+                assert (temperature, max_tokens, detokenize) == (0, 1, False)
+        class Out:
+            def __init__(self, token):
+                self.outputs = [self]
+                self.token_ids = [token]
+        class LLM:
+            def __init__(self, model, skip_tokenizer_init, max_model_len):
+                assert skip_tokenizer_init and open(model + "/config.json")
+                print("noise")
+            def generate(self, prompts, params):
+                return [Out(prompts[0]["prompt_token_ids"][-1] + 20)]
+    """,
+    "sglang": """
+        class Engine:
+            def __init__(self, model_path, skip_tokenizer_init):
+                assert skip_tokenizer_init and open(model_path + "/config.json")
+            def generate(self, input_ids, sampling_params):
+                assert sampling_params == {"temperature": 0, "max_new_tokens": 1}
+                return {"output_ids": [input_ids[-1] + 30]}
+    """,
+}
+
+
+def test_vllm_and_sglang_where_they_are_installed(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With stand-ins for the packages; and the checkpoint that is written from an engine's seed."""
+    report = warmup(str(tiny), "--against", "vllm,sglang")
+    assert peer(report, "vllm")["unavailable"] == "not installed: vllm"
+    assert peer(report, "sglang")["unavailable"] == "not installed: sglang"
+    for name, text in FAKE_PACKAGES.items():
+        (tmp_path / f"{name}.py").write_text(textwrap.dedent(text))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    report = warmup(str(tiny), "--against", "vllm,sglang")
+    assert (peer(report, "vllm")["token"], peer(report, "sglang")["token"]) == (24, 34)
+    assert "seconds" in peer(report, "sglang")["warm"]
+
+
+# what is refused
+
+
+def test_bad_arguments_are_one_line(engine: str, tmp_path: Path) -> None:
+    assert "is not there, want an engine folder" in refused("warmup", str(tmp_path / "none"))
+    assert "threads is 3, want 1 to 2" in refused("warmup", engine, "--threads", "3")
+    assert "--repeat is 0, want 1 at least" in refused("warmup", engine, "--repeat", "0")
+    unknown = "'llama' is unknown, want transformers, torch-compile, torch-compile-kept, vllm, sglang"
+    assert unknown in refused("warmup", engine, "--against", "llama")
+    twice = refused("warmup", engine, "--peer", "a=true", "--peer", "a=true")
+    assert "'a' is named twice" in twice
+    assert "'tilecompile' is named twice" in refused("warmup", engine, "--peer", "tilecompile=true")
+    for text in ("a", "=true", "a="):
+        assert f"--peer is '{text}', want NAME=COMMAND" in refused("warmup", engine, "--peer", text)
+    assert "No closing quotation" in refused("warmup", engine, "--peer", "a='")
+    assert f"the folder {tmp_path / 'no'} is not there" in refused(
+        "warmup", engine, "--html", str(tmp_path / "no" / "a.html")
+    )
+    assert "is a folder, want a file" in refused("warmup", engine, "--html", str(tmp_path))
+
+
+def test_an_engine_without_its_checkpoint_is_refused(tmp_path: Path, engine: str) -> None:
+    def change(data: dict[str, Any], _: object) -> None:
+        data["weights"]["source"] = "checkpoint"
+        data["model"]["config"] = json.loads((CHECKPOINT / "config.json").read_text())
+
+    path = fake.make_engine(tmp_path / "engine", change=change)
+    words = "its weights come from a checkpoint, and peers need them too: give --model FOLDER"
+    assert words in refused("warmup", str(path), "--against", "transformers")
+    absent = warmup(engine, "--peer", "a=no-such-program-here {model}")
+    assert peer(absent, "a")["unavailable"] == "no program no-such-program-here"
+
+
+@pytest.mark.slow
+def test_the_tiny_checkpoint_starts_sooner_than_its_peers(tmp_path: Path) -> None:
+    compile_model(CompileOptions(str(CHECKPOINT), tmp_path / "engine"))
+    report = warmup(
+        str(tmp_path / "engine"), "--against", "transformers,torch-compile", "--model", str(CHECKPOINT), "--repeat", "3"
+    )
+    assert len({system["token"] for system in report["systems"]}) == 1
+    assert peer(report, "transformers")["warm"]["ratio"] >= 5
+    assert peer(report, "torch-compile")["warm"]["ratio"] >= 20
+    assert peer(report, "torch-compile")["warm"]["phases"]["compile"] > 1

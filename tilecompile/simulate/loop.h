@@ -1,0 +1,388 @@
+// The simulation of one step: a discrete-event loop over tasks, threads, loaders and memories.
+//
+// Built into a shared object when it is first needed (`loop.py`, which says what the arrays are). Times are in ns.
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <queue>
+#include <vector>
+
+constexpr double NEVER = std::numeric_limits<double>::infinity();
+constexpr double SLACK = 1e-3;  // bytes: what the sums of many steps may be wrong by
+
+// What is simulated; see `loop.py` for each array.
+struct Step {
+  int64_t tasks, workers, threads, events, memories;
+  const int64_t *worker_begin, *worker_thread, *worker_memory, *worker_link;
+  const int64_t *wait_begin, *wait_event, *notify_begin, *notify_event, *event_count;
+  const double *notify_ns, *start_ns, *body_ns, *bytes, *link_ns;
+  const int64_t* gate;
+  const double *single_rate, *total_rate;
+  double ring_bytes, hint_bytes, gate_ns, wake_ns, poll_ns;
+  int64_t first_thread;
+};
+
+struct Times {
+  double *begin, *end, *streamed, *arrival, *free, *read;
+  int64_t *latest, *before;
+};
+
+// The memory of a device (or of all, on a CPU): those that read at a time share its rate equally, none above its own.
+//
+// Since all get the same, one number tells how much each has got so far: `level`, in bytes, grows at `rate`.
+struct Memory {
+  struct Goal {
+    double level;
+    int64_t worker;
+    uint64_t version;
+    bool operator>(const Goal& o) const { return level != o.level ? level > o.level : worker > o.worker; }
+  };
+  double single = 0, total = 0, level = 0, now = 0, read = 0;
+  int64_t readers = 0;
+  uint64_t version = 0;  // of the next goal's time
+  std::priority_queue<Goal, std::vector<Goal>, std::greater<Goal>> goals;
+
+  double rate() const { return readers ? std::min(single, total / double(readers)) : 0; }
+  void advance(double t) {
+    const double got = (t - now) * rate();
+    level += got;
+    read += got * double(readers);
+    now = t;
+  }
+};
+
+// Brings a worker's weights in order, at most `ring_bytes` ahead of the task that its body is at.
+struct Loader {
+  double position = 0, since = 0;  // bytes of the worker's stream that had come when its memory's level was `since`
+  double credit = 0, spot = 0, most = 0;  // bytes fetched by a hint, where in the stream they are, and how many there may be
+  int64_t gate = -1;                      // the last task that it has waited for
+  uint64_t version = 0;
+  bool active = false, hinting = false;
+};
+
+struct Worker {
+  int64_t pc = 0, end = 0, next_load = 0;  // tasks
+  int64_t wait = 0;                        // waits of the next task that are met
+  double ready = NEVER, arrival = 0;
+  int64_t latest = -1;
+  bool begun = false, streaming = false;  // its task has begun, and its weights haven't all come
+  Loader loader;
+};
+
+struct Thread {
+  std::vector<int64_t> workers;
+  size_t at = 0;  // the worker that it looks at
+  bool busy = false;
+  int64_t last = -1;
+  double free = 0;
+};
+
+// Notifications of an event: the latest one, and the latest one by another thread than that.
+struct Event {
+  int64_t missing = 0, by = -1, thread = -1;
+  double seen = 0, ended = 0, other = 0;
+  int64_t other_by = -1;
+  std::vector<int64_t> waiting;
+};
+
+class Simulation {
+ public:
+  Simulation(const Step& step, const Times& times) : s(step), out(times) {
+    memories.resize(s.memories);
+    for (int64_t m = 0; m < s.memories; ++m) memories[m].single = s.single_rate[m], memories[m].total = s.total_rate[m];
+    events.resize(s.events);
+    for (int64_t e = 0; e < s.events; ++e) events[e].missing = s.event_count[e];
+    threads.resize(s.threads);
+    workers.resize(s.workers);
+    tape.resize(s.tasks + s.workers);
+    opened.assign(s.tasks, NEVER);
+    gated.resize(s.tasks);
+    gates.assign(s.tasks, false);
+    for (int64_t t = 0; t < s.tasks; ++t)
+      if (s.gate[t] >= 0) gates[s.gate[t]] = true;
+    for (int64_t w = 0; w < s.workers; ++w) {
+      Worker& worker = workers[w];
+      worker.pc = worker.next_load = s.worker_begin[w];
+      worker.end = s.worker_begin[w + 1];
+      threads[s.worker_thread[w]].workers.push_back(w);
+      for (int64_t t = worker.pc; t < worker.end; ++t) tape[t + w + 1] = tape[t + w] + s.bytes[t];
+      links = std::max(links, s.worker_link[w] + 1);
+    }
+    link_free.assign(links, 0);
+  }
+
+  // The number of tasks done: all of them, unless some wait for ever.
+  int64_t run() {
+    for (int64_t w = 0; w < s.workers; ++w) {
+      look(w, s.worker_thread[w] == s.first_thread ? 0 : s.wake_ns);
+      load(w, 0);
+    }
+    while (!queue.empty()) {
+      const Moment m = queue.top();
+      queue.pop();
+      if (m.what == TASK_DONE)
+        finish(m.which, m.time);
+      else if (m.what == WAKE)
+        wake(m.which, m.time);
+      else if (m.what == GATE)
+        for (const int64_t w : gated[m.which]) load(w, m.time);
+      else if (memories[m.which].version == m.version)
+        deliver(m.which, m.time);
+    }
+    for (int64_t m = 0; m < s.memories; ++m) out.read[m] = memories[m].read;
+    return done;
+  }
+
+ private:
+  enum What { TASK_DONE, WAKE, GATE, DELIVERY };
+  struct Moment {
+    double time;
+    uint64_t order;
+    What what;
+    int64_t which;
+    uint64_t version;
+    bool operator>(const Moment& o) const { return time != o.time ? time > o.time : order > o.order; }
+  };
+
+  const Step& s;
+  const Times& out;
+  std::vector<Memory> memories;
+  std::vector<Event> events;
+  std::vector<Thread> threads;
+  std::vector<Worker> workers;
+  std::vector<double> tape;  // bytes of the worker's stream before each task: that of task t of worker w is tape[t + w]
+  std::vector<double> opened, link_free;
+  std::vector<bool> gates;
+  std::vector<std::vector<int64_t>> gated;  // workers whose loaders wait for a task
+  std::priority_queue<Moment, std::vector<Moment>, std::greater<Moment>> queue;
+  uint64_t order = 0;
+  int64_t done = 0, links = 1;
+
+  void at(double time, What what, int64_t which, uint64_t version = 0) {
+    queue.push({time, order++, what, which, version});
+  }
+
+  // When a thread sees that all notifications of an event have come: its own ones at once.
+  double seen(const Event& e, int64_t thread, int64_t& by) const {
+    if (e.thread != thread) return by = e.by, e.seen;
+    if (e.other > e.ended) return by = e.other_by, e.other;
+    return by = e.by, e.ended;
+  }
+
+  // Goes on counting the events that a worker's next task waits for; once all have come, it is ready.
+  void look(int64_t w, double now) {
+    Worker& k = workers[w];
+    if (k.pc == k.end) return;
+    const int64_t count = s.wait_begin[k.pc + 1] - s.wait_begin[k.pc];
+    for (; k.wait < count; ++k.wait) {
+      Event& e = events[s.wait_event[s.wait_begin[k.pc] + k.wait]];
+      if (e.missing > 0) return e.waiting.push_back(w);
+      int64_t by = -1;
+      const double t = seen(e, s.worker_thread[w], by);
+      if (k.latest < 0 || t > k.arrival) k.arrival = t, k.latest = by;
+    }
+    k.ready = std::max(now, k.arrival);
+    if (!threads[s.worker_thread[w]].busy) at(k.ready, WAKE, s.worker_thread[w]);
+  }
+
+  // An idle thread begins what is ready. It was looking at its workers in turn, and is half a round away on average.
+  void wake(int64_t thread, double now) {
+    Thread& t = threads[thread];
+    if (t.busy) return;
+    for (size_t i = 0; i < t.workers.size(); ++i) {
+      const size_t n = (t.at + i) % t.workers.size();
+      if (workers[t.workers[n]].ready > now) continue;
+      t.at = n;
+      return start(t.workers[n], now + s.poll_ns * double(t.workers.size() - 1) / 2);
+    }
+  }
+
+  // A thread that has done a task goes on with the same worker, then with the next one that is ready.
+  void proceed(int64_t thread, double now) {
+    Thread& t = threads[thread];
+    double first = NEVER;
+    for (size_t i = 0; i < t.workers.size(); ++i) {
+      const size_t n = (t.at + i) % t.workers.size();
+      const Worker& k = workers[t.workers[n]];
+      const double then = now + s.poll_ns * double(i);
+      if (k.ready <= then) {
+        t.at = n;
+        return start(t.workers[n], then);
+      }
+      first = std::min(first, k.ready);
+    }
+    if (first < NEVER) at(first, WAKE, thread);
+  }
+
+  void start(int64_t w, double now) {
+    Worker& k = workers[w];
+    Thread& t = threads[s.worker_thread[w]];
+    const int64_t task = k.pc;
+    t.busy = k.begun = k.streaming = true;
+    k.ready = NEVER;
+    out.begin[task] = now;
+    out.latest[task] = k.latest;
+    out.arrival[task] = k.arrival;
+    out.before[task] = t.last;
+    out.free[task] = t.free;
+    load(w, now);
+    if (streamed(w, now)) stop(w, now);
+  }
+
+  // Whether the running task's weights have all come.
+  bool streamed(int64_t w, double now) { return position(w, now) >= tape[workers[w].pc + 1 + w] - SLACK; }
+
+  // The running task's weights have come: it ends when its body has done the rest.
+  void stop(int64_t w, double now) {
+    Worker& k = workers[w];
+    const int64_t task = k.pc;
+    k.streaming = false;
+    out.streamed[task] = now;
+    double end = std::max(now, out.begin[task] + s.body_ns[task]);
+    if (s.link_ns[task] > 0) {
+      double& link = link_free[s.worker_link[w]];
+      link = std::max(link, out.begin[task]) + s.link_ns[task];
+      end = std::max(end, link);
+    }
+    at(end + s.start_ns[task], TASK_DONE, w);
+  }
+
+  void finish(int64_t w, double now) {
+    Worker& k = workers[w];
+    const int64_t task = k.pc++, thread = s.worker_thread[w];
+    Thread& t = threads[thread];
+    out.end[task] = now;
+    ++done;
+    t.busy = false;
+    t.last = task;
+    t.free = now;
+    k.begun = false;
+    k.wait = 0;
+    k.arrival = 0;
+    k.latest = -1;
+    if (gates[task]) at(opened[task] = now + s.gate_ns, GATE, task);
+    for (int64_t i = s.notify_begin[task]; i < s.notify_begin[task + 1]; ++i)
+      notify(events[s.notify_event[i]], task, thread, now, now + s.notify_ns[i]);
+    look(w, now);
+    proceed(thread, now);
+    load(w, now);
+  }
+
+  void notify(Event& e, int64_t task, int64_t thread, double now, double then) {
+    if (thread == e.thread) {
+      if (then >= e.seen) e.seen = then, e.by = task;
+      e.ended = now;
+    } else if (then >= e.seen) {
+      e.other = e.seen, e.other_by = e.by;
+      e.seen = then, e.by = task, e.thread = thread, e.ended = now;
+    } else if (then >= e.other) {
+      e.other = then, e.other_by = task;
+    }
+    if (--e.missing == 0)
+      for (const int64_t w : e.waiting) look(w, now);
+  }
+
+  double position(int64_t w, double now) {
+    const Loader& l = workers[w].loader;
+    Memory& m = memories[s.worker_memory[w]];
+    m.advance(now);
+    return l.position + (l.active && !l.hinting ? m.level - l.since : 0);
+  }
+
+  // Sets a loader to what it may read now: up to the end of the task that runs, or the beginning of the one that waits,
+  // and the ring more; not beyond a task whose experts aren't known yet. While it can't go on it follows a hint.
+  void load(int64_t w, double now) {
+    Worker& k = workers[w];
+    Loader& l = k.loader;
+    Memory& m = memories[s.worker_memory[w]];
+    m.advance(now);
+    if (l.active) {
+      const double got = m.level - l.since;
+      if (l.hinting)
+        l.credit += got;
+      else
+        l.position += got;
+      m.readers -= 1;
+    }
+    l.active = l.hinting = false;
+    const double limit = std::min(tape[k.end + w], tape[std::min(k.pc + k.begun, k.end) + w] + s.ring_bytes);
+    while (k.next_load < k.end && settle(w, k.next_load)) ++k.next_load;
+    double goal = std::min(limit, closed(w, limit, now));
+    if (k.streaming && tape[k.pc + 1 + w] > l.position + SLACK) goal = std::min(goal, tape[k.pc + 1 + w]);
+    if (l.credit > 0) goal = std::min(goal, l.spot);
+    double until = goal - l.position;
+    if (until > SLACK) {
+      l.active = true;
+    } else if (s.hint_bytes > 0 && hint(w, limit, now)) {
+      until = l.most - l.credit;
+      l.active = l.hinting = until > SLACK;
+    }
+    ++l.version;
+    l.since = m.level;
+    if (l.active) {
+      m.readers += 1;
+      m.goals.push({m.level + until, w, l.version});
+    }
+    plan(s.worker_memory[w], now);
+  }
+
+  // Whether a task's weights have all come; where a hint's spot is reached, what it brought counts.
+  bool settle(int64_t w, int64_t task) {
+    Loader& l = workers[w].loader;
+    if (l.credit > 0 && l.position >= l.spot - SLACK) {
+      l.position += l.credit;
+      l.credit = 0;
+    }
+    return l.position >= tape[task + 1 + w] - SLACK;
+  }
+
+  // Where in the worker's stream the first task begins whose experts aren't known, before `limit`.
+  double closed(int64_t w, double limit, double now) {
+    Worker& k = workers[w];
+    for (int64_t t = k.next_load; t < k.end && tape[t + w] < limit; ++t)
+      if (s.gate[t] >= 0 && opened[s.gate[t]] > now) {
+        if (k.loader.gate != s.gate[t]) gated[k.loader.gate = s.gate[t]].push_back(w);
+        return tape[t + w];
+      }
+    return NEVER;
+  }
+
+  // Whether the loader stands before a task whose experts aren't known; then a hint fetches what it will read next.
+  bool hint(int64_t w, double limit, double now) {
+    Worker& k = workers[w];
+    Loader& l = k.loader;
+    if (closed(w, limit, now) > l.position + SLACK) return false;
+    int64_t t = k.next_load;
+    while (t < k.end && (s.gate[t] >= 0 || s.bytes[t] == 0)) ++t;
+    if (l.credit > 0) return l.spot == tape[t + w];
+    l.spot = tape[t + w];
+    while (t < k.end && s.gate[t] < 0 && tape[t + w] < l.spot + s.hint_bytes) ++t;
+    l.most = std::min(s.hint_bytes, tape[t + w] - l.spot);
+    return true;
+  }
+
+  // When the memory delivers next; forgets goals that have changed.
+  void plan(int64_t memory, double now) {
+    Memory& m = memories[memory];
+    while (!m.goals.empty() && m.goals.top().version != workers[m.goals.top().worker].loader.version) m.goals.pop();
+    ++m.version;
+    if (m.goals.empty()) return;
+    at(now + std::max(0.0, m.goals.top().level - m.level) / m.rate(), DELIVERY, memory, m.version);
+  }
+
+  void deliver(int64_t memory, double now) {
+    Memory& m = memories[memory];
+    m.advance(now);
+    if (m.goals.empty()) return;
+    const int64_t w = m.goals.top().worker;
+    m.level = std::max(m.level, m.goals.top().level);
+    m.goals.pop();
+    load(w, now);
+    if (workers[w].streaming && streamed(w, now)) {
+      stop(w, now);
+      load(w, now);
+    }
+  }
+};
+
+extern "C" int64_t tc_simulate(const Step* step, const Times* times) { return Simulation(*step, *times).run(); }

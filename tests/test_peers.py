@@ -52,7 +52,7 @@ def agrees(engine: Path, model: GlmMoeDsaForCausalLM, ids: list[int]) -> None:
     assert np.abs(got - want.numpy())[:counted].max() <= 5e-4
 
 
-@pytest.mark.parametrize("name", ["odd", "shared"])
+@pytest.mark.parametrize("name", ["odd", pytest.param("shared", marks=pytest.mark.slow)])
 def test_a_checkpoint_makes_the_engines_model(name: str, built: Callable[[str], Built]) -> None:
     engine = built(name)
     agrees(engine.path, peer_model(engine.path, str(engine.path.parent / "model")), engine.ids)
@@ -184,6 +184,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, times: dict[tuple[str, str, str], 
     """A search over stand-ins."""
     monkeypatch.setattr(Clock, "TIMES", times)
     monkeypatch.setattr(search_module, "Decoder", Clock)
+    monkeypatch.setattr(search_module, "forget", lambda: None)
     monkeypatch.setattr(search_module, "build", lambda *_: torch.nn.Linear(1, 1))
     return Search(None, "bf16", range(2, 10), lambda _: None, budget)  # type: ignore[arg-type]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import textwrap
@@ -17,7 +18,7 @@ from tilecompile.compile import compile_model
 from tilecompile.options import CompileOptions
 from tilecompile.warmup import measure
 from tilecompile.warmup.measure import PHASES
-from tilecompile.warmup.systems import System
+from tilecompile.warmup.systems import SYSTEMS, System
 
 CHECKPOINT = Path(__file__).parent.parent / "examples" / "tiny-glm5"
 
@@ -143,18 +144,29 @@ FAKE_PACKAGES = {
 }
 
 
-def test_vllm_and_sglang_where_they_are_installed(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With stand-ins for the packages; and the checkpoint that is written from an engine's seed."""
-    report = warmup(str(tiny), "--against", "vllm,sglang")
-    assert peer(report, "vllm")["unavailable"] == "not installed: vllm"
-    assert peer(report, "sglang")["unavailable"] == "not installed: sglang"
+def test_vllm_and_sglang_where_they_are_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With stand-ins for the packages."""
+    with monkeypatch.context() as absent:
+        absent.setattr(importlib.util, "find_spec", lambda _: None)
+        assert SYSTEMS["vllm"].unavailable() == "not installed: vllm"
+        assert SYSTEMS["sglang"].unavailable() == "not installed: sglang"
     for name, text in FAKE_PACKAGES.items():
         (tmp_path / f"{name}.py").write_text(textwrap.dedent(text))
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    report = warmup(str(tiny), "--against", "vllm,sglang")
-    assert (peer(report, "vllm")["token"], peer(report, "sglang")["token"]) == (24, 34)
-    assert "seconds" in peer(report, "sglang")["warm"]
+    for name, token in (("vllm", 24), ("sglang", 34)):
+        assert SYSTEMS[name].unavailable() is None
+        found = measure.run(SYSTEMS[name], {"model": str(CHECKPOINT), "ids": "1,2,3,4"}, tmp_path)
+        assert found.token == token
+        assert found.files is not None
+        assert str(tmp_path / f"{name}.py") in found.files
+
+
+@pytest.mark.slow
+def test_peers_get_the_weights_that_an_engine_drew(tiny: Path) -> None:
+    report = warmup(str(tiny), "--against", "transformers")
+    assert peer(report, "transformers")["token"] == report["systems"][0]["token"]
+    assert "checkpoint" not in report
 
 
 # what is refused
@@ -168,6 +180,9 @@ def test_bad_arguments_are_one_line(engine: str, tmp_path: Path) -> None:
     assert unknown in refused("warmup", engine, "--against", "llama")
     twice = refused("warmup", engine, "--peer", "a=true", "--peer", "a=true")
     assert "'a' is named twice" in twice
+    for text in (",", " "):
+        wanted = f"--against is '{text}', want peers with commas between them"
+        assert wanted in refused("warmup", engine, "--against", text)
     assert "'tilecompile' is named twice" in refused("warmup", engine, "--peer", "tilecompile=true")
     for text in ("a", "=true", "a="):
         assert f"--peer is '{text}', want NAME=COMMAND" in refused("warmup", engine, "--peer", text)
@@ -176,6 +191,7 @@ def test_bad_arguments_are_one_line(engine: str, tmp_path: Path) -> None:
         "warmup", engine, "--html", str(tmp_path / "no" / "a.html")
     )
     assert "is a folder, want a file" in refused("warmup", engine, "--html", str(tmp_path))
+    assert "is a device or a pipe, want a file" in refused("warmup", engine, "--html", "/dev/null")
 
 
 def test_an_engine_without_its_checkpoint_is_refused(tmp_path: Path, engine: str) -> None:
@@ -186,6 +202,7 @@ def test_an_engine_without_its_checkpoint_is_refused(tmp_path: Path, engine: str
     path = fake.make_engine(tmp_path / "engine", change=change)
     words = "its weights come from a checkpoint, and peers need them too: give --model FOLDER"
     assert words in refused("warmup", str(path), "--against", "transformers")
+    assert "--model nowhere: want a folder" in refused("warmup", str(path), "--model", "nowhere")
     absent = warmup(engine, "--peer", "a=no-such-program-here {model}")
     assert peer(absent, "a")["unavailable"] == "no program no-such-program-here"
 

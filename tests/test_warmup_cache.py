@@ -8,14 +8,17 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import fake_engine as fake
 import numpy as np
 import pytest
-from warming import peer, program, warmup
+from warming import GOOD, peer, program, warmup
 
 import tilecompile.cli_warmup
 from tilecompile.warmup import cache
+from tilecompile.warmup.measure import measure
+from tilecompile.warmup.systems import System
 
 DISK = ("ext2/ext3", "ext4", "xfs", "btrfs")
 
@@ -70,12 +73,16 @@ def test_a_cold_start_reads_files_again(engine: str, tmp_path: Path) -> None:
     assert (cold["evicted"], cold["bytes"], cold["files"], cold["runs"]) == (1.0, 4 << 20, 1, 1)
 
 
-def test_no_cold_start_where_eviction_fails(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_cold_start_where_eviction_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    system = System("a", tuple(f"{program(tmp_path, GOOD)} {{ids}}".split()), "")
+
+    def cold() -> dict[str, Any]:
+        return dict(measure(system, {"ids": "1,2"}, [], 1, lambda *_: None)["cold"])
+
     monkeypatch.setattr(cache, "evict", lambda _: None)
-    assert warmup(engine)["systems"][0]["cold"] == {"unavailable": "100% of what was in the file cache stayed there"}
+    assert cold() == {"unavailable": "100% of what was in the file cache stayed there"}
     monkeypatch.setattr(cache, "_may_ask", lambda _: False)
-    cold = warmup(engine)["systems"][0]["cold"]
-    assert cold == {"unavailable": "the system doesn't tell what of the files is in its cache"}
+    assert cold() == {"unavailable": "the system doesn't tell what of the files is in its cache"}
 
 
 def test_what_measures_gives_up_its_own_pages(tmp_path: Path) -> None:

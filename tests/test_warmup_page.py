@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shutil
@@ -171,9 +172,17 @@ def test_a_page_that_cant_be_written_leaves_the_old_one(tmp_path: Path, monkeypa
     assert [entry.name for entry in tmp_path.iterdir()] == ["page.html"]
 
 
-CHROMIUM = shutil.which("chromium")
-PROBE = """<script>document.title = JSON.stringify({
-  wide: document.documentElement.scrollWidth, inner: innerWidth,
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+PROBE = """<script>
+const light = color => color.match(/[0-9.]+/g).slice(0, 3).map(v => v / 255)
+  .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+  .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+const paper = light(getComputedStyle(document.body).backgroundColor);
+parent.document.title = JSON.stringify({
+  wide: document.documentElement.scrollWidth, inner: innerWidth, paper: paper,
+  contrast: Math.min(...[...document.querySelectorAll('h1,h2,h3,p,b,span,li,td,th,figcaption,code')].map(e => {
+    const ink = light(getComputedStyle(e).color);
+    return (Math.max(ink, paper) + 0.05) / (Math.min(ink, paper) + 0.05); })),
   rows: [...document.querySelectorAll('[data-system]')].map(row => {
     const bar = row.querySelector('.bar').getBoundingClientRect().width;
     return [...row.querySelectorAll('.bar i')].map(i => i.getBoundingClientRect().width / bar); }) });
@@ -181,21 +190,29 @@ PROBE = """<script>document.title = JSON.stringify({
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
+@pytest.mark.skipif(BROWSER is None, reason="no chromium or chrome is installed")
+@pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [1280, 420])
-def test_the_page_in_a_browser(tmp_path: Path, width: int) -> None:
-    """Nothing is wider than the window, and the bars are as wide as they should be."""
+def test_the_page_in_a_browser(tmp_path: Path, width: int, dark: bool) -> None:
+    """Nothing is wider than the window, bars are as wide as they should be, and text stands out from the page."""
     report = report_of(SLOW, ABSENT)
-    (tmp_path / "page.html").write_text(page(report).replace("</body>", PROBE))
+    inner = html.escape(page(report).replace("</body>", PROBE))
+    frame = (
+        f'<iframe style="border:0;width:{width}px;height:900px" srcdoc="{inner}"></iframe>'  # windows aren't as narrow
+    )
+    (tmp_path / "page.html").write_text(f"<!doctype html><title></title><body>{frame}</body>")
     with tempfile.TemporaryDirectory() as profile:
-        command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+        command = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
         command += ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--dump-dom"]
-        command += [f"--user-data-dir={profile}", f"--window-size={width},900", (tmp_path / "page.html").as_uri()]
+        command += [f"--blink-settings=preferredColorScheme={0 if dark else 1}", "--window-size=1400,1000"]
+        command += [f"--user-data-dir={profile}", (tmp_path / "page.html").as_uri()]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     title = re.search("<title>(.*?)</title>", done.stdout)
     assert title
     found = json.loads(title[1])
-    assert found["wide"] <= found["inner"]
+    assert found["wide"] <= found["inner"] == width
+    assert found["paper"] < 0.1 if dark else found["paper"] > 0.9
+    assert found["contrast"] >= 4.5
     wanted = [[width / 100 for _, width in row] for _, row in Page(page(report)).rows]
     assert [len(row) for row in found["rows"]] == [len(row) for row in wanted]
     for have, want in zip(found["rows"], wanted, strict=True):

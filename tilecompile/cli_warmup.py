@@ -153,6 +153,8 @@ def _print(report: dict[str, Any]) -> None:
         if system.get("token", report["systems"][0]["token"]) != report["systems"][0]["token"]:
             lines.append(f"{name}: its first token is {system['token']}, the engine's {report['systems'][0]['token']}")
     console.print(table)
+    if len(report["systems"]) > 1:
+        console.print(Text("×: first token, over the engine's from the same file cache"))
     console.print(Text(f"compiled offline in {seconds(report['compile_seconds'])}, once"))
     for line in lines:
         console.print(Text(line))
@@ -162,6 +164,8 @@ def _check_target(path: Path) -> None:
     """InputError if a file can't come into being there."""
     if path.is_dir():
         raise InputError(f"--html {path}: is a folder, want a file")
+    if path.exists() and not path.is_file():
+        raise InputError(f"--html {path}: is a device or a pipe, want a file")
     if not path.absolute().parent.is_dir():
         raise InputError(f"--html {path}: the folder {path.parent} is not there")
     if not os.access(path.absolute().parent, os.W_OK):

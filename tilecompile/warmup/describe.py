@@ -11,13 +11,14 @@ import json
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tilecompile.children import report_stream
 from tilecompile.errors import InputError, TilecompileError
-
-if TYPE_CHECKING:
-    from tilecompile.runtime.manifest import Manifest
+from tilecompile.peers import check, weights_job
+from tilecompile.runtime.machine import cpu_name, usable_cores
+from tilecompile.runtime.manifest import Manifest, read_manifest
+from tilecompile.runtime.runnable import check_runnable
 
 
 def main() -> None:
@@ -37,10 +38,6 @@ def describe(
 
     That is null if no peer needs it, or if it has to be written and no folder is given to write it to.
     """
-    from tilecompile.runtime.machine import cpu_name, usable_cores
-    from tilecompile.runtime.manifest import read_manifest
-    from tilecompile.runtime.runnable import check_runnable
-
     manifest = read_manifest(engine)
     chosen = min(manifest.workers, usable_cores()) if threads is None else threads
     if not 1 <= chosen <= manifest.workers:
@@ -48,6 +45,8 @@ def describe(
     check_runnable(manifest, chosen)
     if manifest.max_seq_len < 8:
         raise InputError(f"{engine}: max_seq_len is {manifest.max_seq_len}, want 8 at least")
+    if model is not None:
+        weights_job(manifest, model)  # a wrong model is refused, whoever needs it
     data = manifest.data
     return {
         "model": data["model"]["name"],
@@ -64,8 +63,6 @@ def describe(
 
 def _checkpoint(manifest: Manifest, model: str | None, folder: str | None) -> str | None:
     """The folder with the checkpoint: the user's, or `folder`, filled with the weights that the engine drew."""
-    from tilecompile.peers import check, weights_job
-
     job = weights_job(manifest, model)
     if "folder" in job:
         return str(job["folder"])

@@ -45,15 +45,18 @@ figure { margin: 0; }
 .import { background: var(--import); } .load { background: var(--load); } .compile { background: var(--compile); }
 .first_step { background: var(--first_step); }
 .offline { background: repeating-linear-gradient(45deg, var(--offline) 0 4px, transparent 4px 8px); }
+.part { white-space: nowrap; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; width: 100%; }
 th, td { padding: .3rem .7rem .3rem 0; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th:last-child, td:last-child { padding-right: 0; }
 th:first-child, td:first-child, th:nth-child(2), td:nth-child(2) { text-align: left; }
 th { font-weight: 600; }
 footer { margin-top: 2.2rem; border-top: 1px solid var(--line); padding-top: .8rem; }
 code { font-size: .95em; overflow-wrap: anywhere; }
 @media (max-width: 640px) { body { padding: 1.2rem 1rem 2rem; } .row { grid-template-columns: 1fr auto; }
-  .row .bar { grid-column: 1 / 3; grid-row: 2; } .row + .row { margin-top: .6rem; } }
+  .row .bar { grid-column: 1 / 3; grid-row: 2; } .row + .row { margin-top: .6rem; }
+  .headline { flex-direction: column; } .headline b { font-size: 1.5rem; } }
 """
 
 
@@ -76,7 +79,7 @@ def page(report: dict[str, Any]) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>{_text(title)}</title><style>{STYLE}</style></head><body>",
         f"<h1>{_text(title)}</h1>",
-        f'<p class="dim">{_text(_machine(report))}</p>',
+        f'<p class="dim">{_machine(report)}</p>',
         _headline(report),
         "<h2>All on one scale</h2>",
         _legend(),
@@ -115,7 +118,8 @@ def _totals(systems: list[dict[str, Any]]) -> list[float]:
 
 def _machine(report: dict[str, Any]) -> str:
     threads = "1 thread" if report["threads"] == 1 else f"{report['threads']} threads"
-    return f"{report['machine']}, {report['cores']} cores, {threads} · weights {report['weights']} · {_date(report)}"
+    parts = [report["machine"], f"{report['cores']} cores", threads, f"{report['weights']} weights", _date(report)]
+    return " · ".join(f'<span class="part">{_text(part)}</span>' for part in parts)
 
 
 def _date(report: dict[str, Any]) -> str:
@@ -174,10 +178,10 @@ def _table(systems: list[dict[str, Any]]) -> str:
     rows = []
     for system in systems:
         for name, state in _states(system):
-            low, high = (seconds(value) for value in state["spread"])
+            spread = " to ".join(map(seconds, state["spread"])) if state["runs"] > 1 else "–"
             cells = [system["name"], name, *(seconds(state["phases"][phase]) for phase in PHASES)]
             ratio = f"{state['ratio']:.1f}" if "ratio" in state else "–"
-            cells += [seconds(state["seconds"]), ratio, f"{low} to {high}", state["runs"]]
+            cells += [seconds(state["seconds"]), ratio, spread, state["runs"]]
             rows.append("<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in cells) + "</tr>")
     head = "".join(f"<th>{_text(cell)}</th>" for cell in heads)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
@@ -195,6 +199,7 @@ def _footer(report: dict[str, Any]) -> str:
         f"<footer><p>Measured {_text(_date(report))} with <code>{_text(report['command'])}</code>, "
         f"tilecompile {_text(report['tilecompile'])}.</p>"
         f"<p>Each bar is the median of fresh processes, from their start to the first token after the ids {ids}. "
-        "A cold start is one from a file cache that the system's files were evicted from; names of files, what other "
-        f"processes have mapped, and the caches of a disk below stay warm.{gone}</p></footer>"
+        "× is that time over the engine's, from the same file cache. A cold start is one from a file cache that the "
+        "system's files were evicted from; names of files, what other processes have mapped, and the caches of a disk "
+        f"below stay warm.{gone}</p></footer>"
     )

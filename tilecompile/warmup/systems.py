@@ -80,12 +80,13 @@ SYSTEMS = {
 def chosen(against: str | None, peers: list[str]) -> list[System]:
     """The peers that a user asks for: names with commas between them, and NAME=COMMAND. InputError for a wrong one."""
     systems = []
-    for name in (against or "").split(","):
-        if not name.strip():
-            continue
-        if name.strip() not in SYSTEMS:
-            raise InputError(f"--against: {name.strip()!r} is unknown, want {', '.join(SYSTEMS)} (or --peer)")
-        systems.append(SYSTEMS[name.strip()])
+    wanted = [name for name in map(str.strip, (against or "").split(",")) if name]
+    if against is not None and not wanted:
+        raise InputError(f"--against is {against!r}, want peers with commas between them")
+    for name in wanted:
+        if name not in SYSTEMS:
+            raise InputError(f"--against: {name!r} is unknown, want {', '.join(SYSTEMS)} (or --peer)")
+        systems.append(SYSTEMS[name])
     for text in peers:
         name, equals, command = text.partition("=")
         try:

@@ -109,14 +109,21 @@ const int32_t* tc_tokens(void* handle) { return static_cast<Engine*>(handle)->to
 void tc_abort(void* handle) { static_cast<Engine*>(handle)->abort.store(1); }
 
 #ifdef TC_PROFILE
-// The records of the last steps: `about` gets rows, their width, and the clock in ticks and in nanoseconds.
+// Keeps the record of every so many steps from the next request on.
+void tc_profile_every(void* handle, uint32_t every) { static_cast<Engine*>(handle)->profile.every = every; }
+
+// The records of the steps that were kept, while no request runs. `about` gets: rows, their width, marks and their
+// address, the last step, and the clock in ticks and in nanoseconds.
 const uint64_t* tc_profile(void* handle, uint64_t* about) {
-  const Profile& p = static_cast<Engine*>(handle)->profile;
+  const Engine& e = *static_cast<Engine*>(handle);
   about[0] = TC_PROFILE;
-  about[1] = p.width;
-  about[2] = ticks();
-  about[3] = uint64_t(std::chrono::steady_clock::now().time_since_epoch() / std::chrono::nanoseconds(1));
-  return p.rows.data();
+  about[1] = e.profile.width;
+  about[2] = Profile::MARKS;
+  about[3] = reinterpret_cast<uint64_t>(e.profile.marks.data());
+  about[4] = e.sequence.load();
+  about[5] = ticks();
+  about[6] = uint64_t(std::chrono::steady_clock::now().time_since_epoch() / std::chrono::nanoseconds(1));
+  return e.profile.rows.data();
 }
 #endif
 

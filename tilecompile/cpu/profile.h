@@ -1,4 +1,4 @@
-// Recording for the profiling build (-DTC_PROFILE=N): when every instruction of the last N steps began and ended.
+// Recording for the profiling build (-DTC_PROFILE=N): when every instruction of N steps began and ended.
 //
 // One clock reading an instruction: it begins when the one before it ended, unless its worker came back to it after a
 // wait; then the clock is read once more. Which event a wait ended with follows from the ends of those that notify it.
@@ -19,19 +19,23 @@ inline uint64_t ticks() {
 #endif
 }
 
-// A row for each step: its number, when it was published, begin and end of every instruction.
-struct Profile {
+// When each of the last steps was published, and of every so many steps a row: the step's number, when it was published,
+// begin and end of every instruction. So few rows that they don't push weights out of the caches; one more is for the steps that are not kept.
+struct alignas(64) Profile {
+  static constexpr size_t MARKS = 1024;
   size_t width = 0;
-  std::vector<uint64_t> rows;
+  uint32_t every = 1;
+  std::vector<uint64_t> marks, rows;
 
   void reserve(const Stream* streams, uint32_t count) {
     for (uint32_t i = 0; i < count; ++i) width = std::max(width, 2 + 2 * size_t(streams[i].end));
-    rows.assign(TC_PROFILE * width, 0);
+    marks.assign(MARKS, 0);
+    rows.assign((TC_PROFILE + 1) * width, 0);
   }
-  uint64_t* row(uint32_t step) { return rows.data() + step % TC_PROFILE * width; }
+  uint64_t* row(uint32_t step) { return rows.data() + (step % every ? TC_PROFILE : step / every % TC_PROFILE) * width; }
   void publish(uint32_t step) {
     row(step)[0] = step;
-    row(step)[1] = ticks();
+    row(step)[1] = marks[step % MARKS] = ticks();
   }
 };
 #else

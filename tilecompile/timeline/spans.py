@@ -21,17 +21,20 @@ Indices = npt.NDArray[np.int64]
 class Tasks:
     """The tasks of one step program, in the order of (worker, place in its stream); arrays are [tasks] but for edges.
 
-    `instruction` indexes the engine's table, `ops` names the tile op of each task, `operators` its operator, `bytes`
-    counts the weights that it streams. `thread` is the thread that carries its worker. `consumer` and `producer`
-    [edges]: the task waits for an event that the other one notifies; both are places in these arrays.
+    `instruction` indexes the engine's table, `kinds` names the task kind of each task, `ops` its tile op, `operators`
+    its operator, `tiles` [tasks, 4] are its coordinates there, `bytes` counts the weights that it streams. `thread` is
+    the thread that carries its worker. `consumer` and `producer` [edges]: the task waits for an event that the other
+    one notifies; both are places in these arrays.
     """
 
     instruction: Indices
     worker: Indices
     device: Indices
     thread: Indices
+    kinds: list[str]
     ops: list[str]
     operators: list[str]
+    tiles: Indices
     bytes: Indices
     consumer: Indices
     producer: Indices
@@ -92,8 +95,10 @@ def tasks_of(manifest: Manifest, tables: Tables, threads: int, program: int = 0)
         worker=worker,
         device=np.repeat(mine["device"].astype(np.int64), counts),
         thread=worker * threads // manifest.workers,
-        ops=[op_of(kinds[int(kind)]) for kind in rows["kind"]],
-        operators=[str(operators[int(op)]) for op in rows["op"]],
+        kinds=[str(kinds[kind]) for kind in rows["kind"]],
+        ops=[op_of(kinds[kind]) for kind in rows["kind"]],
+        operators=[str(operators[op]) for op in rows["op"]],
+        tiles=rows["tile"].astype(np.int64),
         bytes=sizes[first + rows["tape_count"]] - sizes[first],
         consumer=consumer,
         producer=producer,

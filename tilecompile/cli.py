@@ -12,7 +12,7 @@ import typer
 from tilecompile import __version__
 from tilecompile.cli_bench import bench
 from tilecompile.cli_debug import debug
-from tilecompile.cli_guard import guarded
+from tilecompile.cli_guard import OneLine, guarded
 from tilecompile.cli_timeline import timeline
 from tilecompile.cli_verify import verify
 from tilecompile.cli_warmup import warmup
@@ -30,6 +30,7 @@ EXAMPLE = "\b\nExample:\n  "
 
 app = typer.Typer(
     name="tilecompile",
+    cls=OneLine,
     help="Compile one decode step of GLM-5 into a single resident megakernel, and generate text with it.",
     add_completion=False,
     no_args_is_help=True,

@@ -6,9 +6,10 @@ import functools
 import os
 import sys
 from collections.abc import Callable
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 import typer
+from typer.core import TyperGroup
 
 from tilecompile.runtime.errors import TilecompileError
 
@@ -18,6 +19,23 @@ P = ParamSpec("P")
 def _fail(message: str, code: int) -> typer.Exit:
     print("error: " + " ".join(message.split()), file=sys.stderr, flush=True)
     return typer.Exit(code)
+
+
+class OneLine(TyperGroup):
+    """Commands whose wrong usage, like an unknown option, is one line too, with a pointer to the help."""
+
+    def main(self, *args: Any, **how: Any) -> Any:
+        """As typer's."""
+        inner = {**how, "standalone_mode": False}
+        try:
+            code = super().main(*args, **inner)
+        except Exception as error:  # click's, of which some versions of typer have a copy with classes of its own
+            if not hasattr(error, "format_message") or type(error).__name__ == "NoArgsIsHelpError":
+                return super().main(*args, **how)
+            context = getattr(error, "ctx", None)
+            path = context.command_path if context else "tilecompile"
+            sys.exit(_fail(f"{error.format_message().rstrip('.')}; see {path} --help", 2).exit_code)
+        sys.exit(code if isinstance(code, int) else 0)
 
 
 def guarded(command: Callable[P, None]) -> Callable[P, None]:

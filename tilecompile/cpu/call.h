@@ -32,3 +32,22 @@ struct Call {
     return reinterpret_cast<const W*>(pool + r.offset + r.stride * uint64_t(expert));
   }
 };
+
+// Which positions of the sequence an operator's caches hold: of blocks of BLOCK positions every COUNT-th, from block
+// `index` on (ops/context.py); Context<1, 1>{0} is all of them.
+template <int COUNT, int BLOCK>
+struct Context {
+  int index;
+
+  // How many of the first n positions: their rows are the first.
+  int rows(int n) const {
+    if constexpr (COUNT == 1) return n;
+    const int rest = n % (COUNT * BLOCK) - index * BLOCK;
+    return n / (COUNT * BLOCK) * BLOCK + (rest < 0 ? 0 : rest < BLOCK ? rest : BLOCK);
+  }
+  // The position that a row holds.
+  int position(int row) const {
+    if constexpr (COUNT == 1) return row;
+    return (row / BLOCK * COUNT + index) * BLOCK + row % BLOCK;
+  }
+};

@@ -1,6 +1,6 @@
 """The tile ops: a small vocabulary that models are written in. Importing this package registers all of them."""
 
-from tilecompile.ops import commit, map, push  # noqa: F401  (registers those that have no torch op)
+from tilecompile.ops import attention_merge, commit, map, push, topk_candidates, topk_merge  # noqa: F401  (no torch op)
 from tilecompile.ops.argmax import argmax
 from tilecompile.ops.cache_append import cache_append
 from tilecompile.ops.dispatch import dispatch

@@ -1,4 +1,7 @@
-"""cache_append: writes the step's rows into some columns of a cache."""
+"""cache_append: writes the step's rows into some columns of a cache.
+
+With `attrs["context"]` (see `ops/context.py`) the cache holds only some blocks of positions; other rows are dropped.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import numpy as np
 import torch
 
 from tilecompile.ops.base import CPP_TYPES, Access, OpNode, TileOp, Tiling, register, whole
+from tilecompile.ops.context import Context, cpp_context
 
 
 @torch.library.custom_op("tilecompile::cache_append", mutates_args=("cache",))
@@ -27,9 +31,9 @@ def _(cache: torch.Tensor, x: torch.Tensor, position: torch.Tensor, column: int)
 def tile(node: OpNode, parts: int) -> Tiling:
     """One task; where the rows lie is known at run time only, so all rows of the columns are declared."""
     cache, x, _ = node.inputs
-    column = node.attrs["column"]
+    column, context = node.attrs["column"], Context.of(node)
     return Tiling(
-        coords=np.zeros((1, 4), np.int32),
+        coords=np.array([[0, 0, 0, context.index if context else 0]], np.int32),
         reads=(whole(node, 1), whole(node, 2)),
         writes=(Access(0, ((0, cache.shape[0]), (column, column + x.shape[1]))),),
         weights=((),),
@@ -41,14 +45,23 @@ def cpu(node: OpNode) -> str:
     """The call of `cache_append` with the node's shapes."""
     cache, x, _ = node.inputs
     return (
-        f"cache_append<{x.shape[0]}, {x.shape[1]}>(c.arg<{CPP_TYPES[cache.dtype]}>(0) + {node.attrs['column']}, "
+        f"cache_append<{x.shape[0]}, {x.shape[1]}>({cpp_context(node)}, "
+        f"c.arg<{CPP_TYPES[cache.dtype]}>(0) + {node.attrs['column']}, "
         f"{cache.strides[0]}, {cache.shape[0]}, c.arg<const float>(1), {x.strides[0]}, *c.arg<const int32_t>(2));"
     )
 
 
 def reference(node: OpNode, inputs: list[torch.Tensor], weights: list[torch.Tensor]) -> None:
     """The eager effect of a node, on its first input."""
-    cache_append(inputs[0], inputs[1], inputs[2], node.attrs["column"])
+    context = Context.of(node)
+    if context is None:
+        cache_append(inputs[0], inputs[1], inputs[2], node.attrs["column"])
+        return
+    begin = int(inputs[2][0])
+    for t, x in enumerate(inputs[1]):
+        row = context.rows(begin + t)
+        if context.rows(begin + t + 1) > row:
+            cache_append(inputs[0], x[None], torch.tensor([row]), node.attrs["column"])
 
 
 register(TileOp("cache_append", tile, cpu, reference, mutated=("cache",)))

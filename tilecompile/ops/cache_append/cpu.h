@@ -1,12 +1,16 @@
 // cache_append: cache[position + t] = x[t], rounded to the cache's type. `cache` points at the first column written.
 //
-// A step may carry more tokens than its prompt has left; rows past the end of the cache are dropped.
+// A step may carry more tokens than its prompt has left; rows past the end of the cache are dropped, and so are those
+// that another device's cache holds.
 #pragma once
 
-template <int T, int W, class E>
-inline void cache_append(E* cache, size_t cache_stride, int rows, const float* x, int x_stride, int position) {
-  for (int t = 0; t < T && position + t < rows; ++t) {
-    E* out = cache + size_t(position + t) * cache_stride;
+template <int T, int W, class Share, class E>
+inline void cache_append(Share share, E* cache, size_t cache_stride, int rows, const float* x, int x_stride,
+                         int position) {
+  for (int t = 0; t < T; ++t) {
+    const int row = share.rows(position + t);
+    if (row >= rows || row == share.rows(position + t + 1)) continue;
+    E* out = cache + size_t(row) * cache_stride;
     const float* in = x + t * x_stride;
     each_block(0, W, [&](int i, int n) { store_n(out + i, load_n(in + i, n), n); });
   }

@@ -1,7 +1,8 @@
 """index_score: how much each cached position matters to each token, by the indexer's small attention.
 
 score[t, s] = Σ_h weight[t, h] · relu(query[t, h] · cache[s]), for the positions s that token t can see. A token that
-sees at most `topk` positions needs no scores, and gets none.
+sees at most `topk` positions needs no scores, and gets none. With `attrs["context"]` (see `ops/context.py`) the cache
+holds only some blocks of positions, and the scores are those of its rows.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 
 from tilecompile.ops.base import CPP_TYPES, Access, OpNode, TileOp, Tiling, register, whole
+from tilecompile.ops.context import Context, cpp_context, rows_of
 
 UNIT = 128
 """Blocks of positions are multiples of this."""
@@ -57,6 +59,8 @@ def tile(node: OpNode, parts: int) -> Tiling:
     hi = np.minimum(lo + block, size)
     coords = np.zeros((len(lo), 4), np.int32)
     coords[:, 0], coords[:, 1] = lo, hi
+    if context := Context.of(node):
+        coords[:, 3] = context.index
     element = 2 if cache.dtype == "bf16" else 4
     return Tiling(
         coords=coords,
@@ -73,8 +77,8 @@ def cpu(node: OpNode) -> str:
     query, weight, cache, _, scores = node.operands
     tokens, heads, width = query.shape
     return (
-        f"index_score<{tokens}, {heads}, {width}, {node.attrs['topk']}>(c, c.arg<const float>(0), {query.strides[0]}, "
-        f"{query.strides[1]}, c.arg<const float>(1), {weight.strides[0]}, "
+        f"index_score<{tokens}, {heads}, {width}, {node.attrs['topk']}>(c, {cpp_context(node)}, "
+        f"c.arg<const float>(0), {query.strides[0]}, {query.strides[1]}, c.arg<const float>(1), {weight.strides[0]}, "
         f"c.arg<const {CPP_TYPES[cache.dtype]}>(2), {cache.strides[0]}, c.arg<const int32_t>(3)[0], "
         f"c.arg<float>(4), {scores.strides[0]});"
     )
@@ -82,7 +86,16 @@ def cpu(node: OpNode) -> str:
 
 def reference(node: OpNode, inputs: list[torch.Tensor], weights: list[torch.Tensor]) -> torch.Tensor:
     """The eager value of a node."""
-    y: torch.Tensor = index_score(*inputs, node.attrs["topk"])
+    query, weight, cache, position = inputs
+    topk = node.attrs["topk"]
+    if Context.of(node) is None:
+        y: torch.Tensor = index_score(query, weight, cache, position, topk)
+        return y
+    # As if the last row held the token's own position; then only what the token doesn't see is to be taken out.
+    y = index_score(query, weight, cache, position.new_tensor([cache.shape[0] - 1]), 0)
+    for t in range(len(y)):
+        context = int(position[0]) + t + 1
+        y[t, rows_of(node, context) if context > topk else 0 :] = torch.nan
     return y
 
 

@@ -1,6 +1,11 @@
 """mla_attention: latent attention of all heads over the selected positions, in absorbed form.
 
 A cache row is a latent (R values) and a rotated key (P values); it serves all heads as key, and its latent as value.
+
+With `attrs["context"]` (see `ops/context.py`) the cache and the selection hold only some blocks of positions. The
+result is then a part of the softmax's, f32 [T, H, R + 2], for `attention_merge`: the sums of the latents weighted by
+e^(score - largest score), the largest score, and the sum of the weights; all zero without a selected position.
+(FlashDecoding: Dao, Haziza, Massa, Sizov 2023; merging by maxima: Milakov and Gimelshein, arXiv 1805.02867.)
 """
 
 from __future__ import annotations
@@ -9,6 +14,7 @@ import numpy as np
 import torch
 
 from tilecompile.ops.base import CPP_TYPES, Access, OpNode, Shard, TileOp, Tiling, register, split, whole
+from tilecompile.ops.context import Context
 
 FLOPS_PER_BYTE = 4.0
 """What a core computes while it reads a byte, about: turns arithmetic into cost."""
@@ -71,7 +77,7 @@ def tile(node: OpNode, parts: int) -> Tiling:
             whole(node, 3),
             whole(node, 4),
         ),
-        writes=(Access(5, ((0, tokens), (lo, hi), (0, latent))),),
+        writes=(Access(5, ((0, tokens), (lo, hi), (0, node.outputs[0].shape[2]))),),
         weights=((),) * len(lo),
         cost=np.asarray(gathered + flops / FLOPS_PER_BYTE, np.float64),
         scratch=4 * most * (-(-topk // 16) * 16 + 17),
@@ -82,8 +88,9 @@ def cpu(node: OpNode) -> str:
     """The call of `mla_attention` with the node's shapes and strides."""
     q_latent, q_rope, cache, selection, _, y = node.operands
     tokens, _, latent = q_latent.shape
+    part = "true" if Context.of(node) else "false"
     return (
-        f"mla_attention<{tokens}, {latent}, {q_rope.shape[2]}, {selection.shape[1]}>(c, "
+        f"mla_attention<{tokens}, {latent}, {q_rope.shape[2]}, {selection.shape[1]}, {part}>(c, "
         f"c.arg<const float>(0), {q_latent.strides[0]}, {q_latent.strides[1]}, "
         f"c.arg<const float>(1), {q_rope.strides[0]}, {q_rope.strides[1]}, "
         f"c.arg<const {CPP_TYPES[cache.dtype]}>(2), {cache.strides[0]}, "
@@ -94,7 +101,19 @@ def cpu(node: OpNode) -> str:
 
 def reference(node: OpNode, inputs: list[torch.Tensor], weights: list[torch.Tensor]) -> torch.Tensor:
     """The eager value of a node."""
-    y: torch.Tensor = mla_attention(*inputs, node.attrs["scale"])
+    if Context.of(node) is None:
+        y: torch.Tensor = mla_attention(*inputs, node.attrs["scale"])
+        return y
+    q_latent, q_rope, cache, selection, _ = inputs
+    y = q_latent.new_zeros((*q_latent.shape[:2], q_latent.shape[2] + 2))
+    queries = torch.cat([q_latent, q_rope], 2)
+    for t, query in enumerate(queries):
+        rows = cache[selection[t][selection[t] >= 0]].to(query.dtype)
+        if len(rows):
+            scores = query @ rows.T * node.attrs["scale"]
+            largest = scores.amax(1, keepdim=True)
+            e = torch.exp(scores - largest)
+            y[t] = torch.cat([e @ rows[:, : q_latent.shape[2]], largest, e.sum(1, keepdim=True)], 1)
     return y
 
 

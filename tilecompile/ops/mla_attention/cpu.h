@@ -78,19 +78,20 @@ inline void score_rows(const Query& q, const E* const* rows, const E* const* ahe
 }
 
 // Turns n scores into e^(score - largest); entries up to the next multiple of 16 become zero or next to it. Returns
-// 1 / their sum.
-inline float exponentials(float* score, int n) {
+// their sum.
+inline float exponentials(float* score, int n, float& max) {
   for (int j = n; j % 16 != 0; ++j) score[j] = -INFINITY;
   v16 largest = load(score);
   for (int j = 16; j < n; j += 16) largest = maximum(largest, load(score + j));
-  const v16 shift = splat(lane_max(largest));
+  max = lane_max(largest);
+  const v16 shift = splat(max);
   v16 sum = zero();
   for (int j = 0; j < n; j += 16) {
     const v16 e = exp(load(score + j) - shift);
     store(score + j, e);
     sum = sum + e;
   }
-  return 1.f / lane_sum(sum);
+  return lane_sum(sum);
 }
 
 // Outputs of HEADS heads in COLUMNS columns of the rows, from those at `cache` on.
@@ -119,7 +120,21 @@ inline void sum_rows(const float* weight, int pitch, const float* inverse, const
   });
 }
 
-template <int T, int R, int P, int TOPK, class E>
+// How many rows are selected: those before the first -1.
+inline int selected_rows(const int32_t* selection, int size) {
+  int lo = 0;
+  while (lo < size) {
+    const int middle = (lo + size) / 2;
+    if (selection[middle] < 0)
+      size = middle;
+    else
+      lo = middle + 1;
+  }
+  return lo;
+}
+
+// PART: of a share of the context, as y[t][h] = [sums of latents, largest score, denominator].
+template <int T, int R, int P, int TOPK, bool PART, class E>
 inline void mla_attention(const Call& c, const float* q_latent, int ql_token, int ql_head, const float* q_rope,
                           int qr_token, int qr_head, const E* cache, size_t row, const int32_t* selection, int s_token,
                           int position, float scale, float* y, int y_token, int y_head) {
@@ -130,7 +145,11 @@ inline void mla_attention(const Call& c, const float* q_latent, int ql_token, in
   c.scratch->norm_x = nullptr;
   for (int t = 0; t < T; ++t) {
     const int32_t* selected = selection + t * s_token;
-    const int n = position + t + 1 < TOPK ? position + t + 1 : TOPK;
+    const int n = PART ? selected_rows(selected, TOPK) : position + t + 1 < TOPK ? position + t + 1 : TOPK;
+    if (PART && n == 0) {
+      for (int h = head; h < head + heads; ++h) memset(y + t * y_token + h * y_head, 0, (R + 2) * sizeof(float));
+      continue;
+    }
     const auto address = [&](int j) { return cache + size_t(selected[j < n ? j : n - 1]) * row; };
 
     const E *rows[ROWS], *next[ROWS];  // behind the last row the last one again
@@ -150,7 +169,15 @@ inline void mla_attention(const Call& c, const float* q_latent, int ql_token, in
       });
     }
 
-    for (int h = 0; h < heads; ++h) inverse[h] = exponentials(scores + h * PITCH, n);
+    for (int h = 0; h < heads; ++h) {
+      float max;
+      const float sum = exponentials(scores + h * PITCH, n, max);
+      inverse[h] = PART ? 1.f : 1.f / sum;
+      if constexpr (PART) {
+        float* end = y + t * y_token + (head + h) * y_head + R;
+        end[0] = max, end[1] = sum;
+      }
+    }
 
     const auto columns = [&]<int COLUMNS>(int column) {
       head_groups<SUM_HEADS>(heads, [&]<int HEADS>(int h) {

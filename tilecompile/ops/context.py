@@ -1,0 +1,51 @@
+"""Blocks of the context on several devices: which positions of a sequence a device's caches hold, and where.
+
+Positions come in blocks, and blocks go round: block b is on device b mod `count`. So every context is spread evenly, to
+a block, and a device's rows lie in the order of their positions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tilecompile.ops.base import OpNode
+
+
+@dataclass(frozen=True)
+class Context:
+    """The positions of share `index` of `count`, in blocks of `block`."""
+
+    index: int
+    count: int
+    block: int
+
+    @staticmethod
+    def of(node: OpNode) -> Context | None:
+        """What `attrs["context"]` = (index, count, block) says; None for an operator that has all positions."""
+        stated = node.attrs.get("context")
+        return None if stated is None else Context(*stated)
+
+    def rows(self, positions: int) -> int:
+        """How many of the first `positions` positions belong to the share: their rows are the first."""
+        cycles, rest = divmod(positions, self.count * self.block)
+        return cycles * self.block + min(max(rest - self.index * self.block, 0), self.block)
+
+    def position(self, row: int) -> int:
+        """The position that a row holds."""
+        return (row // self.block * self.count + self.index) * self.block + row % self.block
+
+    def cpp(self) -> str:
+        """The C++ value; coordinate 3 of a task says which share."""
+        return f"Context<{self.count}, {self.block}>{{c.tile(3)}}"
+
+
+def rows_of(node: OpNode, positions: int) -> int:
+    """How many of the first `positions` positions the caches of an operator hold."""
+    context = Context.of(node)
+    return positions if context is None else context.rows(positions)
+
+
+def cpp_context(node: OpNode) -> str:
+    """The C++ value of an operator's share of the context."""
+    context = Context.of(node)
+    return "Context<1, 1>{0}" if context is None else context.cpp()

@@ -1,0 +1,70 @@
+"""topk_candidates: what a share of the context contributes to the choice of the `topk` best positions of all.
+
+Among the `topk` best of all positions a share has at most its own `topk` best, so those are its candidates. A candidate
+is a 64-bit key, as two i32: the high word orders as the scores do, the low one is the complement of the position, so
+that of equal scores that of the lowest position wins. `topk_merge` decides.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from tilecompile.ops.base import OpNode, TileOp, Tiling, register, whole
+from tilecompile.ops.context import Context
+
+FIELDS = 2
+"""Words of a key: complement of the position, ordered score (little-endian 64 bits)."""
+
+
+def ordered(scores: torch.Tensor) -> torch.Tensor:
+    """i64 0 … 2³² - 1 that compare as the f32 scores do; -0 equals 0."""
+    bits = (scores + 0.0).view(torch.int32).long()
+    return torch.where(bits < 0, ~bits, bits | 0x80000000) & 0xFFFFFFFF
+
+
+def tile(node: OpNode, parts: int) -> Tiling:
+    """One task, as for topk_select; coordinate 3 is the share."""
+    tokens, size = node.inputs[0].shape
+    return Tiling(
+        coords=np.array([[0, 0, 0, node.attrs["context"][0]]], np.int32),
+        reads=(whole(node, 0), whole(node, 1)),
+        writes=(whole(node, 2),),
+        weights=((),),
+        cost=np.array([16.0 * tokens * size]),
+        scratch=4 * (2 * size + 2048),
+    )
+
+
+def cpu(node: OpNode) -> str:
+    """The call of `topk_candidates` with the node's shapes and strides."""
+    scores, _, keys = node.operands
+    context = Context(*node.attrs["context"])
+    return (
+        f"topk_candidates<{scores.shape[0]}, {scores.shape[1]}, {node.attrs['topk']}, {keys.shape[1]}>"
+        f"(c, {context.cpp()}, c.arg<const float>(0), {scores.strides[0]}, c.arg<const int32_t>(1)[0], "
+        f"c.arg<uint32_t>(2), {keys.strides[0]});"
+    )
+
+
+def reference(node: OpNode, inputs: list[torch.Tensor], weights: list[torch.Tensor]) -> torch.Tensor:
+    """Keys i32 [T, K, 2] in the order of positions, zero in unused entries, and in all while no choice is needed.
+
+    scores: f32 [T, rows], those of the share's rows; position: i32 [1]. Token t sees positions up to position + t, and
+    chooses if these are more than `topk`. K is at least the smaller of `topk` and the share's rows.
+    """
+    scores, position = inputs
+    context, topk = Context(*node.attrs["context"]), node.attrs["topk"]
+    keys = torch.zeros(node.outputs[0].shape, dtype=torch.int32)
+    for t, row in enumerate(scores):
+        seen = int(position[0]) + t + 1
+        if seen > topk:
+            row = row[: context.rows(seen)]
+            best = torch.sort(row, descending=True, stable=True).indices[:topk].sort().values
+            positions = torch.tensor([context.position(r) for r in best.tolist()], dtype=torch.long)
+            words = torch.stack([~positions & 0xFFFFFFFF, ordered(row[best])], 1)
+            keys[t, : len(best)] = torch.where(words < 1 << 31, words, words - (1 << 32)).to(torch.int32)
+    return keys
+
+
+register(TileOp("topk_candidates", tile, cpu, reference, headers=("topk_select",)))

@@ -1,4 +1,5 @@
-"""The command line: tilecompile demo, compile, generate, inspect, models, bench, debug, timeline, verify, warmup."""
+"""The command line: tilecompile demo, compile, generate, inspect, models, bench, debug, timeline, simulate, calibrate,
+verify, warmup."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from tilecompile import __version__
 from tilecompile.cli_bench import bench
 from tilecompile.cli_debug import debug
 from tilecompile.cli_guard import OneLine, guarded
+from tilecompile.cli_simulate import calibrate, simulate
 from tilecompile.cli_timeline import timeline
 from tilecompile.cli_verify import verify
 from tilecompile.cli_warmup import warmup
@@ -268,6 +270,8 @@ def demo(
 app.command(epilog=EXAMPLE + "tilecompile bench tiny.engine --context 1024 --ablate --json")(guarded(bench))
 app.command(epilog=EXAMPLE + "tilecompile debug tiny.engine --ids 1,2,3 --compare")(guarded(debug))
 app.command(epilog=EXAMPLE + "tilecompile timeline tiny.engine -o trace.json --context 1024")(guarded(timeline))
+app.command(epilog=EXAMPLE + "tilecompile simulate tiny.engine --machine h200 --context 1024")(guarded(simulate))
+app.command(epilog=EXAMPLE + "tilecompile calibrate tiny.engine mini.engine -o this.toml")(guarded(calibrate))
 app.command(epilog=EXAMPLE + "tilecompile verify tiny.engine --json")(guarded(verify))
 app.command(epilog=EXAMPLE + "tilecompile warmup tiny.engine --against transformers --model examples/tiny-glm5")(
     guarded(warmup)

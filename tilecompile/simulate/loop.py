@@ -87,7 +87,7 @@ def run_loop(loop: Loop) -> Times:
     times = Times(begin, end, streamed, arrival, free, np.zeros(len(loop.single_rate)), latest, before)
     counts = (tasks, len(loop.worker_thread), int(loop.worker_thread.max(initial=-1)) + 1, len(loop.event_count))
     step = _struct(loop, (*counts, len(loop.single_rate)))
-    _library().tc_simulate(ctypes.byref(step), ctypes.byref(_struct(times, ())))
+    library().tc_simulate(ctypes.byref(step), ctypes.byref(_struct(times, ())))
     return times
 
 
@@ -111,12 +111,13 @@ def _struct(value: Any, counts: tuple[int, ...]) -> ctypes.Structure:
 
 
 @cache
-def _library() -> ctypes.CDLL:
+def library() -> ctypes.CDLL:
+    """The event loop, built once a process. InputError without a C++ compiler."""
     with tempfile.TemporaryDirectory(prefix="tilecompile-simulate-") as folder:
         source, built = Path(folder) / "loop.cpp", Path(folder) / "loop.so"
         shutil.copyfile(SOURCE, source)
         build(source, built, ISAS["portable"])
-        library = ctypes.CDLL(str(built))
-    library.tc_simulate.restype = ctypes.c_int64
-    library.tc_simulate.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
-    return library
+        loaded = ctypes.CDLL(str(built))
+    loaded.tc_simulate.restype = ctypes.c_int64
+    loaded.tc_simulate.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+    return loaded

@@ -13,7 +13,7 @@ from tilecompile.ops.base import OpNode
 from tilecompile.runtime.manifest import Manifest
 from tilecompile.runtime.tables import Tables
 from tilecompile.schedules.machine import Machine, OpCost, Simulator
-from tilecompile.simulate.loop import Indices, Loop, Numbers, Times, run_loop
+from tilecompile.simulate.loop import Indices, Loop, Numbers, Times, library, run_loop
 from tilecompile.simulate.work import Work, work_of
 from tilecompile.timeline.spans import Gaps, Spans, Tasks, tasks_of
 
@@ -69,6 +69,7 @@ def simulate(
     if not 1 <= context <= limit:
         raise InputError(f"context is {context}, want 1 to {limit} (the engine's max_seq_len)")
     threads = _threads(manifest, machine, threads)
+    library()
     begin = time.perf_counter()
     tasks = tasks_of(manifest, tables, threads)
     work = work_of(tables, nodes, tasks.instruction, tasks.device, context)

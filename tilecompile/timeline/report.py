@@ -63,7 +63,7 @@ def _time(us: float) -> str:
 
 def _op_table(found: dict[str, Any]) -> Table:
     """Time by op, over all workers and on the critical path."""
-    table = Table("op", "tasks", "time", "share", "weights", "GB/s", "path", "of step", pad_edge=False)
+    table = Table("op", "tasks", "time", "share", "weights", "GB/s", "path", "share", pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"
     for op in found["ops"]:

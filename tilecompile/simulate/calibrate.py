@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,10 +15,11 @@ from tilecompile.graph_json import read_graph
 from tilecompile.runtime.engine import Engine, load
 from tilecompile.runtime.machine import free_memory, usable_cores
 from tilecompile.runtime.manifest import read_manifest
-from tilecompile.schedules.machine import Machine, Simulator, load_machine
+from tilecompile.runtime.tables import load_tables
+from tilecompile.schedules.machine import Machine, OpCost, Simulator, load_machine
 from tilecompile.simulate.fit import Sample, fit
 from tilecompile.simulate.loop import Numbers
-from tilecompile.simulate.step import rates_at
+from tilecompile.simulate.step import rates_at, simulate
 from tilecompile.simulate.work import work_of
 from tilecompile.timeline.record import Recording, profiling_library, record
 from tilecompile.timeline.spans import Tasks, gaps_of, spans_of, tasks_of
@@ -30,6 +31,8 @@ LIKE_BODIES = ReadKernel(streams=1, locality=3, ahead=4096, huge_pages=True)
 TRIES = 5
 PART = 4
 """A context's place: a quarter, a half and three quarters of what the engine holds, and hardly anything."""
+QUIET = (10, 50)
+"""Steps that count, in percent of all by duration: the longer ones were disturbed, the shortest were lucky."""
 
 Progress = Callable[[str, int, int], None]
 Reads = tuple[tuple[float, float, float], ...]
@@ -39,23 +42,40 @@ Reads = tuple[tuple[float, float, float], ...]
 class Steps:
     """Recorded steps of an engine: its tasks' mean times, and what waiting for events and looking at workers took.
 
-    `event_ns` holds what lay between the last notification and the task, where it came from another thread and the
-    thread was free; `looks` pairs the time between two tasks of a thread with the workers that it looked at meanwhile.
+    `step_ns` is their mean duration. `event_ns` holds what lay between the last notification and the task, where it
+    came from another thread and the task's own was free. `looks` [n, 2] pairs the time between two tasks of a thread
+    with the number of workers that it looked at meanwhile.
     """
 
     tasks: Tasks
     context: int
+    step_ns: float
     times: Numbers
     event_ns: Numbers
     looks: Numbers
 
 
-def calibrate(
-    engines: Sequence[Path], name: str, progress: Progress = lambda stage, done, total: None
-) -> tuple[Machine, list[str]]:
-    """Measures this machine: a description with costs, and what was recorded, in words.
+@dataclass(frozen=True)
+class Check:
+    """A recording that the calibration used, and what the simulation with its result says of the same step."""
 
-    Each engine is recorded at several contexts, on one thread for the ops' costs and on two for events.
+    engine: str
+    context: int
+    threads: int
+    measured_ms: float
+    simulated_ms: float
+
+
+def calibrate(
+    engines: Sequence[Path],
+    name: str,
+    steps: int | None = None,
+    progress: Progress = lambda stage, done, total: None,
+) -> tuple[Machine, list[Check]]:
+    """Measures this machine: a description with costs, and how well it explains what it was made from.
+
+    Each engine is recorded at several contexts, on one thread for the ops' costs and on two for events; `steps` steps
+    each time, by default as many as `record` chooses.
     InputError without engines or a C++ compiler; EngineError as `load` and `profiling_library` do.
     """
     if not engines:
@@ -63,35 +83,37 @@ def calibrate(
     for path in engines:
         read_manifest(path)
     samples: list[Sample] = []
-    latencies: list[Numbers] = []
-    looks: list[Numbers] = []
-    recorded: list[str] = []
+    recorded: list[tuple[Path, int, Steps]] = []
     reads: Reads = ()
     for number, path in enumerate(engines):
-        workers = read_manifest(path).workers
-        for threads in range(1, min(2, workers, usable_cores()) + 1):
-            progress("record", number, len(engines))
+        for threads in range(1, min(2, read_manifest(path).workers, usable_cores()) + 1):
+            progress(f"record {path.name}", number, len(engines))
             with load(path, threads) as engine:
-                if not reads:
-                    reads = measure_reads(engine, lambda done, total: progress("read", done, total))
-                for steps in record_steps(engine):
-                    looks.append(steps.looks)
-                    latencies.append(steps.event_ns)
+                reads = reads or measure_reads(engine, lambda done, total: progress("read", done, total))
+                for one in record_steps(engine, contexts_of(engine.manifest.max_seq_len), steps):
+                    recorded.append((path, threads, one))
                     if threads == 1:
-                        samples.append(_sample(engine, steps, reads))
-                    recorded.append(f"{path.name}, context {steps.context}, {threads} thread(s)")
-    latency = np.concatenate(latencies)
-    between = np.concatenate(looks)
-    event_ns = float(np.median(latency)) if len(latency) else 0.0
+                        samples.append(_sample(engine, one, reads))
+    found = [one for _, _, one in recorded]
+    names = "; ".join(f"{path.name}, context {s.context}, {threads} thread(s)" for path, threads, s in recorded)
     when = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-    simulator = Simulator(
+    simulator = _simulator(reads, found, fit(samples), f"measured {when} on: {names}")
+    machine = replace(load_machine("cpu"), name=name, simulator=simulator, sources={})
+    return machine, [_check(machine, *row) for row in recorded]
+
+
+def _simulator(reads: Reads, found: Sequence[Steps], ops: Mapping[str, OpCost], calibrated: str) -> Simulator:
+    latency = np.concatenate([steps.event_ns for steps in found])
+    looks = np.concatenate([steps.looks for steps in found])
+    event_ns = float(np.median(latency)) if len(latency) else 0.0
+    return Simulator(
         read=reads,
         task_ns=0.0,
         event_ns=event_ns,
         remote_event_ns=event_ns,
-        poll_ns=float(between[:, 0].sum() / max(1.0, between[:, 1].sum())),
-        ops=fit(samples),
-        calibrated=f"measured {when} on {len(recorded)} recordings: {'; '.join(recorded)}",
+        poll_ns=float(looks[:, 0].sum() / max(1.0, looks[:, 1].sum())),
+        ops=ops,
+        calibrated=calibrated,
         sources={
             "read": "measured: [working set, GB/s of one thread, GB/s of all], read as the bodies of linear do",
             "task_ns": "part of the ops' costs",
@@ -101,7 +123,13 @@ def calibrate(
             "ops": "fitted to the recorded tasks on one thread",
         },
     )
-    return replace(load_machine("cpu"), name=name, simulator=simulator, sources={}), recorded
+
+
+def _check(machine: Machine, path: Path, threads: int, steps: Steps) -> Check:
+    manifest = read_manifest(path)
+    nodes = read_graph(manifest).nodes
+    found = simulate(manifest, load_tables(manifest), nodes, machine, steps.context, threads)
+    return Check(str(path), steps.context, threads, steps.step_ns / 1e6, found.ms)
 
 
 def measure_reads(engine: Engine, progress: Callable[[int, int], None] = lambda done, total: None) -> Reads:
@@ -128,26 +156,23 @@ def contexts_of(max_seq_len: int) -> list[int]:
     return sorted({max(8, max_seq_len // 16), *(max_seq_len * part // PART for part in range(1, PART))})
 
 
-def record_steps(engine: Engine) -> list[Steps]:
-    """Records an engine at each of its contexts."""
+def record_steps(engine: Engine, contexts: Sequence[int], steps: int | None = None) -> list[Steps]:
+    """Records an engine at some contexts."""
     library = profiling_library(engine)
     tasks = tasks_of(engine.manifest, engine.tables, engine.threads)
-    return [
-        steps_of(tasks, record(engine, library, context), context)
-        for context in contexts_of(engine.manifest.max_seq_len)
-    ]
+    return [steps_of(tasks, record(engine, library, context, steps), context) for context in contexts]
 
 
 def steps_of(tasks: Tasks, found: Recording, context: int) -> Steps:
-    """What a recording says. Of its steps the middle half by duration counts: the others were disturbed, or lucky."""
-    low, high = np.percentile(found.durations, (25, 75))
-    middle = np.flatnonzero((found.durations >= low) & (found.durations <= high))
-    if not middle.size:
+    """What the QUIET ones of a recording's steps say."""
+    low, high = np.percentile(found.durations, QUIET)
+    quiet = np.flatnonzero((found.durations >= low) & (found.durations <= high))
+    if not quiet.size:
         raise EngineError("a recording has no steps")
-    times = (found.ends - found.begins)[np.ix_(middle, tasks.instruction)].mean(0)
+    times = (found.ends - found.begins)[np.ix_(quiet, tasks.instruction)].mean(0)
     event, looks = [], []
     on_thread = np.bincount(tasks.thread[np.append(True, tasks.worker[1:] != tasks.worker[:-1])])
-    for i in middle:
+    for i in quiet:
         spans = spans_of(tasks, found.begins[i], found.ends[i], float(found.durations[i]))
         gaps = gaps_of(spans)
         waited = (gaps.event > 0) & (gaps.thread == 0) & (gaps.latest >= 0)
@@ -157,7 +182,9 @@ def steps_of(tasks: Tasks, found: Recording, context: int) -> Steps:
         passed = (tasks.worker - tasks.worker[before]) % on_thread[tasks.thread]
         switched = (before >= 0) & (passed > 0) & (on_thread.size == 1)
         looks.append(np.stack([(spans.begin - gaps.free)[switched], passed[switched]], 1))
-    return Steps(tasks, context, times, np.concatenate(event), np.concatenate(looks))
+    return Steps(
+        tasks, context, float(found.durations[quiet].mean()), times, np.concatenate(event), np.concatenate(looks)
+    )
 
 
 def _sample(engine: Engine, steps: Steps, reads: Reads) -> Sample:

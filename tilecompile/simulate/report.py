@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +13,9 @@ from tilecompile.schedules.machine import Machine
 from tilecompile.simulate.step import Simulated
 from tilecompile.timeline.path import critical_path
 from tilecompile.traffic import stated_reads
+
+if TYPE_CHECKING:
+    from tilecompile.simulate.calibrate import Check
 
 CAUSES = ("bytes", "compute", "start", "event", "exchange", "imbalance")
 """What a thread (on a GPU a worker) spends a step on: until a task's bytes have come, what its body computes after
@@ -108,3 +112,20 @@ def print_figures(about: dict[str, Any]) -> None:
     for row in about["path"]:
         path.add_row(row["op"], str(row["tasks"]), f"{row['work_ms']:.4g}", f"{row['before_ms']:.4g}")
     console.print(path)
+
+
+def print_checks(checks: Sequence[Check]) -> None:
+    """What a calibration was made from, as text on stdout."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("engine", "context", "threads", "measured ms", "simulated ms", "difference")
+    for c in checks:
+        figures = (
+            f"{c.measured_ms:.4g}",
+            f"{c.simulated_ms:.4g}",
+            f"{100 * (c.simulated_ms / c.measured_ms - 1):+.1f} %",
+        )
+        table.add_row(Text(c.engine), str(c.context), str(c.threads), *figures)
+    Console().print(table)

@@ -116,7 +116,6 @@ def loop_of(tables: Tables, tasks: Tasks, work: Work, machine: Machine, simulato
     wait_begin, wait = _events(tables, rows, "wait", "waits")
     notify_begin, notify = _events(tables, rows, "notify", "notifies")
     event, compact = np.unique(np.concatenate([wait, notify]), return_inverse=True)
-    counts = np.bincount(compact[len(wait) :], minlength=len(event))
     notifier = np.repeat(tasks.device, np.diff(notify_begin))
     remote = tables["events"]["device"][notify] != notifier
     return Loop(
@@ -128,7 +127,7 @@ def loop_of(tables: Tables, tasks: Tasks, work: Work, machine: Machine, simulato
         wait_event=compact[: len(wait)].astype(np.int64),
         notify_begin=notify_begin,
         notify_event=compact[len(wait) :].astype(np.int64),
-        event_count=counts.astype(np.int64),
+        event_count=tables["events"]["wait_count"][event].astype(np.int64),
         notify_ns=np.where(remote, simulator.remote_event_ns, simulator.event_ns).astype(np.float64),
         start_ns=start,
         body_ns=body,

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from conftest import Built
 from test_cli import refused, run
+from trace_format import check_format
 
 from tilecompile.compile import compile_model
 from tilecompile.errors import EngineError, InputError
@@ -85,6 +86,24 @@ def test_work_is_the_models(plan: Plan, context: int) -> None:
         assert work.products[ops == "index_score"].sum() == layers * context * heads * width
     assert (work.gate >= 0).sum() == np.isin(ops, ["expert_linear", "expert_combine"]).sum()
     assert set(ops[work.gate[work.gate >= 0]]) == {"dispatch"}
+
+
+def test_shares_of_the_context(plan: Plan) -> None:
+    """Shares of a cache are worked on in parts that add up."""
+    _, tables, nodes = plan
+    tasks = tasks_of(plan[0], tables, 1)
+    whole = work_at(plan, 100)
+    parts = []
+    for index in range(3):
+        shared = [
+            dataclasses.replace(n, attrs={**n.attrs, "context": (index, 3, 4)}) if "cache" in str(n.inputs) else n
+            for n in nodes
+        ]
+        parts.append(work_of(tables, shared, tasks.instruction, tasks.device, 100))
+    ops = np.array(tasks.ops)
+    scores, attention = ops == "index_score", ops == "mla_attention"
+    assert sum(p.products[scores].sum() for p in parts) == whole.products[scores].sum()
+    assert sum(p.products[attention].sum() for p in parts) == whole.products[attention].sum()
 
 
 def check_spans(found: Simulated) -> None:
@@ -191,13 +210,16 @@ def test_errors(plan: Plan, tiny: Path, tmp_path: Path) -> None:
     assert "--steps is 1, want 64 to" in refused("calibrate", str(tiny), "-o", str(tmp_path / "m"), "--steps", "1")
 
 
-def test_command(tiny: Path) -> None:
+def test_command(tiny: Path, tmp_path: Path) -> None:
     args = ("simulate", str(tiny), "--machine", "h200", "--context", "1000")
     about = json.loads(run(*args, "--json").stdout)
     assert (about["source"], about["machine"], about["context"]) == ("simulated", "h200", 1000)
     later = json.loads(run(*args, "--latencies", "2", "--json").stdout)
     assert later["step_ms"] > about["step_ms"]
-    text = run(*args).stdout
+    text = run(*args, "-o", str(tmp_path / "trace.json")).stdout
+    written = check_format((tmp_path / "trace.json").read_text())
+    assert written["otherData"]["source"] == "simulated"
+    assert "is a folder, want a file" in refused(*args, "-o", str(tmp_path))
     assert "simulated: " in text
     assert "assumed" in text
     for command in ("simulate", "calibrate"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +16,9 @@ from tilecompile.errors import InputError
 def simulate(
     engine: Annotated[Path, typer.Argument(metavar="ENGINE", help="Engine folder.")],
     machine: Annotated[str, typer.Option(metavar="NAME|FILE", help="Machine, by name or as a TOML file.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write a trace there, for ui.perfetto.dev.")
+    ] = None,
     context: Annotated[
         int | None, typer.Option(metavar="N", help=f"Positions in the caches.  [default: {DEFAULT_CONTEXT}, or all]")
     ] = None,
@@ -26,10 +30,12 @@ def simulate(
 
     The tasks of the engine's own program are simulated one by one: workers and threads, the events between them, the
     memory that a device's workers share, loaders that run ahead, links between devices. What these cost is in the
-    machine's file: assumed, or measured by `tilecompile calibrate`. The result is simulated, never measured.
+    machine's file: assumed, or measured by `tilecompile calibrate`. The result is simulated, never measured. The
+    trace is like that of `tilecompile timeline`.
     """
     import tilecompile.ops  # noqa: F401  (registers the tile ops)
-    from tilecompile.cli_output import print_json
+    from tilecompile.cli_files import check_target, write_whole
+    from tilecompile.cli_output import note, print_json
     from tilecompile.graph_json import read_graph
     from tilecompile.runtime.manifest import read_manifest
     from tilecompile.runtime.tables import load_tables
@@ -37,7 +43,10 @@ def simulate(
     from tilecompile.simulate.report import figures, print_figures
     from tilecompile.simulate.step import simulate as simulate_step
     from tilecompile.simulate.step import simulator_of
+    from tilecompile.timeline.trace import trace
 
+    if output is not None:
+        check_target("--output", output)
     if not 0 <= latencies <= 1000:
         raise InputError(f"--latencies is {latencies}, want 0 to 1000")
     described = load_machine(machine)
@@ -49,10 +58,14 @@ def simulate(
     nodes = read_graph(manifest).nodes
     found = simulate_step(manifest, load_tables(manifest), nodes, described, at, threads)
     about = {"engine": str(engine), "latencies": latencies, **figures(found, manifest, described, at)}
+    if output is not None:
+        write_whole("--output", output, json.dumps(trace(found.spans, about), ensure_ascii=False))
     if as_json:
         print_json(about)
     else:
         print_figures(about)
+    if output is not None:
+        note(f"{output}: written")
 
 
 def calibrate(

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tilecompile.ops.base import OpNode
+from tilecompile.ops.context import Context, rows_of
 from tilecompile.runtime.format import ARENAS, DTYPE_BYTES, DTYPES, WRITE
 from tilecompile.runtime.tables import Tables
 
@@ -110,7 +111,8 @@ def _gates(tables: Tables, nodes: Sequence[OpNode], rows: npt.NDArray[np.void], 
 def _index_score(work: Work, node: OpNode, tasks: Indices, tile: Indices, context: int) -> None:
     query, cache = node.inputs[0], node.inputs[2]
     _, heads, width = query.shape
-    seen = np.clip(context - tile[:, 0], 0, tile[:, 1] - tile[:, 0]) if context > node.attrs["topk"] else 0 * tile[:, 0]
+    rows = rows_of(node, context) if context > node.attrs["topk"] else 0
+    seen = np.clip(rows - tile[:, 0], 0, tile[:, 1] - tile[:, 0])
     work.products[tasks] = seen * heads * width
     work.caches[tasks] = work.distinct[tasks] = seen * width * DTYPE_BYTES[cache.dtype]
     work.elements[tasks] = seen + np.where(seen > 0, heads * (width + 1), 0)
@@ -118,12 +120,15 @@ def _index_score(work: Work, node: OpNode, tasks: Indices, tile: Indices, contex
 
 def _topk_select(work: Work, node: OpNode, tasks: Indices, tile: Indices, context: int) -> None:
     topk = node.attrs["topk"]
-    work.elements[tasks] = topk + (context if context > topk else 0)
+    work.elements[tasks] = topk + (rows_of(node, context) if context > topk else 0)
 
 
 def _mla_attention(work: Work, node: OpNode, tasks: Indices, tile: Indices, context: int) -> None:
     latent, rope, cache, selection = node.inputs[:4]
-    heads, chosen = tile[:, 1] - tile[:, 0], min(context, selection.shape[1])
+    share, most = Context.of(node), selection.shape[1]
+    if share and context > most:  # which positions are chosen isn't known: as many of each share
+        most = -(-most // share.count)
+    heads, chosen = tile[:, 1] - tile[:, 0], min(rows_of(node, context), most)
     ranks, width = latent.shape[2], latent.shape[2] + rope.shape[2]
     work.products[tasks] = chosen * heads * (width + ranks)
     work.caches[tasks] = chosen * width * DTYPE_BYTES[cache.dtype]
@@ -131,5 +136,10 @@ def _mla_attention(work: Work, node: OpNode, tasks: Indices, tile: Indices, cont
     work.elements[tasks] = chosen + heads * (chosen + width + ranks)
 
 
-_AT_CONTEXT = {"index_score": _index_score, "topk_select": _topk_select, "mla_attention": _mla_attention}
+_AT_CONTEXT = {
+    "index_score": _index_score,
+    "topk_select": _topk_select,
+    "topk_candidates": _topk_select,
+    "mla_attention": _mla_attention,
+}
 """Ops whose declared regions are all that they can reach, and whose work depends on the context."""

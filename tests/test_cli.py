@@ -20,8 +20,9 @@ from typer.testing import CliRunner, Result
 import tilecompile
 from tilecompile.cli import app
 from tilecompile.errors import InputError
-from tilecompile.options import PLACEMENTS, TARGETS, CompileOptions
+from tilecompile.options import TARGETS, CompileOptions
 from tilecompile.runtime import machine
+from tilecompile.schedules import PLACEMENTS
 
 COMMANDS = ("demo", "compile", "generate", "inspect", "models")
 

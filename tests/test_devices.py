@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from conftest import MODELS
+from chaos import chaotic
+from conftest import MODELS, ODD
 from reference import draw
 
 import tilecompile
@@ -22,9 +23,21 @@ from tilecompile.interpret import Interpreter
 from tilecompile.options import CompileOptions
 from tilecompile.runtime.manifest import read_manifest
 from tilecompile.runtime.tables import load_tables
+from tilecompile.schedules import PLACEMENTS, REDUCTIONS
 
 TOLERANCE = 5e-4
 TOKENS = 128
+DRAWN = {
+    **{name: overrides for name, (overrides, _) in MODELS.items()},
+    "by frequency": {
+        **ODD,
+        "num_hidden_layers": 7,
+        "index_topk_freq": 4,
+        "index_skip_topk_offset": 3,
+        "index_topk": 24,
+    },
+}
+"""Random configurations; the last one shares indexers as glm-5.2 does."""
 TINY = Path(__file__).parents[1] / "examples" / "tiny-glm5"
 
 
@@ -61,7 +74,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Model]:
                 ids = np.random.default_rng(0).integers(1, 1024, TOKENS).tolist()
                 known[name] = Model(folder, TINY, ids)
             else:
-                config, module, text, _, counted = draw(MODELS[name][0], TOKENS)
+                config, module, text, _, counted = draw(DRAWN[name], TOKENS)
                 module.to(torch.float32).save_pretrained(folder / "model")
                 (folder / "model" / "config.json").write_text(json.dumps(config))
                 known[name] = Model(folder, folder / "model", text[:counted].tolist())
@@ -70,21 +83,68 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Model]:
     return get
 
 
-def agree(model: Model, devices: int, workers: int, placement: str) -> None:
-    logits = model.score(model.engine(devices, workers, placement=placement))
+def agree(model: Model, devices: int, workers: int, placement: str, reduction: str | None = None) -> None:
+    logits = model.score(model.engine(devices, workers, placement=placement, reduction=reduction))
     assert np.abs(logits - model.logits).max() <= TOLERANCE
 
 
-@pytest.mark.parametrize(("devices", "workers"), [(2, 1), (8, 2)])
-def test_logits(model: Callable[[str], Model], devices: int, workers: int) -> None:
-    agree(model("odd"), devices, workers, "tensor_parallel")
+@pytest.mark.parametrize(
+    ("devices", "workers", "placement", "reduction"),
+    [
+        (2, 1, "tensor_parallel", None),
+        (8, 2, "tensor_parallel", None),
+        (2, 1, "roles", None),
+        (8, 2, "roles", "two_step"),
+    ],
+)
+def test_logits(
+    model: Callable[[str], Model], devices: int, workers: int, placement: str, reduction: str | None
+) -> None:
+    agree(model("odd"), devices, workers, placement, reduction)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("placement", PLACEMENTS[1:])
 @pytest.mark.parametrize("devices", [2, 4, 8])
-@pytest.mark.parametrize("name", ["tiny", *MODELS])
-def test_logits_of(model: Callable[[str], Model], name: str, devices: int) -> None:
-    agree(model(name), devices, 1 + devices % 3, "tensor_parallel")
+@pytest.mark.parametrize("name", ["tiny", *DRAWN])
+def test_logits_of(model: Callable[[str], Model], name: str, devices: int, placement: str) -> None:
+    agree(model(name), devices, 1 + devices % 3, placement)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("placement", ["tensor_parallel", "roles"])
+@pytest.mark.parametrize("devices", [2, 4, 8])
+@pytest.mark.parametrize("name", ["tiny", *DRAWN])
+def test_two_steps_give_the_bits_of_one_shot(
+    model: Callable[[str], Model], name: str, devices: int, placement: str
+) -> None:
+    one, two = (
+        model(name).score(model(name).engine(devices, 1 + devices % 3, placement=placement, reduction=reduction))
+        for reduction in REDUCTIONS
+    )
+    assert np.array_equal(one, two)
+
+
+def test_delays_change_no_bits(model: Callable[[str], Model], tmp_path: Path) -> None:
+    engine = model("odd").engine(8, 2, placement="roles", reduction="two_step")
+    bits_under_delays(model("odd"), engine, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("placement", PLACEMENTS[1:])
+@pytest.mark.parametrize("devices", [2, 4, 8])
+@pytest.mark.parametrize("name", ["tiny", *DRAWN])
+def test_delays_change_no_bits_of(
+    model: Callable[[str], Model], name: str, devices: int, placement: str, tmp_path: Path
+) -> None:
+    bits_under_delays(model(name), model(name).engine(devices, 1 + devices % 3, placement=placement), tmp_path)
+
+
+def bits_under_delays(model: Model, engine: Path, folder: Path) -> None:
+    want = model.score(engine, 1)
+    delayed = chaotic(engine, folder / "chaos", seed=3)
+    for threads in (1, 2, None):
+        assert np.array_equal(model.score(delayed, threads), want)
 
 
 def test_bits_do_not_depend_on_threads(model: Callable[[str], Model]) -> None:

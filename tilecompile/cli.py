@@ -19,6 +19,7 @@ from tilecompile.cli_timeline import timeline
 from tilecompile.cli_verify import verify
 from tilecompile.cli_warmup import warmup
 from tilecompile.runtime.errors import EngineError, InputError
+from tilecompile.schedules import PLACEMENTS, REDUCTIONS
 
 if TYPE_CHECKING:
     from tilecompile.compile import Compiled
@@ -75,7 +76,15 @@ def compile_command(
     machine: Annotated[str | None, typer.Option(metavar="NAME|FILE.toml", help="Sets target and devices.")] = None,
     devices: Annotated[int | None, typer.Option(help="Devices to place the model on.")] = None,
     workers: Annotated[int | None, typer.Option(help="Workers a device.  [default: the usable cores]")] = None,
-    placement: Annotated[str | None, typer.Option(help="How the model is placed on devices: single.")] = None,
+    placement: Annotated[
+        str | None,
+        typer.Option(
+            help=f"On devices: {', '.join(PLACEMENTS)}.  [default: {PLACEMENTS[0]}, on several devices {PLACEMENTS[1]}]"
+        ),
+    ] = None,
+    reduction: Annotated[
+        str | None, typer.Option(help=f"Sums over devices: {', '.join(REDUCTIONS)}.  [default: by placement]")
+    ] = None,
     max_seq_len: Annotated[int | None, typer.Option(help="Positions that the engine can hold.")] = None,
     weights: Annotated[str | None, typer.Option(help="f32 or bf16.  [default: as in the checkpoint]")] = None,
     cache: Annotated[str, typer.Option(help="Type of the attention caches: f32 or bf16.")] = "f32",
@@ -96,6 +105,7 @@ def compile_command(
         devices=devices,
         workers=workers,
         placement=placement,
+        reduction=reduction,
         max_seq_len=max_seq_len,
         weights=weights,
         cache=cache,

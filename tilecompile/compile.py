@@ -37,6 +37,7 @@ from tilecompile.options import CompileOptions, Settings
 from tilecompile.output import new_folder
 from tilecompile.pack import pack
 from tilecompile.place import place
+from tilecompile.placement_json import write_placement
 from tilecompile.plan import EventTensors, Program
 from tilecompile.runtime.contract import contract
 from tilecompile.runtime.format import ARENAS
@@ -81,7 +82,7 @@ def compile_model(options: CompileOptions, progress: Progress = lambda stage, do
     dump = Dump(options.dump)
     graphs = [dump.add("trace", g) for g in trace_programs(source.config, options, progress)]
     graphs = [dump.add("fuse", fuse(g)) for g in graphs]
-    placed = [dump.add("place", place(g, settings.placement, settings.devices)) for g in graphs]
+    placed = [dump.add("place", place(g, settings.placement, settings.devices, settings.reduction)) for g in graphs]
     progress("tile", 0, 1)
     tiled = [dump.add("tile", tile(p, settings.workers)) for p in placed]
     progress("events", 0, 1)
@@ -106,6 +107,7 @@ def compile_model(options: CompileOptions, progress: Progress = lambda stage, do
         build(folder / "kernel.cpp", folder / "kernel.so", settings.isa)
         (folder / "listing.txt").write_text(text)
         write_graph(folder, graph_of(plans))
+        write_placement(folder, placed)
         (folder / "tables").mkdir()
         for name, table in program.tables.items():
             np.save(folder / "tables" / f"{name}.npy", table, allow_pickle=False)

@@ -11,12 +11,12 @@ from tilecompile.errors import InputError
 from tilecompile.models.named import NAMED
 from tilecompile.runtime.machine import cpu_features, usable_cores
 from tilecompile.runtime.manifest import NAME as MANIFEST
+from tilecompile.schedules import PLACEMENTS, REDUCTIONS
 from tilecompile.schedules.machine import Machine, load_machine
 
 TARGETS = {"cpu": ("avx512", "avx2", "portable"), "cpu-avx2": ("avx2",), "cpu-portable": ("portable",)}
 """Targets, and the instruction sets of each; the first that this machine has is taken, or else the last."""
 
-PLACEMENTS = ("single", "tensor_parallel")
 WEIGHT_DTYPES = ("bf16", "f32")
 CACHE_DTYPES = ("f32", "bf16")
 
@@ -36,6 +36,7 @@ class Settings:
     devices: int
     workers: int
     placement: str
+    reduction: str | None
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class CompileOptions:
     devices: int | None = None
     workers: int | None = None
     placement: str | None = None
+    reduction: str | None = None
     max_seq_len: int | None = None
     weights: str | None = None
     cache: str = "f32"
@@ -64,6 +66,7 @@ class CompileOptions:
     def resolve(self) -> Settings:
         """Checks everything that needs no model and makes the choices. InputError names the option at fault."""
         _one_of("--placement", self.placement, PLACEMENTS)
+        _one_of("--reduction", self.reduction, REDUCTIONS)
         _one_of("--target", self.target, TARGETS)
         _one_of("--weights", self.weights, WEIGHT_DTYPES)
         _one_of("--cache", self.cache, CACHE_DTYPES)
@@ -85,14 +88,16 @@ class CompileOptions:
         _in_range(f"devices of machine {machine.name}", devices, 1, MAX_DEVICES)
         workers = self._agree("--workers", self.workers, machine, machine.workers) or machine.cores or usable_cores()
         _in_range(f"workers of machine {machine.name}", workers, 1, MAX_WORKERS)
-        placement = self.placement or ("single" if devices == 1 else "tensor_parallel")
+        placement = self.placement or PLACEMENTS[devices > 1]
         if placement == "single" and devices != 1:
             raise InputError(
                 f"placement single uses 1 device, {devices} are wanted; placements: {', '.join(PLACEMENTS)}"
             )
+        if placement == "single" and self.reduction is not None:
+            raise InputError(f"--reduction {self.reduction} is the form of sums over devices, want 2 devices or more")
         self._check_model()
         self._check_paths()
-        return Settings(target, _isa(target), machine, devices, workers, placement)
+        return Settings(target, _isa(target), machine, devices, workers, placement, self.reduction)
 
     def _agree(self, flag: str, given: int | None, machine: Machine, stated: int | None) -> int | None:
         """The value that the flag or the machine gives; an error when an explicit machine says otherwise."""

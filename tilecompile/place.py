@@ -6,17 +6,20 @@ from tilecompile.distribute import distribute
 from tilecompile.errors import InputError
 from tilecompile.graph import OpGraph
 from tilecompile.plan import PlacedGraph
-from tilecompile.schedules import single, tensor_parallel
+from tilecompile.schedules import roles, single, tensor_parallel
 
-RECIPES = {"single": single.place, "tensor_parallel": tensor_parallel.place}
+RECIPES = {"single": single.place, "tensor_parallel": tensor_parallel.place, "roles": roles.place}
 
 
-def place(graph: OpGraph, recipe: str, devices: int) -> PlacedGraph:
-    """The operators of all devices. InputError for an unknown recipe or one that can't use the devices."""
+def place(graph: OpGraph, recipe: str, devices: int, reduction: str | None = None) -> PlacedGraph:
+    """The operators of all devices; `reduction` is the form of sums over devices, None for the recipe's choice.
+
+    InputError for an unknown recipe or one that can't use the devices.
+    """
     if recipe not in RECIPES:
         raise InputError(f"placement {recipe!r} is unknown; there are: {', '.join(RECIPES)}")
     try:
-        placement = RECIPES[recipe](graph, devices)
+        placement = RECIPES[recipe](graph, devices, reduction)
         return PlacedGraph(distribute(graph, placement), placement)
     except ValueError as error:
         raise InputError(str(error)) from error

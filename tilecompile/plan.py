@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tilecompile.graph import OpGraph, Tensor
-from tilecompile.ops.base import OpNode, Tiling, WeightTile
+from tilecompile.ops.base import PANEL, OpNode, Tiling, WeightTile
 
 Ints = npt.NDArray[np.int64]
 
@@ -40,22 +40,44 @@ class Split:
         return Split(None, tuple(Part(d) for d in devices))
 
     @staticmethod
-    def shared(axis: str, units: int, devices: int, unit: int = 1) -> Split:
+    def shared(axis: str, units: int, devices: tuple[int, ...], unit: int = 1) -> Split:
         """Nearly equal shares of `units` units of `unit` elements; with too few units, devices at the end have none."""
-        cuts = [d * units // devices * unit for d in range(devices + 1)] if units >= devices else []
-        cuts = cuts or [min(d, units) * unit for d in range(devices + 1)]
-        return Split(axis, tuple(Part(d, a, b) for d, (a, b) in enumerate(pairwise(cuts)) if a < b))
+        return Split(axis, _shares(units, devices, unit))
 
     def one_shot(self, columns: int, devices: int) -> Split:
         """Every device adds all columns of the sum."""
         return Split(self.axis, self.parts, tuple(Part(d, 0, columns) for d in range(devices)))
+
+    def two_step(self, columns: int, devices: int) -> Split:
+        """Every device adds a share of the columns, which is then pushed to those that read it."""
+        unit = PANEL if columns % PANEL == 0 and columns // PANEL >= devices else 1
+        return Split(self.axis, self.parts, _shares(columns // unit, tuple(range(devices)), unit))
+
+    @property
+    def reduction(self) -> str | None:
+        """The form of the sum: one_shot or two_step; None where nothing is summed."""
+        if not self.adds:
+            return None
+        return "one_shot" if len({(p.begin, p.end) for p in self.adds}) == 1 else "two_step"
 
     def __str__(self) -> str:
         devices = ",".join(str(p.device) for p in self.parts)
         if self.axis is None:
             return f"devices {devices}, whole"
         cuts = " ".join(f"{p.begin}:{p.end}" for p in self.parts)
-        return f"devices {devices}, {self.axis} {cuts}" + ("" if not self.adds else f", added on {len(self.adds)}")
+        text = f"devices {devices}, {self.axis} {cuts}"
+        if self.reduction == "one_shot":
+            return f"{text}, sum one_shot on {len(self.adds)}"
+        if self.reduction == "two_step":
+            return f"{text}, sum two_step on {len(self.adds)}: {' '.join(f'{p.begin}:{p.end}' for p in self.adds)}"
+        return text
+
+
+def _shares(units: int, devices: tuple[int, ...], unit: int) -> tuple[Part, ...]:
+    """`units` units of `unit` elements over the devices."""
+    count = len(devices)
+    cuts = [(d * units // count if units >= count else min(d, units)) * unit for d in range(count + 1)]
+    return tuple(Part(d, a, b) for d, (a, b) in zip(devices, pairwise(cuts), strict=True) if a < b)
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,9 @@ struct Memory {
   };
   double single = 0, total = 0, level = 0, now = 0, read = 0;
   int64_t readers = 0;
-  uint64_t version = 0;  // of the next goal's time
+  uint64_t version = 0;  // of the next delivery
+  uint64_t planned = 0;  // version of the goal that it is for, and the rate that it was computed with
+  double planned_rate = 0;
   std::priority_queue<Goal, std::vector<Goal>, std::greater<Goal>> goals;
 
   double rate() const { return readers ? std::min(single, total / double(readers)) : 0; }
@@ -56,6 +58,7 @@ struct Loader {
   double position = 0, since = 0;  // bytes of the worker's stream that had come when its memory's level was `since`
   double credit = 0, spot = 0, most = 0;  // bytes fetched by a hint, where in the stream they are, and how many there may be
   int64_t gate = -1;                      // the last task that it has waited for
+  double goal = 0;    // where in the stream it stops
   uint64_t version = 0;
   bool active = false, hinting = false;
 };
@@ -155,7 +158,7 @@ class Simulation {
   std::vector<bool> gates;
   std::vector<std::vector<int64_t>> gated;  // workers whose loaders wait for a task
   std::priority_queue<Moment, std::vector<Moment>, std::greater<Moment>> queue;
-  uint64_t order = 0;
+  uint64_t order = 0, versions = 0;
   int64_t done = 0, links = 1;
 
   void at(double time, What what, int64_t which, uint64_t version = 0) {
@@ -296,28 +299,30 @@ class Simulation {
     Loader& l = k.loader;
     Memory& m = memories[s.worker_memory[w]];
     m.advance(now);
-    if (l.active) {
-      const double got = m.level - l.since;
-      if (l.hinting)
-        l.credit += got;
-      else
-        l.position += got;
-      m.readers -= 1;
-    }
-    l.active = l.hinting = false;
+    const double got = l.active ? m.level - l.since : 0;
+    const double position = l.position + (l.hinting ? 0 : got);
     const double limit = std::min(tape[k.end + w], tape[std::min(k.pc + k.begun, k.end) + w] + s.ring_bytes);
+    const auto goal = [&](double from) {
+      double to = std::min(limit, closed(w, limit, now));
+      if (k.streaming && tape[k.pc + 1 + w] > from + SLACK) to = std::min(to, tape[k.pc + 1 + w]);
+      return l.credit > 0 ? std::min(to, l.spot) : to;
+    };
+    if (l.active ? !l.hinting && position < l.goal - SLACK && goal(position) == l.goal
+                 : s.hint_bytes == 0 && goal(position) <= position + SLACK)
+      return;
+    if (l.active) m.readers -= 1;
+    (l.hinting ? l.credit : l.position) += got;
+    l.active = l.hinting = false;
     while (k.next_load < k.end && settle(w, k.next_load)) ++k.next_load;
-    double goal = std::min(limit, closed(w, limit, now));
-    if (k.streaming && tape[k.pc + 1 + w] > l.position + SLACK) goal = std::min(goal, tape[k.pc + 1 + w]);
-    if (l.credit > 0) goal = std::min(goal, l.spot);
-    double until = goal - l.position;
+    l.goal = goal(l.position);
+    double until = l.goal - l.position;
     if (until > SLACK) {
       l.active = true;
     } else if (s.hint_bytes > 0 && hint(w, limit, now)) {
       until = l.most - l.credit;
       l.active = l.hinting = until > SLACK;
     }
-    ++l.version;
+    l.version = ++versions;
     l.since = m.level;
     if (l.active) {
       m.readers += 1;
@@ -365,9 +370,16 @@ class Simulation {
   void plan(int64_t memory, double now) {
     Memory& m = memories[memory];
     while (!m.goals.empty() && m.goals.top().version != workers[m.goals.top().worker].loader.version) m.goals.pop();
-    ++m.version;
-    if (m.goals.empty()) return;
-    at(now + std::max(0.0, m.goals.top().level - m.level) / m.rate(), DELIVERY, memory, m.version);
+    if (m.goals.empty()) {
+      ++m.version;
+      m.planned = 0;
+      return;
+    }
+    const double rate = m.rate();
+    if (m.planned == m.goals.top().version && m.planned_rate == rate) return;
+    m.planned = m.goals.top().version;
+    m.planned_rate = rate;
+    at(now + std::max(0.0, m.goals.top().level - m.level) / rate, DELIVERY, memory, ++m.version);
   }
 
   void deliver(int64_t memory, double now) {

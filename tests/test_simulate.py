@@ -1,4 +1,4 @@
-"""tilecompile simulate and calibrate: what tasks do, predicted steps and their figures, fitted costs, errors."""
+"""tilecompile simulate: what tasks do, predicted steps and their figures, errors."""
 
 from __future__ import annotations
 
@@ -19,15 +19,11 @@ from tilecompile.errors import EngineError, InputError
 from tilecompile.graph_json import read_graph
 from tilecompile.ops.base import OpNode
 from tilecompile.options import CompileOptions
-from tilecompile.runtime.engine import load
 from tilecompile.runtime.manifest import Manifest, read_manifest
 from tilecompile.runtime.tables import Tables, load_tables
 from tilecompile.schedules.machine import Machine, OpCost, Simulator, load_machine
-from tilecompile.simulate import calibrate as calibrating
-from tilecompile.simulate.fit import Sample, fit, nonnegative
 from tilecompile.simulate.report import CAUSES, figures
 from tilecompile.simulate.step import Simulated, rates_at, simulate
-from tilecompile.simulate.toml import machine_toml
 from tilecompile.simulate.work import Work, work_of
 from tilecompile.timeline.path import critical_path, path_length
 from tilecompile.timeline.spans import gaps_of, tasks_of
@@ -224,94 +220,3 @@ def test_command(tiny: Path, tmp_path: Path) -> None:
     assert "assumed" in text
     for command in ("simulate", "calibrate"):
         assert f"tilecompile {command} " in run(command, "--help").stdout.partition("Example:")[2]
-
-
-def test_costs_are_found_again(plan: Plan) -> None:
-    """Tasks that take exactly what some costs say give these costs back."""
-    manifest, tables, _ = plan
-    tasks = tasks_of(manifest, tables, 1)
-    for rate in (1e9, 40.0):  # nothing waits for memory; some do
-        samples = []
-        for context in (16, 60, 120):
-            work = work_at(plan, context)
-            linear = np.array(tasks.ops) == "linear"
-            memory = (work.streamed + work.caches) / rate
-            body = 0.05 * work.products + np.where(linear, 0.02, 0.01) * work.streamed
-            times = 40 + 0.3 * work.elements + np.maximum(body, memory)
-            samples.append(Sample(tasks.ops, work, times, memory))
-        found = fit(samples)
-        assert found["linear"].element_ns == pytest.approx(0.3, rel=0.05)
-        assert found["linear"].task_ns == pytest.approx(40, rel=0.15)
-        assert sum(found["index_score"].byte_ns.values()) == 0
-        assert found["index_score"].product_ns == pytest.approx(0.05, rel=0.02)
-        if rate > 1e3:
-            assert found["linear"].byte_ns["f32"] == pytest.approx(0.02, rel=0.02)
-
-
-def test_nonnegative() -> None:
-    random = np.random.default_rng(3)
-    known = np.abs(random.standard_normal((50, 3))) * [1, 1e6, 1e-6]
-    np.testing.assert_allclose(nonnegative(known, known @ [2, 3e-6, 5e6], np.ones(50)), [2, 3e-6, 5e6])
-    assert (nonnegative(known, known @ [2, -3e-6, 5e6], np.ones(50)) >= 0).all()
-    assert nonnegative(known * [1, 0, 1], known @ [2, 0, 5e6], np.ones(50))[1] == 0
-
-
-def test_description_is_read_again(tmp_path: Path) -> None:
-    machine = dataclasses.replace(cpu(calibrated='on "this"', sources={"read": "a\nb"}), name="mine")
-    (tmp_path / "m.toml").write_text(machine_toml(machine))
-    assert load_machine(str(tmp_path / "m.toml")) == machine
-
-
-def test_calibrate(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibrating, "SETS", (1 << 18, 1 << 21))
-    monkeypatch.setattr(calibrating, "contexts_of", lambda limit: [64])
-    output = tmp_path / "m.toml"
-    done = run("calibrate", str(tiny), "-o", str(output), "--steps", "64", "--json")
-    assert done.exit_code == 0, done.output
-    about = json.loads(done.stdout)
-    assert {row["context"] for row in about["recordings"]} == {64}
-    machine = load_machine(str(output))
-    assert machine.simulator is not None
-    assert len(machine.simulator.read) == 2
-    assert machine.simulator.calibrated is not None
-    assert machine.simulator.ops["linear"].byte_ns or machine.simulator.ops["linear"].element_ns
-    found = json.loads(run("simulate", str(tiny), "--machine", str(output), "--context", "64", "--json").stdout)
-    assert "measured " in found["calibrated"]
-    with pytest.raises(InputError, match="no engine is given"):
-        calibrating.calibrate([], "m")
-
-
-CHECKPOINT = Path(__file__).parents[1] / "examples" / "tiny-glm5"
-PLANS: dict[str, tuple[str, dict[str, Any], list[int]]] = {
-    "tiny1": (str(CHECKPOINT), {"workers": 1}, []),
-    "tiny2": (str(CHECKPOINT), {"workers": 2}, []),
-    "tiny4": (str(CHECKPOINT), {"workers": 4}, [256, 1024]),
-    "tiny2x1": (str(CHECKPOINT), {"devices": 2, "workers": 1}, [256, 1024]),
-    "mini2": ("glm5-mini", {"workers": 2, "seed": 0, "weights": "bf16"}, []),
-    "mini4": ("glm5-mini", {"workers": 4, "seed": 0, "weights": "bf16"}, [512, 4000]),
-}
-"""Plans, and the contexts at which they are predicted; the others are what the costs are fitted to."""
-
-
-@pytest.mark.slow
-def test_predictions_hold(tmp_path: Path) -> None:
-    """After one calibration, steps of plans that it hasn't seen are predicted within 15 %, on one thread and on two.
-
-    Of the measured steps the undisturbed half counts.
-    """
-    for name, (model, options, _) in PLANS.items():
-        compile_model(CompileOptions(model, tmp_path / name, **options))
-    machine, _ = calibrating.calibrate([tmp_path / n for n, (*_, held) in PLANS.items() if not held], "this")
-    pairs = []
-    for name, (*_, contexts) in PLANS.items():
-        for threads in (1, 2) if contexts else ():
-            with load(tmp_path / name, threads) as engine:
-                for steps in calibrating.record_steps(engine, contexts):
-                    predicted = simulate(*plan_of(tmp_path / name), machine, steps.context, threads).ms
-                    pairs.append((name, threads, steps.context, steps.step_ns / 1e6, predicted))
-    wrong = [p for p in pairs if not 0.85 < p[4] / p[3] < 1.15]
-    assert not wrong, wrong
-    for a in pairs:
-        for b in pairs:
-            if a[3] > 1.1 * b[3]:
-                assert a[4] > b[4], (a, b)

@@ -1,9 +1,8 @@
-"""The event loop (`loop.h`): built with the system's C++ compiler when it is first needed, and called."""
+"""The event loop (`parts.h`, `loop.h`): built with the system's C++ compiler when it is first needed, and called."""
 
 from __future__ import annotations
 
 import ctypes
-import shutil
 import tempfile
 from dataclasses import dataclass, fields
 from functools import cache
@@ -18,7 +17,7 @@ from tilecompile.build import ISAS, build
 Numbers = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
 
-SOURCE = Path(__file__).with_name("loop.h")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("parts.h", "loop.h"))
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,7 @@ def library() -> ctypes.CDLL:
     """The event loop, built once a process. InputError without a C++ compiler."""
     with tempfile.TemporaryDirectory(prefix="tilecompile-simulate-") as folder:
         source, built = Path(folder) / "loop.cpp", Path(folder) / "loop.so"
-        shutil.copyfile(SOURCE, source)
+        source.write_text("\n".join(part.read_text() for part in SOURCES))
         build(source, built, ISAS["portable"])
         loaded = ctypes.CDLL(str(built))
     loaded.tc_simulate.restype = ctypes.c_int64

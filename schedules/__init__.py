@@ -1,6 +1,6 @@
 """Placement recipes and machine descriptions."""
 
-PLACEMENTS = ("single", "tensor_parallel", "roles")
+PLACEMENTS = ("single", "tensor_parallel", "roles", "even")
 """The recipes: the first is for one device, the second is what several devices get."""
 
 REDUCTIONS = ("one_shot", "two_step")

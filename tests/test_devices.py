@@ -15,8 +15,10 @@ import torch
 from chaos import chaotic
 from conftest import MODELS, ODD
 from reference import draw
+from typer.testing import CliRunner
 
 import tilecompile
+from tilecompile.cli import app
 from tilecompile.compile import compile_model
 from tilecompile.errors import InputError
 from tilecompile.interpret import Interpreter
@@ -95,6 +97,7 @@ def agree(model: Model, devices: int, workers: int, placement: str, reduction: s
         (8, 2, "tensor_parallel", None),
         (2, 1, "roles", None),
         (8, 2, "roles", "two_step"),
+        (8, 2, "even", "two_step"),
     ],
 )
 def test_logits(
@@ -112,7 +115,7 @@ def test_logits_of(model: Callable[[str], Model], name: str, devices: int, place
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("placement", ["tensor_parallel", "roles"])
+@pytest.mark.parametrize("placement", PLACEMENTS[1:])
 @pytest.mark.parametrize("devices", [2, 4, 8])
 @pytest.mark.parametrize("name", ["tiny", *DRAWN])
 def test_two_steps_give_the_bits_of_one_shot(
@@ -125,8 +128,9 @@ def test_two_steps_give_the_bits_of_one_shot(
     assert np.array_equal(one, two)
 
 
-def test_delays_change_no_bits(model: Callable[[str], Model], tmp_path: Path) -> None:
-    engine = model("odd").engine(8, 2, placement="roles", reduction="two_step")
+@pytest.mark.parametrize("placement", ["roles", "even"])
+def test_delays_change_no_bits(model: Callable[[str], Model], placement: str, tmp_path: Path) -> None:
+    engine = model("odd").engine(8, 2, placement=placement, reduction="two_step")
     bits_under_delays(model("odd"), engine, tmp_path)
 
 
@@ -154,8 +158,12 @@ def test_bits_do_not_depend_on_threads(model: Callable[[str], Model]) -> None:
         assert np.array_equal(model("odd").score(engine, threads), first)
 
 
-def test_interpreter_agrees(model: Callable[[str], Model]) -> None:
-    engine = model("odd").engine(2, 1, placement="tensor_parallel")
+@pytest.mark.parametrize(
+    ("devices", "workers", "options"),
+    [(2, 1, {"placement": "tensor_parallel"}), (8, 2, {"placement": "even", "reduction": "two_step"})],
+)
+def test_interpreter_agrees(model: Callable[[str], Model], devices: int, workers: int, options: dict[str, str]) -> None:
+    engine = model("odd").engine(devices, workers, **options)
     ids = model("odd").ids[:24]
     logits = Interpreter(engine, 3).score(ids)
     assert np.abs(logits - model("odd").logits[:24]).max() <= TOLERANCE
@@ -173,7 +181,21 @@ def test_weights_are_divided(model: Callable[[str], Model]) -> None:
     assert tables["notifies"]["scope"].all()  # a device's only worker notifies nobody but the other's
 
 
-@pytest.mark.parametrize(("placement", "devices"), [("tensor_parallel", 1), ("single", 2)])
+def test_inspect_shows_the_placement(model: Callable[[str], Model]) -> None:
+    engine = str(model("odd").engine(8, 2, placement="even", reduction="two_step"))
+    about = json.loads(CliRunner().invoke(app, ["inspect", engine, "--json"]).stdout)
+    table = about["placement_tables"]["decode"]
+    rows = {row["operator"]: row for row in table["operators"]}
+    assert rows["self_attn.o_proj"]["axis"] == "cols, two_step"
+    assert rows["self_attn.indexer.index_score"]["axis"] == "context, blocks of 4"
+    assert len(table["read"]) == about["devices"] == 8
+    decode = next(p for p in about["programs"] if p["name"] == "decode")
+    assert sum(table["read"]) > decode["bytes_per_step"]  # norms are read by all, and panels are padded
+    shown = CliRunner().invoke(app, ["inspect", engine]).stdout
+    assert f"{table['exchanges']} exchanges, {table['chain']} of them one after the other" in " ".join(shown.split())
+
+
+@pytest.mark.parametrize(("placement", "devices"), [("tensor_parallel", 1), ("even", 1), ("single", 2)])
 def test_refusals(tmp_path: Path, placement: str, devices: int) -> None:
     with pytest.raises(InputError, match=f"placement {placement} .*device"):
         compile_model(CompileOptions(str(TINY), tmp_path / "engine", devices=devices, placement=placement))

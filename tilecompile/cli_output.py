@@ -8,7 +8,10 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from tilecompile.placement_json import read_table
+
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import Progress
 
     from tilecompile.runtime.engine import Engine
@@ -105,12 +108,19 @@ def engine_summary(manifest: Manifest) -> dict[str, Any]:
         "bytes_per_step": decode["bytes_per_step"],
         "ops": decode["ops"],
         "programs": data["programs"],
+        "placement_tables": _placement_tables(manifest),
         "pool_bytes": [pool["bytes"] for pool in manifest.pools],
         "arena_bytes": manifest.arenas,
         "compile_seconds": data["compile_seconds"],
         "format": data["format"],
         "tilecompile": data["tilecompile"],
     }
+
+
+def _placement_tables(manifest: Manifest) -> dict[str, Any]:
+    """What each program reads and exchanges on several devices."""
+    names = [program["name"] for program in manifest.data["programs"]] if manifest.data["devices"] > 1 else []
+    return {name: read_table(manifest, name) for name in names}
 
 
 def print_engine(manifest: Manifest) -> None:
@@ -144,6 +154,30 @@ def print_engine(manifest: Manifest) -> None:
         figures = [str(program[key]) for key in ("tasks", "events", "edges")]
         programs.add_row(Text(program["name"]), *figures, size(program["bytes_per_step"]), Text(ops))
     console.print(programs)
+    for program, table_of in about["placement_tables"].items():
+        _print_placement(console, program, table_of)
+
+
+def _print_placement(console: Console, program: str, about: dict[str, Any]) -> None:
+    """Where a program's operators lie, and what that costs in exchanges."""
+    from rich.table import Table
+    from rich.text import Text
+
+    def span(counts: list[int]) -> str:
+        low, high = size(min(counts)), size(max(counts))
+        return high if low == high else f"{low} to {high}"
+
+    table = Table("operator", "layers", "devices", "divided by", "read a device", "exchanges", "pushed")
+    table.title, table.title_justify = Text(f"{program} at a context of {about['context']}"), "left"
+    for row in about["operators"]:
+        figures = (span(row["read"]), str(row["exchanges"]), size(row["pushed"]))
+        table.add_row(Text(row["operator"]), str(row["layers"]), str(row["devices"]), Text(row["axis"]), *figures)
+    console.print(table)
+    console.print(
+        f"{span(about['read'])} read a device; {about['exchanges']} exchanges, {about['chain']} of them one after the "
+        f"other, push {size(about['pushed'])}",
+        highlight=False,
+    )
 
 
 CHECKPOINT = (

@@ -1,24 +1,24 @@
 """distribute: a placed graph as operators of single devices, with the exchanges between them.
 
-Every activation and cache has a copy on each device that touches it, named TENSOR@DEVICE and of the full shape; a
-device's operators write the columns that the placement gives them. Which columns of a copy are there is known, so an
-operator that reads others makes the device that has them push them first: that is all-gather. Where the shards are
-partial sums, each device's sum is a slot of one tensor, the slots are pushed to who adds them, and the sum of the
-slots, in the order of the devices, with the operator's epilogue, is an operator of its own: added by everybody that is
-a one-shot all-reduce, added in shares that are then pushed it is the two-step form.
+Every activation and cache has a copy on each device that touches it (`copies.py`); a device's operators write the
+columns that the placement gives them, and what another device reads of them is pushed to it: that is all-gather. Where
+the shards are partial sums, each device's sum is a slot of one tensor, the slots are pushed to who adds them, and the
+sum of the slots, in the order of the devices, with the operator's epilogue, is an operator of its own: added by
+everybody that is a one-shot all-reduce, added in shares that are then pushed it is the two-step form. What is divided
+by blocks of the context is in `by_context.py`.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable
 from dataclasses import replace
 
-from tilecompile.graph import OpGraph, Tensor
+from tilecompile.by_context import by_context
+from tilecompile.copies import Copies, local
+from tilecompile.graph import OpGraph
 from tilecompile.ops.base import REGISTRY, OpNode, Shard, View
 from tilecompile.ops.expr import Expr, substitute
 from tilecompile.order import by_depth
-from tilecompile.plan import Part, Placement, Split
+from tilecompile.plan import CONTEXT, Part, Placement, Split
 
 ACC: Expr = ("acc", 0)
 
@@ -30,43 +30,30 @@ def distribute(graph: OpGraph, placement: Placement) -> OpGraph:
     return by_depth(_Distributor(graph, placement).run())
 
 
-def local(tensor: Tensor, device: int) -> str:
-    """Name of a tensor's copy on a device."""
-    if tensor.role in ("weight", "constant") or (tensor.role == "input" and device == tensor.device):
-        return tensor.name
-    return f"{tensor.name}@{device}"
-
-
 class _Distributor:
-    """Walks the graph once; `there[copy]` are the columns (begin, end) that a copy has, `written` who wrote them."""
+    """Walks the graph once."""
 
     def __init__(self, graph: OpGraph, placement: Placement) -> None:
         self.graph, self.placement = graph, placement
-        self.tensors: dict[str, Tensor] = {
-            n: t for n, t in graph.tensors.items() if t.role in ("weight", "constant", "input")
-        }
-        self.nodes: list[OpNode] = []
-        self.there: dict[str, list[tuple[int, int]]] = defaultdict(list)
-        self.written: dict[str, list[tuple[int, int, int]]] = defaultdict(list)
-        self.full = dict(graph.tensors)
+        self.copies = Copies(graph)
         self.deferred = self.local_sums()
-        for tensor in graph.tensors.values():
-            if tensor.role == "input":
-                self.wrote(tensor.name, tensor.device, [(0, tensor.cols)])
 
     def run(self) -> OpGraph:
+        copies = self.copies
         for node in self.graph.nodes:
             if node.op == "commit":
-                self.add(node, 0, node.inputs, (), ())
+                copies.add(node, 0, node.inputs, (), ())
                 continue
-            split = self.placement.splits[node.name]
+            split = self.split(node)
             if split.axis is None:
                 for part in split.parts:
-                    self.add(node, part.device, node.inputs, node.weights, node.outputs)
+                    copies.add(node, part.device, node.inputs, node.weights, node.outputs)
+            elif split.axis == CONTEXT:
+                by_context(copies, node, split)
             else:
                 self.sharded(node, split)
-        outputs = tuple(local(self.full[name], 0) for name in self.graph.outputs)
-        return OpGraph(self.graph.program, self.graph.tokens, self.tensors, self.nodes, outputs)
+        outputs = tuple(local(copies.full[name], 0) for name in self.graph.outputs)
+        return OpGraph(self.graph.program, self.graph.tokens, copies.tensors, copies.nodes, outputs)
 
     def local_sums(self) -> dict[str, str]:
         """Operators with partial sums that only another one with partial sums adds: by the one that adds them."""
@@ -93,7 +80,8 @@ class _Distributor:
 
     def partial(self, node: OpNode) -> bool:
         split = self.placement.splits.get(node.name)
-        return split is not None and split.axis is not None and REGISTRY[node.op].shards[split.axis].output is None
+        shard = REGISTRY[node.op].shards.get(split.axis or "") if split else None
+        return shard is not None and shard.output is None
 
     def sharded(self, node: OpNode, split: Split) -> None:
         assert split.axis is not None
@@ -106,7 +94,7 @@ class _Distributor:
         for part in split.parts:
             inputs, weights = self.cut(node, shard, part)
             outputs = tuple(v.narrow(shard.output, part.begin, part.end) for v in node.outputs)
-            self.add(node, part.device, inputs, weights, outputs)
+            self.copies.add(node, part.device, inputs, weights, outputs)
 
     def cut(self, node: OpNode, shard: Shard, part: Part) -> tuple[tuple[View, ...], tuple[View, ...]]:
         """Inputs and weights of one device's part."""
@@ -146,9 +134,9 @@ class _Distributor:
             attrs = {k: v for k, v in node.attrs.items() if k != "epilogue"}
             attrs |= {"epilogue": own_expr} if own_extra else {}
             if slots is None:  # every device has a sum of its own under the same name: nothing that could be pushed
-                self.add(replace(node, attrs=attrs), part.device, inputs, weights, (result,), private=True)
+                self.copies.add(replace(node, attrs=attrs), part.device, inputs, weights, (result,), private=True)
             else:
-                self.add(replace(node, attrs=attrs), part.device, inputs, weights, (result,))
+                self.copies.add(replace(node, attrs=attrs), part.device, inputs, weights, (result,))
         if slots is None:
             return
         used = sorted({leaf[1] for leaf in _inputs_of(expr)})
@@ -165,76 +153,12 @@ class _Distributor:
         adding = replace(adding, attrs={"expr": substitute(expr, renumber), **_gate(node)})
         for part in split.adds:
             inputs = tuple(v.narrow(1, part.begin, part.end) for v in views)
-            self.add(adding, part.device, inputs, (), (out.narrow(1, part.begin, part.end),))
+            self.copies.add(adding, part.device, inputs, (), (out.narrow(1, part.begin, part.end),))
 
     def slots(self, out: View, count: int) -> View:
         """A tensor [tokens, count, columns] for the partial sums of an operator's result."""
         tensor = self.graph.tensors[out.tensor]
-        slots = Tensor(f"{tensor.name}.partial", (tensor.rows, count, tensor.cols), tensor.dtype, "activation")
-        self.full[slots.name] = slots
-        return View.of(slots.name, slots.shape, slots.dtype)
-
-    def add(
-        self,
-        node: OpNode,
-        device: int,
-        inputs: Iterable[View],
-        weights: Iterable[View],
-        outputs: Iterable[View],
-        private: bool = False,
-    ) -> None:
-        """A device's operator on the device's copies, after the exchanges that it needs."""
-        inputs, outputs = tuple(inputs), tuple(outputs)
-        mutated = len(REGISTRY[node.op].mutated)
-        for view in inputs:
-            if self.full[view.tensor].role in ("activation", "input"):
-                self.fetch(view, device, node.layer)
-        self.nodes.append(
-            replace(
-                node,
-                name=f"{node.name}@{device}",
-                inputs=tuple(self.on(view, device) for view in inputs),
-                weights=tuple(weights),
-                outputs=tuple(self.on(view, device) for view in outputs),
-                device=device,
-            )
-        )
-        for view in outputs:
-            self.wrote(view.tensor, device, view.runs, private)
-        for view in inputs[:mutated]:
-            self.wrote(view.tensor, device, view.runs, private=True)
-
-    def on(self, view: View, device: int) -> View:
-        """The view of the device's copy, which is made where it isn't there."""
-        tensor = self.full[view.tensor]
-        name = local(tensor, device)
-        if name not in self.tensors:
-            role = "activation" if tensor.role == "input" else tensor.role
-            self.tensors[name] = Tensor(name, tensor.shape, tensor.dtype, role, device)
-        return view.of_tensor(name)
-
-    def wrote(self, tensor: str, device: int, runs: list[tuple[int, int]], private: bool = False) -> None:
-        self.there[local(self.full[tensor], device)] += runs
-        if not private:
-            self.written[tensor] += [(begin, end, device) for begin, end in runs]
-
-    def fetch(self, view: View, device: int, layer: int | None) -> None:
-        """Pushes the columns of a view that the device's copy lacks, from the first device that wrote them."""
-        tensor = self.full[view.tensor]
-        copy = local(tensor, device)
-        for begin, end in [gap for run in view.runs for gap in _missing(run, self.there[copy])]:
-            at = begin
-            while at < end:
-                found = next(((b, e, d) for b, e, d in self.written[view.tensor] if b <= at < e), None)
-                if found is None:
-                    raise ValueError(f"nobody has columns {at}:{end} of {view.tensor}, which device {device} needs")
-                upto, source = min(end, found[1]), found[2]
-                window = View(tensor.name, (tensor.rows, upto - at), (tensor.cols, 1), at, tensor.dtype)
-                name = f"{tensor.name.removeprefix('%')}.push.{at}:{upto}@{source}>{device}"
-                to = self.on(window, device)
-                self.nodes.append(OpNode(name, "push", (self.on(window, source),), (), (to,), {}, layer, source))
-                self.there[copy].append((at, upto))
-                at = upto
+        return self.copies.make(f"{tensor.name}.partial", (tensor.rows, count, tensor.cols), tensor.dtype)
 
 
 def _extra_begin(node: OpNode) -> int:
@@ -267,18 +191,3 @@ def _inputs_of(expr: Expr) -> list[Expr]:
 
 def _gate(node: OpNode) -> dict[str, object]:
     return {"gate": node.attrs["gate"]} if node.attrs.get("gate") else {}
-
-
-def _missing(wanted: tuple[int, int], there: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The parts of an interval that none of the others covers."""
-    gaps = []
-    at, end = wanted
-    for b, e in sorted(there):
-        if b >= end:
-            break
-        if b > at:
-            gaps.append((at, b))
-        at = max(at, e)
-    if at < end:
-        gaps.append((at, end))
-    return gaps

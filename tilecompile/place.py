@@ -6,9 +6,9 @@ from tilecompile.distribute import distribute
 from tilecompile.errors import InputError
 from tilecompile.graph import OpGraph
 from tilecompile.plan import PlacedGraph
-from tilecompile.schedules import roles, single, tensor_parallel
+from tilecompile.schedules import even, roles, single, tensor_parallel
 
-RECIPES = {"single": single.place, "tensor_parallel": tensor_parallel.place, "roles": roles.place}
+RECIPES = {"single": single.place, "tensor_parallel": tensor_parallel.place, "roles": roles.place, "even": even.place}
 
 
 def place(graph: OpGraph, recipe: str, devices: int, reduction: str | None = None) -> PlacedGraph:

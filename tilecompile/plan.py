@@ -13,6 +13,9 @@ from tilecompile.ops.base import PANEL, OpNode, Tiling, WeightTile
 
 Ints = npt.NDArray[np.int64]
 
+CONTEXT = "context"
+"""The axis of what is divided by blocks of positions, cyclically (`ops/context.py`, `by_context.py`)."""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -27,12 +30,14 @@ class Part:
 class Split:
     """How an operator lies on devices: whole on each of them, or divided along one of its op's axes (`TileOp.shards`).
 
-    Where the shards are partial sums, `adds` says which columns of the sum each device adds.
+    Where the shards are partial sums, `adds` says which columns of the sum each device adds; where attention is divided
+    by context, which heads each device puts together. `block` is the number of positions of a block of the context.
     """
 
     axis: str | None
     parts: tuple[Part, ...]
     adds: tuple[Part, ...] = ()
+    block: int = 0
 
     @staticmethod
     def whole(devices: tuple[int, ...]) -> Split:
@@ -43,6 +48,11 @@ class Split:
     def shared(axis: str, units: int, devices: tuple[int, ...], unit: int = 1) -> Split:
         """Nearly equal shares of `units` units of `unit` elements; with too few units, devices at the end have none."""
         return Split(axis, _shares(units, devices, unit))
+
+    @staticmethod
+    def cyclic(devices: int, block: int) -> Split:
+        """Blocks of the context, one device after the other."""
+        return Split(CONTEXT, tuple(Part(d) for d in range(devices)), block=block)
 
     def one_shot(self, columns: int, devices: int) -> Split:
         """Every device adds all columns of the sum."""
@@ -56,7 +66,7 @@ class Split:
     @property
     def reduction(self) -> str | None:
         """The form of the sum: one_shot or two_step; None where nothing is summed."""
-        if not self.adds:
+        if not self.adds or self.axis == CONTEXT:
             return None
         return "one_shot" if len({(p.begin, p.end) for p in self.adds}) == 1 else "two_step"
 
@@ -64,6 +74,9 @@ class Split:
         devices = ",".join(str(p.device) for p in self.parts)
         if self.axis is None:
             return f"devices {devices}, whole"
+        if self.axis == CONTEXT:
+            heads = " ".join(f"{p.begin}:{p.end}" for p in self.adds)
+            return f"devices {devices}, context in blocks of {self.block}" + (f", then heads {heads}" if heads else "")
         cuts = " ".join(f"{p.begin}:{p.end}" for p in self.parts)
         text = f"devices {devices}, {self.axis} {cuts}"
         if self.reduction == "one_shot":
@@ -97,10 +110,13 @@ class PlacedGraph:
     placement: Placement
 
     def __str__(self) -> str:
+        from tilecompile.placement_table import placement_table  # which is made of these types
+
         lines = [f"placement {self.placement.name}: {self.placement.devices} device(s)"]
         width = max((len(name) for name in self.placement.splits), default=0)
         lines += [f"  {name:<{width}}  {split}" for name, split in self.placement.splits.items()]
-        return "\n".join(lines) + "\n" + (str(self.graph) if self.placement.devices > 1 else "")
+        more = f"{placement_table(self)}{self.graph}" if self.placement.devices > 1 else ""
+        return "\n".join(lines) + "\n" + more
 
 
 @dataclass(frozen=True)

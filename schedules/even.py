@@ -1,0 +1,130 @@
+"""even: every byte of weights and caches is read by exactly one device.
+
+Weights are divided by rows, in whole panels: q_a and kv_a, the indexer's and the router's, gate and up projections of
+shared and routed experts, the lm_head, and by heads what makes queries. What such a share makes goes on where it is: a
+matrix on it is divided by columns in the same shares (o_proj, down_proj), and every device adds the partial sums. Where
+rows don't come out even, the devices that have read least so far take one panel more. Caches are divided by blocks of
+the context, one device after the other. Not divided are the weights of norms and the router's bias, which every device
+needs (0.1 % of GLM-5's bytes), and the embedding's row, which device 0 reads.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+from tilecompile.graph import OpGraph
+from tilecompile.ops.base import PANEL, REGISTRY, OpNode, View
+from tilecompile.plan import Part, Placement, Split
+from tilecompile.runtime.format import DTYPE_BYTES
+from tilecompile.schedules.shares import by_rows_or_cols, summed
+
+BLOCK = 64
+"""Positions of a block of the context, at most: a device is ahead of the others by one block at most."""
+
+BLOCKS = 4
+"""Fewest blocks of a device in a cache that is full, if need be smaller ones."""
+
+BY_CONTEXT = ("cache_append", "index_score", "topk_select")
+
+ON_ONE = ("embed", "argmax")
+"""Read one row, or end the step: on device 0, which has the ids and the sink."""
+
+
+def place(graph: OpGraph, devices: int, reduction: str | None = None) -> Placement:
+    """Divides everything; all devices add the sums (`shares.summed` chooses the form).
+
+    ValueError for devices that the model can't be split over.
+    """
+    if devices < 2:
+        raise ValueError(f"placement even is for 2 devices or more, got {devices}")
+    return _Recipe(graph, devices, reduction).run()
+
+
+class _Recipe:
+    """Walks the graph once; `made` says in which shares a tensor is made: of how many units, and which are where."""
+
+    def __init__(self, graph: OpGraph, devices: int, reduction: str | None) -> None:
+        self.graph, self.devices, self.reduction = graph, devices, reduction
+        self.made: dict[str, tuple[int, tuple[Part, ...]]] = {}
+        self.load = [0.0] * devices
+        self.heads: dict[str, int] = {}
+        for node in graph.nodes:
+            if _by_heads(node):
+                self.heads[node.inputs[0].tensor] = node.inputs[0].shape[1]
+
+    def run(self) -> Placement:
+        return Placement("even", self.devices, {n.name: self.split(n) for n in self.graph.nodes})
+
+    def split(self, node: OpNode) -> Split:
+        """Where an operator goes."""
+        if node.op in BY_CONTEXT:
+            return self.cyclic(node)
+        if node.op == "mla_attention":
+            heads = node.outputs[0].shape[1]
+            split = Split("heads", self.shares(node, heads, 1))
+            self.made[node.outputs[0].tensor] = heads, split.parts
+            return Split("context", self.cyclic(node).parts, split.parts, self.cyclic(node).block)
+        if node.op in ON_ONE:
+            return Split.whole((0,))
+        by_rows_or_cols(node, tuple(range(self.devices)))  # refuses more devices than there are rows
+        if _by_heads(node) and (parts := self.inherited(node.inputs[0], node.inputs[0].shape[1])):
+            return self.divided(node, "heads", node.inputs[0].shape[1], parts)
+        if "cols" in REGISTRY[node.op].shards and len(node.weights) == 1 and node.attrs.get("norm") is None:
+            size = node.weights[0].shape[-1]
+            if parts := self.inherited(node.inputs[0], size):
+                return summed(node, self.divided(node, "cols", size, parts), self.devices, self.reduction)
+        if "rows" in REGISTRY[node.op].shards:
+            size, heads = node.weights[0].shape[-2], self.heads.get(node.outputs[0].tensor, 1)
+            unit = size // heads if heads > 1 and size % heads == 0 else PANEL
+            return self.divided(node, "rows", size, self.shares(node, size, unit))
+        return Split.whole(tuple(range(self.devices)))
+
+    def cyclic(self, node: OpNode) -> Split:
+        """Blocks of the context: of BLOCK positions, or of fewer in a short cache."""
+        rows = next(t.rows for t in self.graph.tensors.values() if t.role == "cache")
+        block = BLOCK
+        while block > 1 and rows < BLOCKS * self.devices * block:
+            block //= 2
+        return Split.cyclic(min(self.devices, -(-rows // block)), block)
+
+    def divided(self, node: OpNode, axis: str, size: int, parts: tuple[Part, ...]) -> Split:
+        """The split of an operator, whose bytes are added to the devices' loads."""
+        for part in parts:
+            self.load[part.device] += _bytes(node) * (part.end - part.begin) / size
+        if axis != "cols":
+            self.made[node.outputs[0].tensor] = size, parts
+        return Split(axis, parts)
+
+    def shares(self, node: OpNode, size: int, unit: int) -> tuple[Part, ...]:
+        """Shares in whole units; those that are left over go to the devices with the smallest load.
+
+        Outside the layers they go to the first devices: there two programs may share a weight, which then lies once.
+        """
+        each, left = divmod(-(-size // unit), self.devices)
+        order = sorted(range(self.devices), key=lambda d: self.load[d]) if node.layer is not None else range(left)
+        more = set(list(order)[:left])
+        parts, at = [], 0
+        for device in range(self.devices):
+            end = min(size, at + (each + (device in more)) * unit)
+            if end > at:
+                parts.append(Part(device, at, end))
+            at = end
+        return tuple(parts)
+
+    def inherited(self, view: View, size: int) -> tuple[Part, ...] | None:
+        """The shares in which `size` elements of an operand are made, if they are whole elements."""
+        units, parts = self.made.get(view.tensor, (1, ()))
+        if any(p.begin * size % units or p.end * size % units for p in parts):
+            return None
+        return tuple(Part(p.device, p.begin * size // units, p.end * size // units) for p in parts) or None
+
+
+def _by_heads(node: OpNode) -> bool:
+    return "heads" in REGISTRY[node.op].shards and node.op != "mla_attention" and node.inputs[0].shape[1] > 1
+
+
+def _bytes(node: OpNode) -> int:
+    """Bytes of weights that a step reads."""
+    total = sum(prod(w.shape) * DTYPE_BYTES[w.dtype] for w in node.weights)
+    slots = next((v.shape[1] for v in node.inputs if v.dtype == "i32" and v.shape[0] == 1), 0)
+    return total * slots // node.weights[0].shape[0] if node.op.startswith("expert_") else total

@@ -1,0 +1,176 @@
+"""The table of a placement: devices and shard axis of each operator, bytes that devices read, the price in exchanges.
+
+The same operator of several layers is one row. An exchange is all that is pushed of one operator's result: a gather, or
+the partial results of a reduction.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+from math import prod
+from typing import Any
+
+from tilecompile.device_reads import device_reads, distinct_reads
+from tilecompile.graph import OpGraph
+from tilecompile.ops.base import REGISTRY, OpNode
+from tilecompile.plan import PlacedGraph, Split
+from tilecompile.runtime.format import DTYPE_BYTES
+
+MADE = (".sum", ".candidates", ".merge")
+"""Endings of operators that take part in another's work (`distribute.py`, `by_context.py`)."""
+
+INPUTS = "the step's inputs"
+"""The row of what the controller writes."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """An operator of some layers: on how many devices it runs, along which axis it is divided, bytes read a device and
+    step; its exchanges, and bytes pushed by all devices together, a step."""
+
+    operator: str
+    op: str
+    layers: int
+    devices: int
+    axis: str
+    read: tuple[int, ...]
+    exchanges: int
+    pushes: int
+    pushed: int
+
+
+@dataclass(frozen=True)
+class PlacementTable:
+    """The rows of a step program at a context; bytes that each device reads; pushes on the longest chain of operators.
+
+    Bytes pushed count once for each device that they are pushed to.
+    """
+
+    context: int
+    rows: tuple[Row, ...]
+    read: tuple[int, ...]
+    chain: int
+
+    @property
+    def exchanges(self) -> int:
+        """Exchanges of a step."""
+        return sum(r.exchanges for r in self.rows)
+
+    @property
+    def pushed(self) -> int:
+        """Bytes that all devices push in a step."""
+        return sum(r.pushed for r in self.rows)
+
+    def stated(self) -> dict[str, Any]:
+        """The table as engine.json states it."""
+        return {
+            "context": self.context,
+            "read": list(self.read),
+            "exchanges": self.exchanges,
+            "chain": self.chain,
+            "pushed": self.pushed,
+            "operators": [asdict(row) | {"read": list(row.read)} for row in self.rows],
+        }
+
+    def __str__(self) -> str:
+        head = ("operator", "op", "layers", "devices", "axis", "kB read a device", "exchanges", "pushes", "kB pushed")
+        lines = [head]
+        for r in self.rows:
+            low, high = min(r.read) / 1e3, max(r.read) / 1e3
+            span = f"{high:,.1f}" if high - low < 0.05 else f"{low:,.1f} to {high:,.1f}"
+            counts = (str(r.exchanges), str(r.pushes), f"{r.pushed / 1e3:,.1f}")
+            lines.append((r.operator, r.op, str(r.layers), str(r.devices), r.axis, span, *counts))
+        widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+        text = [
+            "  ".join(f"{w:<{n}}" if i < 5 else f"{w:>{n}}" for i, (w, n) in enumerate(zip(line, widths, strict=True)))
+            for line in lines
+        ]
+        total = f"{min(self.read) / 1e6:,.3f} to {max(self.read) / 1e6:,.3f} MB read a device"
+        text.append(
+            f"at a context of {self.context}: {total}; {self.exchanges} exchanges, of which {self.chain} one after the "
+            f"other, push {self.pushed / 1e6:,.3f} MB"
+        )
+        return "\n".join(line.rstrip() for line in text) + "\n"
+
+
+def placement_table(placed: PlacedGraph, context: int | None = None) -> PlacementTable:
+    """The table at a context: by default that of full caches."""
+    graph, devices = placed.graph, placed.placement.devices
+    context = context or positions(graph)
+    producer = {view.tensor: node for node in graph.nodes for view in node.outputs if node.op != "push"}
+    read: dict[str, list[float]] = defaultdict(lambda: [0.0] * devices)
+    nodes: dict[str, list[OpNode]] = defaultdict(list)
+    pushes: dict[str, list[OpNode]] = defaultdict(list)
+    for node, size in distinct_reads(graph, context):
+        if node.op == "commit":
+            continue
+        if node.op == "push":
+            made = producer.get(node.inputs[0].tensor)
+            pushes[_operator(made.name, placed) if made else INPUTS].append(node)
+        else:
+            name = _operator(node.name, placed)
+            nodes[name].append(node)
+            read[name][node.device] += size
+    grouped: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for name in (*([INPUTS] if pushes[INPUTS] else []), *nodes):
+        layer = nodes[name][0].layer if nodes[name] else None
+        axis = _axis(placed.placement.splits[name]) if nodes[name] else "whole"
+        grouped[_short(name, layer), axis].append(name)
+    rows = []
+    for (short, axis), names in grouped.items():
+        mine = [n for name in names for n in nodes[name]]
+        pushed = [n for name in names for n in pushes[name]]
+        total = tuple(round(sum(read[name][d] for name in names)) for d in range(devices))
+        ops = " + ".join(dict.fromkeys(n.op for n in mine))
+        where = len({n.device for n in mine}) or 1
+        exchanges = len({_whole(n.inputs[0].tensor) for n in pushed})
+        sent = sum(int(prod(v.shape)) * DTYPE_BYTES[v.dtype] for n in pushed for v in n.inputs)
+        rows.append(Row(short, ops, len(names), where, axis, total, exchanges, len(pushed), sent))
+    return PlacementTable(context, tuple(rows), tuple(map(round, device_reads(placed, context))), _chain(graph))
+
+
+def positions(graph: OpGraph) -> int:
+    """Positions that the caches hold, shares together."""
+    rows: dict[str, int] = defaultdict(int)
+    for tensor in graph.tensors.values():
+        if tensor.role == "cache":
+            share = ".share@" in tensor.name
+            rows[_whole(tensor.name)] = tensor.rows + (rows[_whole(tensor.name)] if share else 0)
+    return max(rows.values(), default=1)
+
+
+def _chain(graph: OpGraph) -> int:
+    """Most pushes one after the other."""
+    after: dict[str, list[tuple[int, int, int]]] = defaultdict(list)  # (begin, end, level) of columns
+    most = 0
+    for node in graph.nodes:
+        read = ((b, e, v.tensor) for v in node.inputs for b, e in v.runs)
+        level = max((n for b, e, t in read for x, y, n in after[t] if x < e and b < y), default=0)
+        level += node.op == "push"
+        most = max(most, level)
+        for view in (*node.outputs, *node.inputs[: len(REGISTRY[node.op].mutated)]):
+            after[view.tensor] += [(b, e, level) for b, e in view.runs]
+    return most
+
+
+def _operator(name: str, placed: PlacedGraph) -> str:
+    """The undivided operator that a device's operator belongs to."""
+    base = name.rsplit("@", 1)[0]
+    return base if base in placed.placement.splits else base.removesuffix(next(e for e in MADE if base.endswith(e)))
+
+
+def _whole(tensor: str) -> str:
+    """The name of a tensor without its device."""
+    return tensor.rsplit("@", 1)[0]
+
+
+def _short(name: str, layer: int | None) -> str:
+    return "+".join(part.removeprefix(f"model.layers.{layer}.") for part in name.split("+"))
+
+
+def _axis(split: Split) -> str:
+    text = "whole" if split.axis is None else split.axis
+    if split.block:
+        return f"{text}, blocks of {split.block}"
+    return text + (f", {split.reduction}" if split.reduction else "")

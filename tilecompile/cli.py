@@ -14,6 +14,7 @@ from tilecompile import __version__
 from tilecompile.cli_bench import bench
 from tilecompile.cli_debug import debug
 from tilecompile.cli_guard import OneLine, guarded
+from tilecompile.cli_inspect import inspect
 from tilecompile.cli_simulate import calibrate, simulate
 from tilecompile.cli_timeline import timeline
 from tilecompile.cli_verify import verify
@@ -208,26 +209,6 @@ def _print_stream(engine: Engine, stream: TokenStream) -> None:
             print(stream.piece, flush=True)
 
 
-@app.command(epilog=EXAMPLE + "tilecompile inspect tiny.engine --json")
-@guarded
-def inspect(
-    engine: Annotated[Path, typer.Argument(metavar="ENGINE", help="Engine folder.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-) -> None:
-    """Show what an engine is.
-
-    Model, target, machine, and for each step program its tasks, events, waits and the bytes that a step reads.
-    """
-    from tilecompile.cli_output import engine_summary, print_engine, print_json
-    from tilecompile.runtime.manifest import read_manifest
-
-    manifest = read_manifest(engine)
-    if as_json:
-        print_json(engine_summary(manifest))
-    else:
-        print_engine(manifest)
-
-
 @app.command(epilog=EXAMPLE + "tilecompile models --json")
 @guarded
 def models(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
@@ -279,6 +260,7 @@ def demo(
 
 app.command(epilog=EXAMPLE + "tilecompile bench tiny.engine --context 1024 --ablate --json")(guarded(bench))
 app.command(epilog=EXAMPLE + "tilecompile debug tiny.engine --ids 1,2,3 --compare")(guarded(debug))
+app.command(epilog=EXAMPLE + "tilecompile inspect tiny.engine --html tiny.html")(guarded(inspect))
 app.command(epilog=EXAMPLE + "tilecompile timeline tiny.engine -o trace.json --context 1024")(guarded(timeline))
 app.command(epilog=EXAMPLE + "tilecompile simulate tiny.engine --machine h200 --context 1024")(guarded(simulate))
 app.command(epilog=EXAMPLE + "tilecompile calibrate tiny.engine mini.engine -o this.toml")(guarded(calibrate))

@@ -2,37 +2,20 @@
 
 from __future__ import annotations
 
-import html
-import json
 from datetime import datetime
 from typing import Any
 
 from tilecompile.cli_output import size
+from tilecompile.page_style import document, embedded, text
 from tilecompile.warmup.measure import PHASES
 
 TITLES = {"import": "import", "load": "load", "compile": "compile or capture", "first_step": "first step"}
 STATES = {"warm": "warm file cache", "cold": "cold file cache"}
 
 STYLE = """
-:root { color-scheme: light dark; --ink: #1c2430; --dim: #5d6876; --paper: #ffffff; --line: #d5dbe2; --track: #f1f4f7;
-  --import: #5b8db8; --load: #3aa08c; --compile: #d98a3d; --first_step: #a0489b; --offline: #9aa5b1; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6ebf1; --dim: #9daab8; --paper: #14181e; --line: #333c47;
-  --track: #1d232b; --import: #6fa5d4; --load: #4cbca6; --compile: #e39b52; --first_step: #c06fbb;
-  --offline: #6b7682; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2rem 1.5rem 3rem; max-width: 1120px; background: var(--paper); color: var(--ink);
-  font: 16px/1.5 system-ui, sans-serif; overflow-wrap: break-word; }
-h1 { font-size: 1.6rem; line-height: 1.2; margin: 0; }
-h2 { font-size: 1.1rem; margin: 2.2rem 0 .4rem; }
-p { margin: .4rem 0; }
-.dim, figcaption, footer { color: var(--dim); font-size: .9rem; }
-.headline { display: flex; flex-wrap: wrap; gap: .4rem 2.2rem; margin: 1.2rem 0 0; padding: 0; list-style: none; }
-.headline b { display: block; font-size: 1.7rem; line-height: 1.2; font-variant-numeric: tabular-nums; }
-.headline span { color: var(--dim); margin-left: .3rem; }
-.legend { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; margin: .6rem 0; padding: 0; list-style: none;
-  font-size: .9rem; }
-.legend i { display: inline-block; width: .8em; height: .8em; margin-right: .4em; border-radius: 2px; }
-figure { margin: 0; }
+:root { --import: #5b8db8; --load: #3aa08c; --compile: #d98a3d; --first_step: #a0489b; --offline: #9aa5b1; }
+@media (prefers-color-scheme: dark) { :root { --import: #6fa5d4; --load: #4cbca6; --compile: #e39b52;
+  --first_step: #c06fbb; --offline: #6b7682; } }
 .system { padding: .7rem 0; border-top: 1px solid var(--line); }
 .system h3 { font-size: 1rem; margin: 0 0 .3rem; }
 .system h3 span { font-weight: normal; color: var(--dim); font-size: .9rem; margin-left: .5rem; }
@@ -40,23 +23,12 @@ figure { margin: 0; }
   font-size: .9rem; font-variant-numeric: tabular-nums; }
 .row + .row { margin-top: .25rem; }
 .row b { font-weight: 600; text-align: right; }
-.bar { display: flex; height: 1.15rem; background: var(--track); border-radius: 3px; overflow: hidden; }
-.bar i { display: block; height: 100%; }
 .import { background: var(--import); } .load { background: var(--load); } .compile { background: var(--compile); }
 .first_step { background: var(--first_step); }
 .offline { background: repeating-linear-gradient(45deg, var(--offline) 0 4px, transparent 4px 8px); }
-.part { white-space: nowrap; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; width: 100%; }
-th, td { padding: .3rem .7rem .3rem 0; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th:last-child, td:last-child { padding-right: 0; }
-th:first-child, td:first-child, th:nth-child(2), td:nth-child(2) { text-align: left; }
-th { font-weight: 600; }
-footer { margin-top: 2.2rem; border-top: 1px solid var(--line); padding-top: .8rem; }
-code { font-size: .95em; overflow-wrap: anywhere; }
-@media (max-width: 640px) { body { padding: 1.2rem 1rem 2rem; } .row { grid-template-columns: 1fr auto; }
-  .row .bar { grid-column: 1 / 3; grid-row: 2; } .row + .row { margin-top: .6rem; }
-  .headline { flex-direction: column; } .headline b { font-size: 1.5rem; } }
+th:nth-child(2), td:nth-child(2) { text-align: left; }
+@media (max-width: 640px) { .row { grid-template-columns: 1fr auto; } .row .bar { grid-column: 1 / 3; grid-row: 2; }
+  .row + .row { margin-top: .6rem; } }
 """
 
 
@@ -74,11 +46,7 @@ def page(report: dict[str, Any]) -> str:
     longest = max([report["compile_seconds"], *_totals(systems)])
     title = f"{report['model']}: process start to first token"
     parts = [
-        "<!doctype html>",
-        '<html lang="en"><head><meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{_text(title)}</title><style>{STYLE}</style></head><body>",
-        f"<h1>{_text(title)}</h1>",
+        f"<h1>{text(title)}</h1>",
         f'<p class="dim">{_machine(report)}</p>',
         _headline(report),
         "<h2>All on one scale</h2>",
@@ -92,19 +60,9 @@ def page(report: dict[str, Any]) -> str:
         "<h2>Figures</h2>",
         f'<div class="scroll">{_table(systems)}</div>',
         _footer(report),
-        f'<script type="application/json" id="report">{_embedded(report)}</script>',
-        "</body></html>",
+        f'<script type="application/json" id="report">{embedded(report)}</script>',
     ]
-    return "\n".join(parts) + "\n"
-
-
-def _text(value: object) -> str:
-    return html.escape(str(value))
-
-
-def _embedded(report: dict[str, Any]) -> str:
-    """JSON that can stand in a script element."""
-    return json.dumps(report).replace("<", "\\u003c")
+    return document(title, STYLE, parts)
 
 
 def _states(system: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
@@ -119,7 +77,7 @@ def _totals(systems: list[dict[str, Any]]) -> list[float]:
 def _machine(report: dict[str, Any]) -> str:
     threads = "1 thread" if report["threads"] == 1 else f"{report['threads']} threads"
     parts = [report["machine"], f"{report['cores']} cores", threads, f"{report['weights']} weights", _date(report)]
-    return " · ".join(f'<span class="part">{_text(part)}</span>' for part in parts)
+    return " · ".join(f'<span class="part">{text(part)}</span>' for part in parts)
 
 
 def _date(report: dict[str, Any]) -> str:
@@ -132,7 +90,7 @@ def _headline(report: dict[str, Any]) -> str:
         if "warm" in system:
             ratio = system["warm"]["ratio"]
             longer = "" if system is report["systems"][0] else f" <span>{ratio:.3g}× as long</span>"
-            items.append(f"<li><b>{seconds(system['warm']['seconds'])}</b> {_text(system['name'])}{longer}</li>")
+            items.append(f"<li><b>{seconds(system['warm']['seconds'])}</b> {text(system['name'])}{longer}</li>")
     return f'<ul class="headline">{"".join(items)}</ul><p class="dim">First token, from a warm file cache.</p>'
 
 
@@ -144,18 +102,18 @@ def _legend() -> str:
 
 def _system(system: dict[str, Any], longest: float, report: dict[str, Any] | None) -> str:
     """The bars of a system; with a report the engine gets a bar for its offline compilation too."""
-    rows = [f"<h3>{_text(system['name'])} <span>{_text(system['about'])}</span></h3>"]
+    rows = [f"<h3>{text(system['name'])} <span>{text(system['about'])}</span></h3>"]
     if "unavailable" in system:
-        rows.append(f'<p class="dim">{_text(system["unavailable"])}</p>')
+        rows.append(f'<p class="dim">{text(system["unavailable"])}</p>')
     for name, label in STATES.items():
         state = system.get(name)
         if state is None:
             continue
         if "unavailable" in state:
-            rows.append(f'<p class="dim">{label}: {_text(state["unavailable"])}</p>')
+            rows.append(f'<p class="dim">{label}: {text(state["unavailable"])}</p>')
             continue
         parts = [(phase, state["phases"][phase]) for phase in PHASES if state["phases"][phase] is not None]
-        rows.append(_row(label, parts, longest, state["seconds"], f'data-system="{_text(system["name"])}-{name}"'))
+        rows.append(_row(label, parts, longest, state["seconds"], f'data-system="{text(system["name"])}-{name}"'))
     if report is not None and system is report["systems"][0]:
         offline = report["compile_seconds"]
         rows.append(_row("offline compile", [("offline", offline)], longest, offline, 'data-system="offline"'))
@@ -182,22 +140,22 @@ def _table(systems: list[dict[str, Any]]) -> str:
             cells = [system["name"], name, *(seconds(state["phases"][phase]) for phase in PHASES)]
             ratio = f"{state['ratio']:.1f}" if "ratio" in state else "–"
             cells += [seconds(state["seconds"]), ratio, spread, state["runs"]]
-            rows.append("<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in cells) + "</tr>")
-    head = "".join(f"<th>{_text(cell)}</th>" for cell in heads)
+            rows.append("<tr>" + "".join(f"<td>{text(cell)}</td>" for cell in cells) + "</tr>")
+    head = "".join(f"<th>{text(cell)}</th>" for cell in heads)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
 
 def _footer(report: dict[str, Any]) -> str:
     evicted = [
-        f"{_text(s['name'])} {s['cold']['evicted']:.0%} of {size(s['cold']['bytes'])}"
+        f"{text(s['name'])} {s['cold']['evicted']:.0%} of {size(s['cold']['bytes'])}"
         for s in report["systems"]
         if "evicted" in s.get("cold", {})
     ]
     gone = f" Out of the file cache before each cold start: {', '.join(evicted)}." if evicted else ""
     ids = ", ".join(map(str, report["prompt_ids"]))
     return (
-        f"<footer><p>Measured {_text(_date(report))} with <code>{_text(report['command'])}</code>, "
-        f"tilecompile {_text(report['tilecompile'])}.</p>"
+        f"<footer><p>Measured {text(_date(report))} with <code>{text(report['command'])}</code>, "
+        f"tilecompile {text(report['tilecompile'])}.</p>"
         f"<p>Each bar is the median of fresh processes, from their start to the first token after the ids {ids}. "
         "× is that time over the engine's, from the same file cache. A cold start is one from a file cache that the "
         "system's files were evicted from; names of files, what other processes have mapped, and the caches of a disk "

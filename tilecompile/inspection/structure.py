@@ -1,0 +1,230 @@
+"""What a step program is made of, read off an engine's tables: operators over all devices, and the events between them.
+
+The operators of several devices that were one before they were divided are one here, and all pushes of a tensor are
+one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from tilecompile.runtime.errors import InputError
+from tilecompile.runtime.format import DTYPE_BYTES, DTYPES
+from tilecompile.runtime.manifest import Manifest
+from tilecompile.runtime.tables import Tables
+from tilecompile.timeline.spans import op_of
+
+Ints = npt.NDArray[np.int64]
+PUSH = re.compile(r"\.push\.\d+:\d+@\d+>\d+$")
+BOUNDS = ("row_begin", "row_end", "col_begin", "col_end")
+COPY = re.compile(r"@\d+$")
+LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+
+
+@dataclass
+class Operator:
+    """An operator on all its devices; `tasks`, `weight_bytes` and `pushed_bytes` of a step are by device."""
+
+    name: str
+    op: str
+    layer: int | None
+    tasks: dict[int, int] = field(default_factory=dict)
+    weight_bytes: dict[int, int] = field(default_factory=dict)
+    pushed_bytes: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def devices(self) -> tuple[int, ...]:
+        """Where it runs."""
+        return tuple(sorted(self.tasks))
+
+    @property
+    def local(self) -> str:
+        """Its name within its layer."""
+        found = LAYER.search(self.name)
+        return self.name.replace(self.name[: found.end()], "") if found else self.name
+
+
+@dataclass
+class Edge:
+    """Events that one operator notifies and another waits for: their tensors, elements, wait counts, and all waits.
+
+    `remote` is the number of elements that tasks of another device notify.
+    """
+
+    producer: int
+    consumer: int
+    tensors: int
+    elements: int
+    least: int
+    most: int
+    waits: int
+    remote: int
+
+
+@dataclass
+class Structure:
+    """The operators of a program in their order, and the edges between them, by their places in the list.
+
+    `tasks` are the instructions of the program, `of_task` the place of each one's operator, `tables` the engine's.
+    """
+
+    operators: list[Operator]
+    edges: list[Edge]
+    tasks: npt.NDArray[np.void]
+    of_task: Ints
+    tables: Tables
+
+    def read_from(self, members: Iterable[int]) -> set[tuple[int, int]]:
+        """Pairs (writer, reader) of operators, the reader one of `members`, where a task reads what another wrote."""
+        regions = self.tables["regions"]
+        index, owner = _spread(self.tasks["region_begin"], self.tasks["region_count"])
+        group, mode, buffer = self.of_task[owner], regions["mode"][index], regions["buffer"][index]
+        reading = (mode == 0) & np.isin(group, list(members))
+        writing = (mode == 1) & np.isin(buffer, np.unique(buffer[reading]))
+        bounds = np.stack([regions[name][index].astype(np.int64) for name in BOUNDS])
+        boxes = {side: _by_buffer(group, buffer, bounds, mask) for side, mask in ((0, reading), (1, writing))}
+        found = set()
+        for number, read in boxes[0].items():
+            wrote = boxes[1].get(number)
+            if wrote is None:
+                continue
+            rows = (read[1][:, None] < wrote[2]) & (wrote[1] < read[2][:, None])
+            cols = (read[3][:, None] < wrote[4]) & (wrote[3] < read[4][:, None])
+            reader, writer = np.nonzero(rows & cols)
+            found |= set(zip(wrote[0][writer].tolist(), read[0][reader].tolist(), strict=True))
+        return {(writer, reader) for writer, reader in found if writer != reader}
+
+    def layers(self) -> dict[int, list[int]]:
+        """The operators of each layer."""
+        found: dict[int, list[int]] = defaultdict(list)
+        for i, operator in enumerate(self.operators):
+            if operator.layer is not None:
+                found[operator.layer].append(i)
+        return dict(sorted(found.items()))
+
+    def layer(self, wanted: int | None) -> int:
+        """The layer to show: the wanted one, else the first of those with the most operators. InputError if absent."""
+        layers = self.layers()
+        if wanted is None and layers:
+            return max(layers, key=lambda number: (len(layers[number]), -number))
+        if wanted not in layers:
+            raise InputError(f"--layer is {wanted}, the program has the layers {ranges(list(layers))}")
+        return int(wanted)
+
+
+def _by_buffer(group: Ints, buffer: Ints, bounds: Ints, mask: npt.NDArray[np.bool_]) -> dict[int, Ints]:
+    """The distinct boxes of each buffer, int64 [5, boxes]: operator, then the bounds."""
+    known = np.unique(np.concatenate([np.stack([buffer, group]), bounds])[:, mask].astype(np.int64), axis=1)
+    numbers, first = np.unique(known[0], return_index=True)
+    return dict(zip(numbers.tolist(), np.split(known[1:], first[1:], axis=1), strict=True))
+
+
+def folded(name: str) -> str:
+    """The name of an operator without its device; of a push, that of the tensor that is pushed."""
+    return PUSH.sub(".push", COPY.sub("", name) if not PUSH.search(name) else name)
+
+
+def structure(manifest: Manifest, tables: Tables, program: int) -> Structure:
+    """The structure of a step program."""
+    instructions, streams = tables["instructions"], tables["streams"]
+    mine = streams[(streams["program"] == program) & (streams["agent"] == 0)]
+    spans = [np.arange(s["begin"], s["end"], dtype=np.int64) for s in mine]
+    index = np.concatenate(spans)
+    device = np.repeat(mine["device"].astype(np.int64), [len(span) for span in spans])
+    rows = instructions[index]
+    operators, of_op = _operators(manifest, rows)
+    groups = of_op[rows["op"]]
+    streamed = _sums(tables["tape"]["bytes"].astype(np.int64), rows["tape_begin"], rows["tape_count"])
+    pushed = np.where(np.array([o.op == "push" for o in operators])[groups], _written(tables, rows), 0)
+    keys, of_task = np.unique(np.stack([groups, device]), axis=1, return_inverse=True)
+    of_task = of_task.reshape(-1)
+    for what, values in (("tasks", np.ones_like(groups)), ("weight_bytes", streamed), ("pushed_bytes", pushed)):
+        total = np.zeros(keys.shape[1], np.int64)
+        np.add.at(total, of_task, values)
+        for (group, where), value in zip(keys.T.tolist(), total.tolist(), strict=True):
+            getattr(operators[group], what)[where] = value
+    return Structure(operators, _edges(tables, rows, groups, device), rows, groups, tables)
+
+
+def _operators(manifest: Manifest, rows: npt.NDArray[np.void]) -> tuple[list[Operator], Ints]:
+    """The operators in their order, and the place of each value of `Instruction.op` among them, -1 for none."""
+    names, kinds = manifest.data["operators"], manifest.data["kinds"]
+    numbers, first = np.unique(rows["op"], return_index=True)
+    found: dict[str, int] = {}
+    operators: list[Operator] = []
+    of_op = np.full(len(names), -1, np.int64)
+    for number, row in zip(numbers.tolist(), first.tolist(), strict=True):
+        name = folded(names[number])
+        if name not in found:
+            found[name] = len(operators)
+            layer = LAYER.search(name)
+            operators.append(Operator(name, op_of(kinds[rows["kind"][row]]), int(layer[1]) if layer else None))
+        of_op[number] = found[name]
+    return operators, of_op
+
+
+def _sums(values: Ints, begin: npt.NDArray[np.uint32], count: npt.NDArray[np.uint16]) -> Ints:
+    """Sums of slices of an array."""
+    total = np.append(0, np.cumsum(values))
+    first = begin.astype(np.int64)
+    return np.asarray(total[first + count] - total[first], np.int64)
+
+
+def _written(tables: Tables, rows: npt.NDArray[np.void]) -> Ints:
+    """Bytes of the regions that each task writes."""
+    regions, buffers = tables["regions"], tables["buffers"]
+    size = (regions["row_end"].astype(np.int64) - regions["row_begin"]) * (
+        regions["col_end"].astype(np.int64) - regions["col_begin"]
+    )
+    element = np.array([DTYPE_BYTES[d] for d in DTYPES], np.int64)[buffers["dtype"][regions["buffer"]]]
+    return _sums(size * element * (regions["mode"] == 1), rows["region_begin"], rows["region_count"])
+
+
+def _edges(tables: Tables, rows: npt.NDArray[np.void], groups: Ints, device: Ints) -> list[Edge]:
+    """The edges, by producer and consumer."""
+    notified, by = _spread(rows["notify_begin"], rows["notify_count"])
+    event_of_notify = tables["notifies"]["event"][notified]
+    producer = np.full(len(tables["events"]), -1, np.int64)
+    producer[event_of_notify] = groups[by]
+    remote = np.zeros(len(tables["events"]), np.bool_)
+    remote[event_of_notify] = device[by] != tables["events"]["device"][event_of_notify]
+    waited, waiting = _spread(rows["wait_begin"], rows["wait_count"])
+    event = tables["waits"]["event"][waited].astype(np.int64)
+    pairs, first = np.unique(np.stack([producer[event], groups[waiting]]), axis=1, return_inverse=True)
+    first = first.reshape(-1)
+    order = np.argsort(first, kind="stable")
+    edges = []
+    for (a, b), of_pair in zip(
+        pairs.T.tolist(), np.split(event[order], np.cumsum(np.bincount(first))[:-1]), strict=True
+    ):
+        elements = np.unique(of_pair)
+        counts = tables["events"]["wait_count"][elements]
+        tensors = len(np.unique(tables["events"]["tensor"][elements]))
+        least, most, far = int(counts.min()), int(counts.max()), int(remote[elements].sum())
+        edges.append(Edge(a, b, tensors, len(elements), least, most, len(of_pair), far))
+    return edges
+
+
+def _spread(begin: npt.NDArray[np.uint32], count: npt.NDArray[np.uint16]) -> tuple[Ints, Ints]:
+    """The indices of all slices, one after the other, and which slice each is of."""
+    counts = count.astype(np.int64)
+    owner = np.repeat(np.arange(len(counts)), counts)
+    within = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return begin.astype(np.int64)[owner] + within, owner
+
+
+def ranges(numbers: list[int]) -> str:
+    """Numbers for people: 0, 1, 2 and 5 are 0–2, 5."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and runs[-1][-1] == number - 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs) or "none"

@@ -1,7 +1,7 @@
 """Placement recipes and machine descriptions."""
 
-PLACEMENTS = ("single", "tensor_parallel", "roles", "even")
-"""The recipes: the first is for one device, the second is what several devices get."""
+PLACEMENTS = ("single", "tensor_parallel", "roles", "even", "auto")
+"""The first is for one device, the second is what several devices get; `auto` chooses among the others by time."""
 
 REDUCTIONS = ("one_shot", "two_step")
 """Forms of a sum over devices: all add all columns; or each adds its share, then pushes the sums to the others."""

@@ -350,4 +350,4 @@ def test_targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_placements_are_the_recipes() -> None:
     from tilecompile.place import RECIPES
 
-    assert tuple(RECIPES) == PLACEMENTS
+    assert (*RECIPES, "auto") == PLACEMENTS

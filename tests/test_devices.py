@@ -14,6 +14,7 @@ import pytest
 import torch
 from chaos import chaotic
 from conftest import MODELS, ODD
+from machines import write_machine
 from reference import draw
 from typer.testing import CliRunner
 
@@ -52,6 +53,8 @@ class Model:
 
     def engine(self, devices: int, workers: int, **options: Any) -> Path:
         path = self.folder / f"{devices}x{workers}{'-'.join(map(str, options.values()))}"
+        if options.get("placement") == "auto":
+            options["machine"] = str(write_machine(self.folder / f"{devices}.toml", devices))
         if not path.exists():
             compile_model(
                 CompileOptions(

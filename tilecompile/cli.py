@@ -83,6 +83,10 @@ def compile_command(
             help=f"On devices: {', '.join(PLACEMENTS)}.  [default: {PLACEMENTS[0]}, on several devices {PLACEMENTS[1]}]"
         ),
     ] = None,
+    context: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Positions that placement auto is chosen for.  [default: 4096, or all]"),
+    ] = None,
     reduction: Annotated[
         str | None, typer.Option(help=f"Sums over devices: {', '.join(REDUCTIONS)}.  [default: by placement]")
     ] = None,
@@ -106,6 +110,7 @@ def compile_command(
         devices=devices,
         workers=workers,
         placement=placement,
+        context=context,
         reduction=reduction,
         max_seq_len=max_seq_len,
         weights=weights,

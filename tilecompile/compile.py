@@ -10,18 +10,18 @@ from __future__ import annotations
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
 
 import tilecompile.ops  # noqa: F401  (registers the tile ops)
 from tilecompile.build import build
+from tilecompile.choose import DEFAULT_CONTEXT, Chosen, choose
+from tilecompile.dump import Dump
 from tilecompile.emit import kernel_source, task_kinds
 from tilecompile.errors import InputError
 from tilecompile.events import events
@@ -36,13 +36,14 @@ from tilecompile.ops.testing import TORCH_DTYPES
 from tilecompile.options import CompileOptions, Settings
 from tilecompile.output import new_folder
 from tilecompile.pack import pack
-from tilecompile.place import place
+from tilecompile.place import RECIPES, place
 from tilecompile.placement_json import write_placement
 from tilecompile.plan import EventTensors, Program
 from tilecompile.runtime.contract import contract
 from tilecompile.runtime.format import ARENAS
 from tilecompile.runtime.manifest import TOKENIZER, write_manifest
 from tilecompile.schedule import schedule
+from tilecompile.schedules.auto import Choice
 from tilecompile.sources import ModelSource, open_model
 from tilecompile.tile import tile
 from tilecompile.trace import trace
@@ -50,8 +51,6 @@ from tilecompile.traffic import reads
 from tilecompile.verify import Memory, verify
 
 DEFAULT_MAX_SEQ_LEN = 4096
-
-V = TypeVar("V")
 
 Progress = Callable[[str, int, int], None]
 
@@ -82,7 +81,12 @@ def compile_model(options: CompileOptions, progress: Progress = lambda stage, do
     dump = Dump(options.dump)
     graphs = [dump.add("trace", g) for g in trace_programs(source.config, options, progress)]
     graphs = [dump.add("fuse", fuse(g)) for g in graphs]
-    placed = [dump.add("place", place(g, settings.placement, settings.devices, settings.reduction)) for g in graphs]
+    how: str | Choice = settings.placement
+    notes = source.notes
+    if how == "auto":
+        chosen = dump.add("place", _choose(source.config, options, settings, progress))
+        how, notes = chosen.choice, (*notes, chosen.summary)
+    placed = [dump.add("place", place(g, how, settings.devices, settings.reduction)) for g in graphs]
     progress("tile", 0, 1)
     tiled = [dump.add("tile", tile(p, settings.workers)) for p in placed]
     progress("events", 0, 1)
@@ -117,13 +121,28 @@ def compile_model(options: CompileOptions, progress: Progress = lambda stage, do
         seconds = time.perf_counter() - start
         write_manifest(folder, {**manifest, "files": files, "compile_seconds": round(seconds, 3)})
         dump.add("pack", pack_text(program))
-    return Compiled(options.output, manifest["programs"], source.notes, seconds)  # type: ignore[arg-type]
+    return Compiled(options.output, manifest["programs"], notes, seconds)  # type: ignore[arg-type]
 
 
 def memory_of(program: Program) -> Memory:
     """Bytes of the arenas and pools, for the proof."""
     sizes = zip(program.arena_bytes, program.pool_bytes, strict=True)
     return Memory(np.array([[{**a, "weight": p}[name] for name in ARENAS] for a, p in sizes], np.int64))
+
+
+def _choose(config: Glm5Config, options: CompileOptions, settings: Settings, progress: Progress) -> Chosen:
+    """The placement by time, for the context that is asked for."""
+    limit = sequence_length(config, options)
+    context = settings.context or min(DEFAULT_CONTEXT, limit)
+    if context > limit:
+        raise InputError(f"--context is {context}, the engine holds {limit} positions")
+
+    def graph_of(config: Glm5Config) -> OpGraph:
+        return fuse(trace_programs(config, options, lambda stage, done, total: None)[0])
+
+    recipes = {name: recipe for name, recipe in RECIPES.items() if name != "single"}
+    machine, devices, workers = settings.machine, settings.devices, settings.workers
+    return choose(config, graph_of, recipes, machine, devices, workers, context, partial(progress, "choose"))
 
 
 def trace_programs(config: Glm5Config, options: CompileOptions, progress: Progress) -> list[OpGraph]:
@@ -256,33 +275,3 @@ def pack_text(program: Program) -> str:
             f"rows {t.row_begin}:{t.row_end}{'' if t.gathered else f' of matrices {t.begin}:{t.end}'}"
         )
     return "\n".join(lines) + "\n"
-
-
-class Dump:
-    """Writes each stage's value to `DIR/NN-stage.txt`, if a folder was asked for; values of one stage share a file."""
-
-    STAGES = ("trace", "fuse", "place", "tile", "events", "schedule", "verify", "emit", "pack")
-
-    def __init__(self, folder: Path | None) -> None:
-        self.folder = folder
-        if folder:
-            with self._written():
-                folder.mkdir(parents=True, exist_ok=True)
-                for old in folder.glob("[0-9][0-9]-*"):
-                    old.unlink()
-
-    def add(self, stage: str, value: V, suffix: str = "txt") -> V:
-        """Writes the value and returns it."""
-        if self.folder:
-            name = f"{self.STAGES.index(stage) + 1:02}-{stage}.{suffix}"
-            text = str(value)
-            with self._written(), (self.folder / name).open("a") as file:
-                file.write(text)
-        return value
-
-    @contextmanager
-    def _written(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise InputError(f"--dump {self.folder}: can't be written: {error.strerror or error}") from error

@@ -28,7 +28,7 @@ MAX_SEED = (1 << 63) - 1
 
 @dataclass(frozen=True)
 class Settings:
-    """What the options come to on this machine. `workers` counts those of one device."""
+    """What the options come to on this machine. `workers` counts those of one device, `context` is for `auto`."""
 
     target: str
     isa: Isa
@@ -37,6 +37,7 @@ class Settings:
     workers: int
     placement: str
     reduction: str | None
+    context: int | None
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class CompileOptions:
     """Options of a compilation; None leaves a choice to the compiler.
 
     `model` is a checkpoint folder or a named configuration, `seed` is for drawn weights, `workers` counts those of
-    one device, `dump` is a folder for every stage's value in readable form.
+    one device, `context` is the number of positions that placement `auto` is chosen for, `dump` is a folder for every
+    stage's value in readable form.
     """
 
     model: str
@@ -56,6 +58,7 @@ class CompileOptions:
     workers: int | None = None
     placement: str | None = None
     reduction: str | None = None
+    context: int | None = None
     max_seq_len: int | None = None
     weights: str | None = None
     cache: str = "f32"
@@ -73,6 +76,7 @@ class CompileOptions:
         _in_range("--devices", self.devices, 1, MAX_DEVICES)
         _in_range("--workers", self.workers, 1, MAX_WORKERS)
         _in_range("--max-seq-len", self.max_seq_len, 1, MAX_SEQ_LEN)
+        _in_range("--context", self.context, 1, MAX_SEQ_LEN)
         _in_range("--seed", self.seed, 0, MAX_SEED)
         machine = load_machine(self.machine or "cpu")
         if not machine.is_cpu:
@@ -93,17 +97,32 @@ class CompileOptions:
             raise InputError(
                 f"placement single uses 1 device, {devices} are wanted; placements: {', '.join(PLACEMENTS)}"
             )
+        if self.context is not None and placement != "auto":
+            raise InputError(f"--context {self.context} is what placement auto is chosen for; placement is {placement}")
+        if placement == "auto":
+            self._check_auto(devices, machine)
         if placement == "single" and self.reduction is not None:
             raise InputError(f"--reduction {self.reduction} is the form of sums over devices, want 2 devices or more")
         self._check_model()
         self._check_paths()
-        return Settings(target, _isa(target), machine, devices, workers, placement, self.reduction)
+        return Settings(target, _isa(target), machine, devices, workers, placement, self.reduction, self.context)
 
     def _agree(self, flag: str, given: int | None, machine: Machine, stated: int | None) -> int | None:
         """The value that the flag or the machine gives; an error when an explicit machine says otherwise."""
         if self.machine is not None and given is not None and stated is not None and given != stated:
             raise InputError(f"{flag} {given} contradicts --machine {machine.name}, which has {stated}")
         return given if given is not None else stated
+
+    def _check_auto(self, devices: int, machine: Machine) -> None:
+        if devices == 1:
+            raise InputError("placement auto is for 2 devices or more, got 1")
+        if self.reduction is not None:
+            raise InputError(f"--reduction {self.reduction}: placement auto chooses the form of sums by itself")
+        if machine.simulator is None:
+            raise InputError(
+                f"placement auto goes by simulated time, and machine {machine.name} states no costs; give --machine "
+                "with a file that `tilecompile calibrate` has written"
+            )
 
     def _check_model(self) -> None:
         if self.no_weights and self.seed is not None:

@@ -6,20 +6,31 @@ from tilecompile.distribute import distribute
 from tilecompile.errors import InputError
 from tilecompile.graph import OpGraph
 from tilecompile.plan import PlacedGraph
-from tilecompile.schedules import even, roles, single, tensor_parallel
+from tilecompile.schedules import auto, even, roles, single, tensor_parallel
+from tilecompile.schedules.auto import Choice, Recipe
 
-RECIPES = {"single": single.place, "tensor_parallel": tensor_parallel.place, "roles": roles.place, "even": even.place}
+RECIPES: dict[str, Recipe] = {
+    "single": single.place,
+    "tensor_parallel": tensor_parallel.place,
+    "roles": roles.place,
+    "even": even.place,
+}
 
 
-def place(graph: OpGraph, recipe: str, devices: int, reduction: str | None = None) -> PlacedGraph:
-    """The operators of all devices; `reduction` is the form of sums over devices, None for the recipe's choice.
+def place(graph: OpGraph, recipe: str | Choice, devices: int, reduction: str | None = None) -> PlacedGraph:
+    """The operators of all devices, by the name of a recipe or by what `choose` has chosen.
+
+    `reduction` is the form of sums over devices, None for the recipe's choice.
 
     InputError for an unknown recipe or one that can't use the devices.
     """
-    if recipe not in RECIPES:
+    if not isinstance(recipe, Choice) and recipe not in RECIPES:
         raise InputError(f"placement {recipe!r} is unknown; there are: {', '.join(RECIPES)}")
     try:
-        placement = RECIPES[recipe](graph, devices, reduction)
+        if isinstance(recipe, Choice):
+            placement = auto.place(graph, devices, recipe, RECIPES)
+        else:
+            placement = RECIPES[recipe](graph, devices, reduction)
         return PlacedGraph(distribute(graph, placement), placement)
     except ValueError as error:
         raise InputError(str(error)) from error

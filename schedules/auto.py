@@ -1,0 +1,66 @@
+"""auto: another recipe's placement, with the operators that `choose.py` found to be faster placed otherwise."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+from tilecompile.graph import OpGraph
+from tilecompile.ops.base import REGISTRY, OpNode
+from tilecompile.plan import Placement, Split
+from tilecompile.schedules.shares import divided
+
+REPLICATE, SHARD = "replicate", "shard"
+"""How an operator can lie: whole on every device, or divided by rows."""
+
+Recipe = Callable[[OpGraph, int, str | None], Placement]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A recipe's name, the form of its sums, and families of operators that lie otherwise: REPLICATE or SHARD."""
+
+    recipe: str
+    reduction: str | None
+    otherwise: Mapping[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        families = "".join(f", {how} {family}" for family, how in self.otherwise.items())
+        return f"{self.recipe}{f' ({self.reduction})' if self.reduction else ''}{families}"
+
+
+def family(node: OpNode) -> str:
+    """What the operators of a kind in all layers have in common: the name without the number of the layer."""
+    return re.sub(r"\blayers\.\d+\.", "", node.name)
+
+
+def place(graph: OpGraph, devices: int, choice: Choice, recipes: Mapping[str, Recipe]) -> Placement:
+    """The recipe's placement with its exceptions. ValueError for devices that the model can't be split over."""
+    splits = dict(recipes[choice.recipe](graph, devices, choice.reduction).splits)
+    for node in graph.nodes:
+        how = choice.otherwise.get(family(node))
+        if how == REPLICATE:
+            splits[node.name] = Split.whole(tuple(range(devices)))
+        elif how == SHARD:
+            splits[node.name] = divided(node, "rows", node.weights[0].shape[-2], tuple(range(devices)))
+    return Placement("auto", devices, splits)
+
+
+def alternatives(graph: OpGraph, placement: Placement) -> dict[str, str]:
+    """Families of the layers that could lie otherwise, with how: those of weights read whole or divided by rows."""
+    found: dict[str, str] = {}
+    for node in graph.nodes:
+        split = placement.splits.get(node.name)
+        if split is None or node.layer is None or not node.weights or "rows" not in REGISTRY[node.op].shards:
+            continue
+        if split.axis == "rows":
+            found[family(node)] = REPLICATE
+        elif split.axis is None and len(split.parts) == placement.devices:
+            found[family(node)] = SHARD
+    return found
+
+
+def otherwise(choice: Choice, name: str, how: str) -> Choice:
+    """The choice with one family more."""
+    return replace(choice, otherwise={**choice.otherwise, name: how})

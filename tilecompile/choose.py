@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 
 from tilecompile.distribute import distribute
@@ -18,10 +19,11 @@ from tilecompile.events import events
 from tilecompile.graph import OpGraph
 from tilecompile.models.config import Glm5Config
 from tilecompile.plan import PlacedGraph, Placement
+from tilecompile.runtime.format import DTYPE_BYTES
 from tilecompile.runtime.manifest import Manifest
 from tilecompile.schedule import schedule
 from tilecompile.schedules import REDUCTIONS
-from tilecompile.schedules.auto import Choice, Recipe, alternatives, otherwise, place
+from tilecompile.schedules.auto import REPLICATE, Choice, Recipe, alternatives, family, otherwise, place
 from tilecompile.schedules.machine import Machine, OpCost
 from tilecompile.simulate.step import DEFAULT, simulate, simulator_of
 from tilecompile.tile import tile
@@ -31,6 +33,9 @@ DEFAULT_CONTEXT = 4096
 
 WORKERS = 12
 """Workers of a device in the search, at most."""
+
+MOST_HOPS, LEAST_HOPS = 3.0, 0.25
+"""Hops that replicating a family of operators can save, and that dividing it must save."""
 
 SPARSE = 2
 """Layers with experts that the search looks at, at least."""
@@ -106,6 +111,7 @@ def choose(
         raise InputError(f"no placement can use {devices} devices: {'; '.join(dict.fromkeys(wrong))}")
     best = min(candidates, key=ms)
     families = alternatives(graph, place(graph, devices, best, recipes))
+    families = {name: how for name, how in families.items() if may_pay(graph, name, how, machine, devices)}
     for i, (name, how) in enumerate(families.items()):
         progress(i, len(families))
         try:
@@ -114,6 +120,18 @@ def choose(
         except ValueError:
             continue  # it can't lie so
     return Chosen(best, tried, tuple(map(str, candidates)), context, short.num_hidden_layers)
+
+
+def may_pay(graph: OpGraph, name: str, how: str, machine: Machine, devices: int) -> bool:
+    """Whether placing a family otherwise could save time, by what its weights take to read against the time of a hop.
+
+    Replicating can save a few hops at most, and dividing must save a good part of one.
+    """
+    costs = simulator_of(machine)
+    size = max(sum(prod(w.shape) * DTYPE_BYTES[w.dtype] for w in n.weights) for n in graph.nodes if family(n) == name)
+    saved = size * (1 - 1 / devices) * (devices if machine.is_cpu else 1) / costs.read[-1][2]
+    most, least = MOST_HOPS * costs.remote_event_ns, LEAST_HOPS * costs.remote_event_ns
+    return saved <= most if how == REPLICATE else saved >= least
 
 
 def sample(config: Glm5Config) -> Glm5Config:

@@ -28,6 +28,7 @@ from tilecompile.inspection.layout import GAP, layout
 from tilecompile.inspection.picture import short
 from tilecompile.inspection.structure import Structure, folded, ranges, structure
 from tilecompile.options import CompileOptions
+from tilecompile.placement_json import read_table
 from tilecompile.runtime.manifest import Manifest, read_manifest
 from tilecompile.runtime.tables import Tables, load_tables
 
@@ -202,6 +203,11 @@ def test_the_page_has_everything(engine: Path, tables: tuple[Manifest, Tables], 
         streamed = sum(o.weight_bytes.get(device, 0) for o in found.operators)
         for count in (pool["bytes"], arena["activation"], total, streamed):
             assert size(count) in cells
+    stated = read_table(tables[0], "decode")
+    for count in (*stated["read"], sum(stated["read"])):
+        assert size(count) in cells
+    price = f"{stated['exchanges']} exchanges, {stated['chain']} of them one after the other, which push "
+    assert price + size(stated["pushed"]) in shown
     assert "two_step" in cells
     assert "rows: 5" in cells  # 20 intermediate rows over 4 devices
     assert "heads: 1" in cells

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from tilecompile.cli_output import size
 from tilecompile.inspection.picture import COLOURS, picture, short
@@ -20,7 +21,7 @@ from tilecompile.inspection.sections import (
 from tilecompile.inspection.structure import Structure, ranges, structure
 from tilecompile.inspection.times import Times
 from tilecompile.page_style import document, text
-from tilecompile.placement_json import read_placement
+from tilecompile.placement_json import read_placement, read_table
 from tilecompile.runtime.manifest import Manifest
 from tilecompile.runtime.tables import load_tables
 
@@ -77,7 +78,7 @@ def page(
     """
     data = manifest.data
     about = manifest.program(program)
-    splits = read_placement(manifest, program)
+    splits, read = read_placement(manifest, program), read_table(manifest, program)
     progress("read", 0, 1)
     tables = load_tables(manifest)
     progress("draw", 0, 1)
@@ -115,7 +116,12 @@ def page(
         "carry.</p>",
         placement(found, splits, shown, colours),
         "<h2>Weights read in a step, by device</h2>",
-        stacked(streamed, PARTS, f"A full bar is {size(max(totals))}.{uneven}"),
+        stacked(
+            streamed,
+            PARTS,
+            f"Weights as they lie in the pools. A full bar is {size(max(totals))}.{uneven}{_exchanges(read)}",
+            (f"distinct bytes, with caches of {read['context']} positions", read["read"]),
+        ),
         "<h2>Memory, by device</h2>",
         stacked(
             memory_by_device(manifest),
@@ -141,6 +147,16 @@ CAPTION = (
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _exchanges(read: dict[str, Any]) -> str:
+    """The price of the placement, in a sentence."""
+    if not read["exchanges"]:
+        return ""
+    return (
+        f" A step has {read['exchanges']} exchanges, {read['chain']} of them one after the other, which push "
+        f"{size(read['pushed'])}."
+    )
 
 
 def _about(manifest: Manifest) -> str:

@@ -100,6 +100,9 @@ def _divided(split: Mapping[str, Any] | None, sums: Mapping[str, Any] | None, op
     axis = "columns of the sum" if sums else split["axis"] if split else None
     if axis is None:
         return "whole"
+    if split and split["block"]:
+        heads = f", then heads: {_span([end - begin for _, begin, end in split['adds']], str)}" if split["adds"] else ""
+        return f"{axis}: blocks of {split['block']}{heads}"
     return f"{axis}: {_span([end - begin for _, begin, end in parts], str)}"
 
 
@@ -131,11 +134,13 @@ def weights_by_device(found: Structure, devices: int) -> list[dict[str, int]]:
     return sums
 
 
-def stacked(rows: Sequence[Mapping[str, int]], names: Sequence[str], what: str, longest: int | None = None) -> str:
-    """Bars by device, cut in the parts of `names`, with a legend and a table of the figures."""
+def stacked(
+    rows: Sequence[Mapping[str, int]], names: Sequence[str], what: str, more: tuple[str, Sequence[int]] | None = None
+) -> str:
+    """Bars by device, cut in the parts of `names`, with a legend and a table of the figures and of `more`."""
     used = [name for name in names if any(row[name] for row in rows)]
     totals = [sum(row.values()) for row in rows]
-    full = max(longest or max(totals, default=0), 1)
+    full = max([1, *totals])
     bars = []
     for device, (row, total) in enumerate(zip(rows, totals, strict=True)):
         cuts = "".join(
@@ -157,9 +162,12 @@ def stacked(rows: Sequence[Mapping[str, int]], names: Sequence[str], what: str, 
     if len(rows) > 1:
         sums = {n: sum(row[n] for row in rows) for n in used}
         cells.append(["all", *(size(sums[n]) for n in used), size(sum(totals))])
+    if more is not None:
+        counts = [*more[1], *([sum(more[1])] if len(rows) > 1 else [])]
+        cells = [[*row, size(count)] for row, count in zip(cells, counts, strict=True)]
     return (
         f'<ul class="legend">{legend}</ul><figure>{"".join(bars)}<figcaption>{text(what)}</figcaption></figure>'
-        f"{table(['', *used, 'sum'], cells)}"
+        f"{table(['', *used, 'sum', *([more[0]] if more else [])], cells)}"
     )
 
 

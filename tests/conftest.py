@@ -89,6 +89,18 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def two_devices(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An engine of the tiny model for two devices of two workers."""
+    folder = tmp_path_factory.mktemp("devices")
+    model = tiny_model(folder / "model")
+    options = CompileOptions(
+        str(model), folder / "engine", seed=1, devices=2, workers=2, max_seq_len=64, target="cpu-portable"
+    )
+    compile_model(options)
+    return folder / "engine"
+
+
+@pytest.fixture(scope="session")
 def tokens(tiny: Path) -> list[int]:
     """What the tiny engine generates after `using.PROMPT`."""
     with tilecompile.load(tiny) as loaded:

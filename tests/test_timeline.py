@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import tiny_model
 from test_cli import refused, run
 from trace_format import NS, check_format, slices
 
@@ -46,17 +45,6 @@ def built_once(libraries: dict[Path, ctypes.CDLL], monkeypatch: pytest.MonkeyPat
         return libraries[folder]
 
     monkeypatch.setattr(measuring, "profiling_library", library)
-
-
-@pytest.fixture(scope="module")
-def two_devices(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("devices")
-    model = tiny_model(folder / "model")
-    options = CompileOptions(
-        str(model), folder / "engine", seed=1, devices=2, workers=2, max_seq_len=64, target="cpu-portable"
-    )
-    compile_model(options)
-    return folder / "engine"
 
 
 @pytest.fixture
@@ -243,6 +231,10 @@ def test_engines_carry_nothing_of_it(tiny: Path, libraries: dict[Path, ctypes.CD
         (("--context", "16385"), "context is 16385, want 2 to 16384"),
         (("--steps", "63"), "--steps is 63, want 64 to 1000000"),
         (("--threads", "5"), "threads"),
+        (("--steps", "64", "--simulated", "h100"), "--steps 64: of a simulated timeline there is one step"),
+        (("--simulated", "moon"), "machine 'moon' is unknown"),
+        (("--simulated", "cpu"), "machine cpu states no costs"),
+        (("--simulated", "h100", "--threads", "2"), "threads is 2, but on machine h100 every worker runs for itself"),
         (("-o", "{folder}"), "is a folder, want a file"),
         (("-o", "{folder}/no/t.json"), "is not there"),
     ],

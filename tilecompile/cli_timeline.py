@@ -25,6 +25,9 @@ def timeline(
     ] = None,
     threads: Annotated[int | None, typer.Option(help="1 to the engine's workers.")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps to run.  [default: some seconds]")] = None,
+    simulated: Annotated[
+        str | None, typer.Option(metavar="NAME|FILE", help="Simulate a step on this machine instead of recording one.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object.")] = False,
 ) -> None:
     """Show where the time of one decode step goes.
@@ -33,21 +36,29 @@ def timeline(
     compiler, and steps run on both kernels in turn; the engine itself stays as it is. The caches are filled with random
     numbers up to the context. Of the recorded steps the one that is nearest to the mean is shown.
 
-    The trace has a track for each worker, with its tasks and what it waited for in between: an event, its thread (busy
-    with another worker), the loop, or the end of the step. An arrow leads to each task from the one that notified the
-    last of its events. The summary has the time of each op, the share of waiting by cause, and the critical path.
+    The trace has a track for each worker, by device, with its tasks and what it waited for in between: an event, its
+    thread (busy with another worker), the loop, or the end of the step. An arrow leads to each task from the one that
+    notified the last of its events. The summary has the time of each op, the share of waiting by cause, and the
+    critical path.
     """
     from tilecompile.cli_files import check_target, write_whole
     from tilecompile.cli_output import StageProgress, note, print_json
+    from tilecompile.errors import InputError
     from tilecompile.timeline.measure import measure
+    from tilecompile.timeline.predict import predict
     from tilecompile.timeline.report import print_timeline
     from tilecompile.timeline.summary import summary
     from tilecompile.timeline.trace import trace
 
     if output is not None:
         check_target("--output", output)
-    with StageProgress() as progress:
-        measured = measure(engine, context, threads, steps, progress)
+    if simulated is not None:
+        if steps is not None:
+            raise InputError(f"--steps {steps}: of a simulated timeline there is one step")
+        measured = predict(engine, simulated, context, threads)
+    else:
+        with StageProgress() as progress:
+            measured = measure(engine, context, threads, steps, progress)
     found: dict[str, Any] = {
         **measured.about,
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),

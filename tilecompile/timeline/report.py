@@ -46,10 +46,21 @@ def print_timeline(found: dict[str, Any]) -> None:
 
 def _about(found: dict[str, Any]) -> list[str]:
     """What the step is of."""
-    host, measured = found["machine"], found["measured"]
-    return [
+    host = found["machine"]
+    engine = (
         f"{found['engine']}: {found['model']}, weights {found['weights']}, cache {found['cache']}, "
-        f"{found['devices']} device(s), {len(found['workers'])} workers, {found['threads']} threads; {host['cpu']}",
+        f"{found['devices']} device(s), {len(found['workers'])} workers, {found['threads']} threads; "
+    )
+    if found["source"] == "simulated":
+        calibrated = found["simulated"]["calibrated"]
+        return [
+            f"{engine}machine {host['name']}, {f'calibrated {calibrated}' if calibrated else 'with assumed costs'}",
+            f"a simulated step at context {found['context']}: {_time(found['step_us'])}, {found['tasks']} tasks, "
+            f"{found['simulated']['roof_fraction']:.1%} of the roof",
+        ]
+    measured = found["measured"]
+    return [
+        f"{engine}{host['cpu']}",
         f"a step at context {measured['step_context']}: {_time(found['step_us'])}, {found['tasks']} tasks; median step "
         f"of {measured['steps']} around {found['context']}: {_time(measured['step_us'])} on the engine's kernel, "
         f"{_time(measured['recorded_step_us'])} while recording ({measured['recording_cost']:+.1%})",

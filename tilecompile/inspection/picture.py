@@ -85,7 +85,7 @@ def _box(operator: Operator, x: float, y: float, colours: Mapping[tuple[int, ...
         f'<path class="stripe" d="M{x + 5:.1f} {y:.1f}h3v{HEIGHT}h-3a5 5 0 0 1-5-5V{y + 5:.1f}a5 5 0 0 1 5-5z"/>'
         f'<text x="{x + 15:.1f}" y="{y + 16:.1f}" class="path">{text(_cut(path, 25) or "·")}</text>'
         f'<text x="{x + 15:.1f}" y="{y + 32:.1f}" class="leaf">{text(_cut(leaf, 21))}</text>'
-        f'<text x="{x + 15:.1f}" y="{y + 49:.1f}" class="fig">{text(_cut(operator.op, 14))} '
+        f'<text x="{x + 15:.1f}" y="{y + 49:.1f}" class="fig">{text(_cut(operator.op, 12))} '
         f'<tspan class="num">{text(" · ".join(figures))}</tspan></text></g>'
     )
 

@@ -28,7 +28,13 @@ SIMULATED: dict[str, Any] = {
     "path": [{"op": str, "tasks": int, "work_ms": float}],
 }
 SOURCES = ("measured", "simulated")
-NAMES = {"work": "at work", "event": "an event", "thread": "its thread", "loop": "the loop", "end": "the step's end"}
+NAMES = {
+    "work": "at work",
+    "event": "waiting for an event",
+    "thread": "waiting for its thread",
+    "loop": "waiting for the loop",
+    "end": "waiting for the step's end",
+}
 """Shares of a timeline, in words."""
 
 

@@ -125,7 +125,7 @@ def _topk_select(work: Work, node: OpNode, tasks: Indices, tile: Indices, contex
 
 def _mla_attention(work: Work, node: OpNode, tasks: Indices, tile: Indices, context: int) -> None:
     latent, rope, cache, selection = node.inputs[:4]
-    share, most = Context.of(node), selection.shape[1]
+    share, most = Context.of(node), int(node.attrs.get("topk", selection.shape[1]))  # of all shares together
     if share and context > most:  # which positions are chosen isn't known: as many of each share
         most = -(-most // share.count)
     heads, chosen = tile[:, 1] - tile[:, 0], min(rows_of(node, context), most)

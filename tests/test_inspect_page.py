@@ -262,6 +262,14 @@ def test_measured_and_simulated_side_by_side(engine: Path, tables: tuple[Manifes
         assert f"{ms / simulated['step_ms']:.1%}" in cells
     assert {row["op"] for row in simulated["path"]} <= set(cells)
     assert page.index("measured</th>") < page.index("simulated</th>")
+    result = CliRunner().invoke(app, ["timeline", str(engine), "--simulated", "h200x8", "--context", "32", "--json"])
+    assert result.exit_code == 0, result.output
+    (tmp_path / "simulated.json").write_text(result.stdout)
+    page, parsed = page_of(engine, tmp_path, *files)
+    trace = json.loads(result.stdout)
+    for words in ("h200x8", f"{trace['step_us'] / 1e3:.3g} ms", f"{trace['shares']['event']:.1%}", "0.12 ms"):
+        assert words in parsed.texts
+    assert f"{trace['simulated']['roof_fraction']:.0%}" in parsed.texts
 
 
 @pytest.mark.parametrize(

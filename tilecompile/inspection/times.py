@@ -16,6 +16,7 @@ from tilecompile.runtime.schema import MapOf, mismatch
 
 COMMON: dict[str, Any] = {"source": str, "context": int, "threads": int, "devices": int, "tasks": int}
 TIMELINE: dict[str, Any] = {
+    "machine": dict,
     "step_us": float,
     "shares": MapOf(float),
     "ops": [{"op": str, "path_tasks": int, "path_us": float}],
@@ -70,6 +71,8 @@ def read_times(path: Path, manifest: Manifest) -> Times:
     wrong = mismatch(data, COMMON, "")
     timeline = isinstance(data, dict) and "step_us" in data
     wrong = wrong or mismatch(data, TIMELINE if timeline else SIMULATED, "")
+    if not wrong and timeline and data["source"] == "simulated":
+        wrong = mismatch(data, {"simulated": {"roof_fraction": float}}, "")
     if wrong:
         raise InputError(
             f"--timeline {path}: {wrong}; want what tilecompile timeline --json or tilecompile simulate --json prints"
@@ -86,14 +89,14 @@ def read_times(path: Path, manifest: Manifest) -> Times:
 
 
 def _timeline(path: Path, data: dict[str, Any]) -> Times:
-    machine = data.get("machine", {})
+    machine = data["machine"]
     return Times(
         file=path.name,
         source=data["source"],
-        machine=str(machine.get("cpu", "")) if isinstance(machine, dict) else str(machine),
+        machine=str(machine.get("cpu", machine.get("name", ""))),
         **{key: data[key] for key in ("context", "threads", "tasks")},
         step_ms=data["step_us"] / 1e3,
-        roof=None,
+        roof=data["simulated"]["roof_fraction"] if data["source"] == "simulated" else None,
         shares={NAMES.get(name, name): share for name, share in data["shares"].items()},
         path_tasks=data["path"]["tasks"],
         path_ms={op["op"]: op["path_us"] / 1e3 for op in data["ops"] if op["path_tasks"]},

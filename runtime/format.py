@@ -17,6 +17,14 @@ An engine's program is a set of tables, one `.npy` file each (see `TABLES`):
     buffers       where each buffer lies
     weights       the weight tensors that are streamed, in the order of `weights.tensors` in engine.json
     tiles         which part of which of them each weight tile is, and where it lies, for the proof
+    repeats       which rows stand for more than themselves: see below
+
+A model of many equal layers may be stored short. Then `repeats` names rows of the other tables that are one period of
+layers and stand `times` times in a row, and the tables hold at least one more period before and one after them. Rows
+that refer to the period before, to their own or to the next one do so in every copy; other references are to the same
+rows. Offsets in arenas and pools and the names in engine.json (`repeat` there) move along. `repeat.py` has the rule as
+code: `expand` gives the tables of the whole program, which is what is proved and what runs. Without rows in `repeats`
+the tables are the whole program.
 """
 
 from __future__ import annotations
@@ -25,7 +33,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 MAX_TOKENS = 8
 """Largest number of tokens that one step can carry."""
 
@@ -38,8 +46,8 @@ COMMIT_KIND = 0
 ARENAS = ("activation", "cache", "weight", "io")
 """Memory that a buffer lies in: scratch of one step, state kept over steps, the pool file, the controller's words."""
 
-DTYPES = ("f32", "bf16", "i32")
-DTYPE_BYTES = {"f32": 4, "bf16": 2, "i32": 4}
+DTYPES = ("f32", "bf16", "i32", "fp8")
+DTYPE_BYTES = {"f32": 4, "bf16": 2, "i32": 4, "fp8": 1}
 
 READ, WRITE = 0, 1
 
@@ -174,7 +182,7 @@ EVENT = Record(
         Field("program", "u4", "step program whose runs it counts"),
         Field("device", "u4", "device in whose memory the counter lies"),
         Field("wait_count", "u4", "notifications a run = number of producer tasks"),
-        Field("tensor", "u4", "event tensor that the counter is an element of"),
+        Field("tensor", "u4", "event tensor that the counter is an element of, numbered within the program"),
     ),
 )
 
@@ -223,6 +231,20 @@ TILE = Record(
         Field("reserved", "u4", "reserved, zero"),
         Field("offset", "u8", "bytes from the start of the device's pool"),
         Field("bytes", "u8", "length of one copy"),
+    ),
+)
+
+LINES = ("instructions", "operands", "events", "buffers", "weights", "tiles", "operators", "event_tensors")
+"""What `repeats` counts along: rows of tables, operators in engine.json, event tensors (`Event.tensor`)."""
+
+REPEAT = Record(
+    "Repeat",
+    16,
+    (
+        Field("line", "u4", "index into LINES; of instructions there is one entry a stream, in their order"),
+        Field("begin", "u4", "first row of the period"),
+        Field("end", "u4", "one past its last row; may be the first, where it has none"),
+        Field("times", "u4", "copies of it in the whole program, the same in all entries"),
     ),
 )
 
@@ -308,7 +330,7 @@ STATUS = Record(
 )
 
 RECORDS = (
-    *(STREAM, INSTRUCTION, OPERAND, WAIT, NOTIFY, TAPE_RUN, REGION, EVENT, BUFFER, WEIGHT, TILE),
+    *(STREAM, INSTRUCTION, OPERAND, WAIT, NOTIFY, TAPE_RUN, REGION, EVENT, BUFFER, WEIGHT, TILE, REPEAT),
     *(STEP, LAUNCH, REQUEST, STATUS),
 )
 
@@ -324,6 +346,7 @@ TABLES: dict[str, Record] = {
     "buffers": BUFFER,
     "weights": WEIGHT,
     "tiles": TILE,
+    "repeats": REPEAT,
 }
 """Tables of an engine, each saved as `tables/NAME.npy`."""
 

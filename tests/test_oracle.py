@@ -90,7 +90,7 @@ def touching(a: Any, b: Any) -> np.ndarray:
     ("module", "name", "planted"),
     [
         (verify_order, "_sink", None),
-        (verify_order, "_race", None),
+        (verify_order, "race", None),
         (verify_order, "_written", None),
         (verify_order, "covered", False),
         (verify_order, "overlaps", touching),

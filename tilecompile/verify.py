@@ -40,10 +40,14 @@ import numpy as np
 
 from tilecompile.verify_base import WEIGHT, Names, Subject, Tables, VerifyError
 from tilecompile.verify_layout import Memory, check_layout
-from tilecompile.verify_order import check_order
+from tilecompile.verify_order import check_order, check_thresholds
 from tilecompile.verify_weights import check_tapes, check_tiles
+from tilecompile.verify_windows import Proved, check_windows
 
-__all__ = ["Memory", "Names", "ProgramProof", "Proof", "VerifyError", "verify"]
+__all__ = ["Memory", "Names", "ProgramProof", "Proof", "Proved", "VerifyError", "verify"]
+
+MANY = 20_000
+"""Instructions from which on a program is proved by windows."""
 
 
 @dataclass(frozen=True)
@@ -109,23 +113,29 @@ def verify(
     memory: Memory | None = None,
     buffers: Sequence[str] = (),
     weights: Sequence[str] = (),
+    proved: Proved | None = None,
 ) -> Proof:
     """Proves all programs of the tables. Raises VerifyError naming both instructions and the missing edge.
 
-    Without `memory` no sizes are checked. The other arguments are names by index.
+    Without `memory` no sizes are checked. `operators`, `buffers` and `weights` are names by index. A program of many
+    instructions is proved by windows that repeat, as are all with `proved`, which has what earlier proofs found.
     """
     start = time.perf_counter()
     s = Subject(tables, Names(operators, buffers, weights))
     check_tiles(s)
     spans = check_layout(s, memory)
-    programs = tuple(_program(s, p) for p in range(s.programs))
+    programs = tuple(_program(s, p, proved) for p in range(s.programs))
     edges, pairs, runs = (sum(getattr(p, f) for p in programs) for f in ("edges", "pairs", "runs"))
     total = len(tables["instructions"])
     return Proof(total, edges, pairs, spans, runs, programs, time.perf_counter() - start)
 
 
-def _program(s: Subject, program: int) -> ProgramProof:
-    pairs = check_order(s, program)
+def _program(s: Subject, program: int, proved: Proved | None) -> ProgramProof:
+    check_thresholds(s, program)
+    if proved is None and int((s.program == program).sum()) < MANY:
+        pairs = check_order(s, program)
+    else:
+        pairs = check_windows(s, program, proved or Proved())
     tapes = check_tapes(s, program)
     mine = s.program == program
     rows, owner = s.rows("operand")

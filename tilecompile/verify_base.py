@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -45,26 +46,36 @@ class Names:
 class Subject:
     """The tables of a proof.
 
-    `waits` has (event, count), `notifies` has events, by instruction; `stream` is each instruction's stream and
-    `program` its step program; `regions` are all that touch something, `owner` is each one's instruction. Raises
-    VerifyError for an index that leads nowhere and for instructions that aren't in exactly one stream.
+    `stream` is each instruction's stream and `program` its step program; `regions` are all that touch something,
+    `owner` is each one's instruction. Raises VerifyError for an index that leads nowhere and for instructions that
+    aren't in exactly one stream.
     """
 
     def __init__(self, tables: Tables, names: Names) -> None:
         self.t, self.names = tables, names
         self._indices()
         self.stream = self._streams()
-        ins = tables["instructions"]
         self.program = tables["streams"]["program"][self.stream].astype(np.int64)
         self.programs = int(tables["streams"]["program"].max()) + 1
-        span = {f: (ins[f"{f}_begin"].tolist(), ins[f"{f}_count"].tolist()) for f in ("wait", "notify")}
-        waits, notifies = tables["waits"].tolist(), tables["notifies"]["event"].tolist()
-        self.waits = [waits[b : b + n] for b, n in zip(*span["wait"], strict=True)]
-        self.notifies = [notifies[b : b + n] for b, n in zip(*span["notify"], strict=True)]
         rows, owner = self.rows("region")
         regions = tables["regions"][rows]
         touching = (regions["row_begin"] < regions["row_end"]) & (regions["col_begin"] < regions["col_end"])
         self.regions, self.owner = regions[touching], owner[touching]
+
+    @cached_property
+    def waits(self) -> list[list[tuple[int, int]]]:
+        """(event, count) of each instruction's waits."""
+        return self._lists("wait", self.t["waits"].tolist())
+
+    @cached_property
+    def notifies(self) -> list[list[int]]:
+        """The events that each instruction notifies."""
+        return self._lists("notify", self.t["notifies"]["event"].tolist())
+
+    def _lists(self, field: str, rows: list[Any]) -> list[list[Any]]:
+        ins = self.t["instructions"]
+        spans = zip(ins[f"{field}_begin"].tolist(), ins[f"{field}_count"].tolist(), strict=True)
+        return [rows[b : b + n] for b, n in spans]
 
     def rows(self, field: str) -> tuple[Ints, Ints]:
         """The rows of a table that instructions refer to, and whose they are, in the order of the instructions."""

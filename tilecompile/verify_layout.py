@@ -18,37 +18,40 @@ class Memory:
     limit: int | None = None
 
 
-@dataclass(frozen=True)
-class _Span:
-    """Bytes of an arena that a buffer or a tile takes."""
+class _Spans:
+    """Bytes of the arenas that buffers and, after them, tiles take: int64 [n] each."""
 
-    begin: int
-    end: int
-    name: str
+    def __init__(self, s: Subject) -> None:
+        self.s, buffers, tiles = s, s.t["buffers"], s.t["tiles"]
+        weight = np.full(len(tiles), WEIGHT)
+        self.device, self.begin = (
+            np.concatenate([buffers[f], tiles[f]]).astype(np.int64) for f in ("device", "offset")
+        )
+        self.arena = np.concatenate([buffers["arena"].astype(np.int64), weight])
+        size = np.concatenate([buffers["bytes"], tiles["bytes"] * tiles["copies"]]).astype(np.int64)
+        self.end = self.begin + size
+
+    def name(self, i: int) -> str:
+        """A span in words."""
+        tile = i - len(self.s.t["buffers"])
+        return (
+            self.s.buffer(i) if tile < 0 else f"tile {tile} of {self.s.weight(int(self.s.t['tiles'][tile]['tensor']))}"
+        )
 
 
 def check_layout(s: Subject, memory: Memory | None) -> int:
     """Checks regions, buffers and tiles; returns the number of spans of memory that were checked."""
     _regions(s)
     _buffers(s)
-    arenas: dict[tuple[int, int], list[_Span]] = {}
-    rows = s.t["buffers"]
-    spans = [_Span(int(b["offset"]), int(b["offset"]) + int(b["bytes"]), f"{s.buffer(i)}") for i, b in enumerate(rows)]
-    for i, b in enumerate(rows):
-        arenas.setdefault((int(b["device"]), int(b["arena"])), []).append(spans[i])
-    for i, tile in enumerate(s.t["tiles"]):
-        end = int(tile["offset"]) + int(tile["bytes"]) * int(tile["copies"])
-        span = _Span(int(tile["offset"]), end, f"tile {i} of {s.weight(int(tile['tensor']))}")
-        arenas.setdefault((int(tile["device"]), WEIGHT), []).append(span)
-    for (device, arena), found in arenas.items():
-        _inside(found, device, arena, memory)
-        if arena != ACTIVATION:
-            _apart(found, device, arena)
-    for device, program, members in _scratch(s):
-        _apart([spans[b] for b in members], device, ACTIVATION, f" of program {program}")
+    spans = _Spans(s)
+    _inside(spans, memory)
+    for arena in np.unique(spans.arena[spans.arena != ACTIVATION]).tolist():
+        _apart(spans, np.flatnonzero(spans.arena == arena), arena)
+    for program, members in _scratch(s):
+        _apart(spans, members, ACTIVATION, f" of program {program}")
     if memory is not None and memory.limit is not None and int(memory.arenas.sum()) > memory.limit:
         raise VerifyError(f"arenas and pools take {int(memory.arenas.sum())} bytes, the limit is {memory.limit}")
-    return sum(map(len, arenas.values()))
+    return len(spans.begin)
 
 
 def _regions(s: Subject) -> None:
@@ -64,12 +67,13 @@ def _regions(s: Subject) -> None:
 
 def _buffers(s: Subject) -> None:
     """Checks that buffers have a known kind of memory and room for their matrix, and operands begin inside them."""
-    for i, b in enumerate(s.t["buffers"]):
-        if b["arena"] >= len(fmt.ARENAS) or b["dtype"] >= len(fmt.DTYPES):
-            raise VerifyError(f"{s.buffer(i)} has arena {b['arena']} and dtype {b['dtype']}")
-        size = int(b["rows"]) * int(b["cols"]) * fmt.DTYPE_BYTES[fmt.DTYPES[int(b["dtype"])]]
-        if size > b["bytes"]:
-            raise VerifyError(f"{s.buffer(i)} has {b['bytes']} bytes for a matrix of {size}")
+    buffers = s.t["buffers"]
+    for i in np.flatnonzero((buffers["arena"] >= len(fmt.ARENAS)) | (buffers["dtype"] >= len(fmt.DTYPES)))[:1].tolist():
+        raise VerifyError(f"{s.buffer(i)} has arena {buffers['arena'][i]} and dtype {buffers['dtype'][i]}")
+    element = np.array([fmt.DTYPE_BYTES[name] for name in fmt.DTYPES])[buffers["dtype"]]
+    size = buffers["rows"].astype(np.int64) * buffers["cols"] * element
+    for i in np.flatnonzero(size > buffers["bytes"].astype(np.int64))[:1].tolist():
+        raise VerifyError(f"{s.buffer(i)} has {buffers['bytes'][i]} bytes for a matrix of {size[i]}")
     rows, owner = s.rows("operand")
     operands = s.t["operands"][rows]
     outside = operands["offset"] > s.t["buffers"]["bytes"][operands["buffer"]]
@@ -78,43 +82,46 @@ def _buffers(s: Subject) -> None:
         raise VerifyError(f"{s.name(int(owner[k]))} has an operand {operands['offset'][k]} bytes into {where}")
 
 
-def _inside(spans: list[_Span], device: int, arena: int, memory: Memory | None) -> None:
+def _inside(spans: _Spans, memory: Memory | None) -> None:
     """Checks alignment, and that spans end inside their arena."""
-    name = f"arena {fmt.ARENAS[arena]} of device {device}"
-    for span in spans:
-        if span.begin % fmt.ALIGN:
-            raise VerifyError(f"{span.name} lies at {span.begin} in {name}, not at a multiple of {fmt.ALIGN}")
-        if memory is not None and (device >= len(memory.arenas) or span.end > memory.arenas[device, arena]):
-            size = memory.arenas[device, arena] if device < len(memory.arenas) else 0
-            raise VerifyError(f"{span.name} ends at {span.end} in {name}, which has {size} bytes")
+
+    def where(i: int) -> str:
+        return f"in arena {fmt.ARENAS[spans.arena[i]]} of device {spans.device[i]}"
+
+    for i in np.flatnonzero(spans.begin % fmt.ALIGN)[:1].tolist():
+        raise VerifyError(f"{spans.name(i)} lies at {spans.begin[i]} {where(i)}, not at a multiple of {fmt.ALIGN}")
+    if memory is not None:
+        devices = len(memory.arenas)
+        there = spans.device < devices
+        sizes = np.where(there, memory.arenas[np.minimum(spans.device, devices - 1), spans.arena], 0)
+        for i in np.flatnonzero(~there | (spans.end > sizes))[:1].tolist():
+            raise VerifyError(f"{spans.name(i)} ends at {spans.end[i]} {where(i)}, which has {sizes[i]} bytes")
 
 
-def _apart(spans: list[_Span], device: int, arena: int, which: str = "") -> None:
-    """Checks that no two spans meet."""
-    last: _Span | None = None
-    for span in sorted(spans, key=lambda x: (x.begin, x.end)):
-        if last is not None and span.begin < last.end and span.begin < span.end:
-            raise VerifyError(
-                f"{last.name} and {span.name} overlap in arena {fmt.ARENAS[arena]} of device {device}{which}"
-            )
-        if last is None or span.end > last.end:
-            last = span
+def _apart(spans: _Spans, members: Ints, arena: int, which: str = "") -> None:
+    """Checks that no two of the spans meet, all of one arena, on any device."""
+    members = members[np.lexsort((spans.end[members], spans.begin[members], spans.device[members]))]
+    device, begin, end = spans.device[members], spans.begin[members], spans.end[members]
+    top = int(spans.end.max(initial=0)) + 1
+    reach = np.maximum.accumulate(end + device * top) - device * top  # of the device's spans so far
+    meets = (device[1:] == device[:-1]) & (begin[1:] < reach[:-1]) & (begin[1:] < end[1:])
+    for k in np.flatnonzero(meets)[:1].tolist():
+        first = np.flatnonzero((device[: k + 1] == device[k + 1]) & (end[: k + 1] == reach[k]))[-1]
+        raise VerifyError(
+            f"{spans.name(int(members[first]))} and {spans.name(int(members[k + 1]))} overlap in arena "
+            f"{fmt.ARENAS[arena]} of device {device[k]}{which}"
+        )
 
 
-def _scratch(s: Subject) -> list[tuple[int, int, list[int]]]:
-    """The activation buffers that must not overlap: by device and program, those that the program touches.
+def _scratch(s: Subject) -> list[tuple[int, Ints]]:
+    """The activation buffers that must not overlap: by program, those that the program touches.
 
     What no program touches is taken as touched by all.
     """
-    total = len(s.t["buffers"])
-    touched = np.zeros((s.programs, total), bool)
+    touched = np.zeros((s.programs, len(s.t["buffers"])), bool)
     touched[s.program[s.owner], s.regions["buffer"]] = True
     rows, owner = s.rows("operand")
     touched[s.program[owner], s.t["operands"]["buffer"][rows]] = True
     touched |= ~touched.any(0)
-    of = s.t["buffers"]
-    return [
-        (int(device), program, np.flatnonzero(mine & (of["arena"] == ACTIVATION) & (of["device"] == device)).tolist())
-        for device in np.unique(of["device"])
-        for program, mine in enumerate(touched)
-    ]
+    scratch = s.t["buffers"]["arena"] == ACTIVATION
+    return [(program, np.flatnonzero(mine & scratch)) for program, mine in enumerate(touched)]

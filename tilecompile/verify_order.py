@@ -19,44 +19,44 @@ Clocks = dict[int, npt.NDArray[np.int32]]
 
 
 def check_order(s: Subject, program: int) -> int:
-    """Proves one step program; returns the number of conflicting pairs that are ordered."""
+    """Proves one step program whose thresholds are exact; returns the number of conflicting pairs that are ordered."""
     lists = s.streams_of(program)
-    producers = _thresholds(s, program, lists)
-    clocks = _progress(s, lists, producers)
+    clocks = _progress(s, lists)
     _sink(s, program, lists, clocks)
     return _ordered(s, lists, clocks)
 
 
-def _thresholds(s: Subject, program: int, lists: list[list[int]]) -> dict[int, list[int]]:
-    """Checks every wait against the real notifications; returns each event's producers.
+def check_thresholds(s: Subject, program: int) -> None:
+    """Checks every wait against the real notifications.
 
     Too high a threshold is never reached. With one that is too low, the counter gets ahead of it by the same number in
     every run, until the difference no longer fits the comparison of counters that wrap; so it is wrong even where the
     order that it stands for follows from other waits.
     """
-    producers: dict[int, list[int]] = defaultdict(list)
-    owner = s.t["events"]["program"].tolist()
-    for i in (i for stream in lists for i in stream):
-        for event in s.notifies[i]:
-            if owner[event] != program:
-                raise VerifyError(f"{s.name(i)} notifies event {event} of another program")
-            producers[event].append(i)
-    stated = s.t["events"]["wait_count"].tolist()
-    for i in (i for stream in lists for i in stream):
-        for event, count in s.waits[i]:
-            if owner[event] != program:
-                raise VerifyError(f"{s.name(i)} waits for event {event} of another program")
-            if count != len(producers[event]) or count != stated[event] or not count:
-                some = ", ".join(s.name(p) for p in producers[event][:2]) or "nobody"
-                raise VerifyError(
-                    f"{s.name(i)} waits for {count} notifications of event {event}, which states "
-                    f"{stated[event]} and gets {len(producers[event])} a run, from {some}"
-                    f"{' and others' if len(producers[event]) > 2 else ''}"
-                )
-    return producers
+    events = s.t["events"]
+    found = {}
+    for field, table, does in (("notify", "notifies", "notifies"), ("wait", "waits", "waits for")):
+        rows, owner = s.rows(field)
+        mine = s.program[owner] == program
+        owner, row = owner[mine], s.t[table][rows[mine]]
+        found[field] = owner, row
+        for k in np.flatnonzero(events["program"][row["event"]] != program)[:1]:
+            raise VerifyError(f"{s.name(int(owner[k]))} {does} event {row['event'][k]} of another program")
+    made = np.bincount(found["notify"][1]["event"], minlength=len(events))
+    owner, wait = found["wait"]
+    event = wait["event"]
+    wrong = (wait["count"] != made[event]) | (wait["count"] != events["wait_count"][event]) | (wait["count"] == 0)
+    for k in np.flatnonzero(wrong)[:1]:
+        producers = found["notify"][0][found["notify"][1]["event"] == event[k]].tolist()
+        some = ", ".join(s.name(p) for p in producers[:2]) or "nobody"
+        raise VerifyError(
+            f"{s.name(int(owner[k]))} waits for {wait['count'][k]} notifications of event {event[k]}, which states "
+            f"{events['wait_count'][event[k]]} and gets {len(producers)} a run, from {some}"
+            f"{' and others' if len(producers) > 2 else ''}"
+        )
 
 
-def _progress(s: Subject, lists: list[list[int]], producers: dict[int, list[int]]) -> Clocks:
+def _progress(s: Subject, lists: list[list[int]]) -> Clocks:
     """Runs the program abstractly; returns each instruction's vector clock.
 
     An instruction's clock holds, for every stream, how many of its instructions are complete before it starts; its
@@ -90,27 +90,40 @@ def _progress(s: Subject, lists: list[list[int]], producers: dict[int, list[int]
     if stuck:
         i = stuck[0]
         event, count = next((e, c) for e, c in s.waits[i] if counters[e] < c)
-        missing = next(p for p in producers[event] if p not in clocks)
-        raise VerifyError(
-            f"deadlock: {s.name(i)} waits for event {event} ({counters[event]} of {count}), but "
-            f"{s.name(missing)} can't run before it"
-        )
+        missing = next(p for stream in lists for p in stream if p not in clocks and event in s.notifies[p])
+        raise deadlock(s, i, event, counters[event], count, missing)
     return clocks
+
+
+def deadlock(s: Subject, i: int, event: int, have: int, want: int, missing: int) -> VerifyError:
+    """The error for an instruction whose event waits for one that can't run."""
+    return VerifyError(
+        f"deadlock: {s.name(i)} waits for event {event} ({have} of {want}), but {s.name(missing)} can't run before it"
+    )
+
+
+def commit_count(s: Subject, program: int, commits: list[int]) -> None:
+    """Checks that there is one commit."""
+    if len(commits) != 1:
+        names = f": {', '.join(map(s.name, commits))}" if commits else ""
+        raise VerifyError(f"program {program} has {len(commits)} commits, wanted 1{names}")
+
+
+def late(s: Subject, instruction: int, commit: int) -> VerifyError:
+    """The error for an instruction that may run after the sink."""
+    return VerifyError(
+        f"{s.name(instruction)} isn't ordered before {s.name(commit)} (missing edge: {instruction} -> {commit})"
+    )
 
 
 def _sink(s: Subject, program: int, lists: list[list[int]], clocks: Clocks) -> None:
     """Checks that there is one commit and that everything comes before it."""
     commits = [i for i in clocks if int(s.t["instructions"][i]["kind"]) == fmt.COMMIT_KIND]
-    if len(commits) != 1:
-        names = f": {', '.join(map(s.name, commits))}" if commits else ""
-        raise VerifyError(f"program {program} has {len(commits)} commits, wanted 1{names}")
+    commit_count(s, program, commits)
     clock = clocks[commits[0]]
     for number, stream in enumerate(lists):
         if clock[number] < len(stream):
-            late = stream[int(clock[number])]
-            raise VerifyError(
-                f"{s.name(late)} isn't ordered before {s.name(commits[0])} (missing edge: {late} -> {commits[0]})"
-            )
+            raise late(s, stream[int(clock[number])], commits[0])
 
 
 def _ordered(s: Subject, lists: list[list[int]], clocks: Clocks) -> int:
@@ -137,14 +150,14 @@ def _ordered(s: Subject, lists: list[list[int]], clocks: Clocks) -> int:
         conflict = overlaps(regions, regions[write]) & (owners[:, None] != owners[write])
         before, after = precede(owners, owners[write]), precede(owners[write], owners).T
         for i, j in np.argwhere(conflict & ~before & ~after)[:1]:
-            _race(s, regions[write][j], int(owners[write][j]), regions[i], int(owners[i]))
+            race(s, regions[write][j], int(owners[write][j]), regions[i], int(owners[i]))
         pairs += int(conflict[~write].sum()) + int(conflict[write].sum()) // 2
         if arenas[int(regions[0]["buffer"])] == ACTIVATION:
             _written(s, regions, owners, write, conflict & before)
     return pairs
 
 
-def _race(s: Subject, a: Any, writer: int, b: Any, other: int) -> None:
+def race(s: Subject, a: Any, writer: int, b: Any, other: int) -> None:
     """Raises for two accesses that may happen at once; the operators' order says which edge was meant to be."""
     op = s.t["instructions"]["op"]
     first, second = (writer, other) if op[writer] <= op[other] else (other, writer)
@@ -161,9 +174,12 @@ def _written(s: Subject, regions: Any, owners: Ints, write: Bools, earlier: Bool
         key = (regions[i].tobytes(), earlier[i].tobytes())
         if key not in proved and not covered(regions[i], regions[write][earlier[i]]):
             meets = overlaps(regions[i : i + 1], regions[write])[0] & ~earlier[i]
-            late = [int(w) for w in owners[write][meets] if w != owners[i]]
-            why = f"{s.name(late[0])} writes some of it, but after it" if late else "nobody writes the rest"
-            raise VerifyError(
-                f"{s.name(int(owners[i]))} reads {s.box(regions[i])}, not all of it written before: {why}"
-            )
+            after = [int(w) for w in owners[write][meets] if w != owners[i]]
+            raise unwritten(s, regions[i], int(owners[i]), after[0] if after else None)
         proved.add(key)
+
+
+def unwritten(s: Subject, region: Any, owner: int, after: int | None) -> VerifyError:
+    """The error for a read of scratch memory that was not written before, maybe because somebody writes it later."""
+    why = "nobody writes the rest" if after is None else f"{s.name(after)} writes some of it, but after it"
+    return VerifyError(f"{s.name(owner)} reads {s.box(region)}, not all of it written before: {why}")

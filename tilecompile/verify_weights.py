@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tilecompile.runtime import format as fmt
-from tilecompile.verify_base import Ints, Subject, VerifyError
+from tilecompile.verify_base import Bools, Ints, Subject, VerifyError
 
 
 @dataclass(frozen=True)
@@ -24,30 +24,49 @@ class Coverage:
 
 def check_tiles(s: Subject) -> None:
     """Checks that each tile is a part of its tensors, and as long as that part is in panels."""
-    weights = s.t["weights"]
-    for i, w in enumerate(weights):
-        if w["dtype"] >= len(fmt.DTYPES):
-            raise VerifyError(f"{s.weight(i)} has dtype {w['dtype']}")
-    for i, t in enumerate(s.t["tiles"]):
-        tensors = [int(x) for x in (t["tensor"], t["second"]) if x != fmt.NONE]
-        name = f"tile {i} of {' + '.join(map(s.weight, tensors))}"
-        w = weights[tensors[0]]
-        if len(set(tensors)) != len(tensors) or any(weights[x] != w for x in tensors):
-            raise VerifyError(f"{name}: the tensors are not two of one shape and type")
-        if not (t["begin"] < t["end"] <= w["matrices"] and t["row_begin"] < t["row_end"] <= w["rows"]):
-            part = f"rows {t['row_begin']}:{t['row_end']} of matrices {t['begin']}:{t['end']}"
-            raise VerifyError(f"{name} holds {part}, the tensor has {w['rows']} rows in {w['matrices']} matrices")
-        if not (t["cols"] > 0 and int(t["col_begin"]) + int(t["cols"]) <= w["cols"]):
-            end = int(t["col_begin"]) + int(t["cols"])
-            raise VerifyError(f"{name} has columns {t['col_begin']}:{end}, the tensor {w['cols']}")
-        matrices = int(t["end"]) - int(t["begin"])
-        copies, stored = (matrices, 1) if t["gathered"] else (1, matrices)
-        panels = -(-(int(t["row_end"]) - int(t["row_begin"])) // fmt.PANEL) * stored * len(tensors)
-        size = panels * fmt.PANEL * int(t["cols"]) * fmt.DTYPE_BYTES[fmt.DTYPES[int(w["dtype"])]]
-        if (t["copies"], t["bytes"]) != (copies, size):
-            raise VerifyError(f"{name} is {t['copies']} x {t['bytes']} bytes, its rows take {copies} x {size}")
-        if t["gathered"] and matrices != w["matrices"]:
-            raise VerifyError(f"{name} is chosen by slot among {matrices} of {w['matrices']} matrices")
+    weights, tiles = s.t["weights"], s.t["tiles"]
+    for i in np.flatnonzero(weights["dtype"] >= len(fmt.DTYPES))[:1].tolist():
+        raise VerifyError(f"{s.weight(i)} has dtype {weights['dtype'][i]}")
+    if not len(tiles):
+        return
+    fields = {f: tiles[f].astype(np.int64) for f in tiles.dtype.names or ()}
+    alone = fields["second"] == fmt.NONE
+    w, other = weights[fields["tensor"]], weights[np.where(alone, fields["tensor"], fields["second"])]
+    shape = {f: w[f].astype(np.int64) for f in ("matrices", "rows", "cols")}
+
+    def found(wrong: Bools) -> list[tuple[int, str]]:
+        """The first tile with a fault, and its name."""
+        return [
+            (i, f"tile {i} of {' + '.join(s.weight(int(x)) for x in tiles[i][['tensor', 'second']] if x != fmt.NONE)}")
+            for i in np.flatnonzero(wrong)[:1].tolist()
+        ]
+
+    for _, name in found(~alone & ((fields["second"] == fields["tensor"]) | (w != other))):
+        raise VerifyError(f"{name}: the tensors are not two of one shape and type")
+    outside = (fields["begin"] >= fields["end"]) | (fields["end"] > shape["matrices"])
+    outside |= (fields["row_begin"] >= fields["row_end"]) | (fields["row_end"] > shape["rows"])
+    for i, name in found(outside):
+        t = tiles[i]
+        part = f"rows {t['row_begin']}:{t['row_end']} of matrices {t['begin']}:{t['end']}"
+        raise VerifyError(f"{name} holds {part}, the tensor has {w['rows'][i]} rows in {w['matrices'][i]} matrices")
+    ends = fields["col_begin"] + fields["cols"]
+    for i, name in found((fields["cols"] <= 0) | (ends > shape["cols"])):
+        raise VerifyError(f"{name} has columns {tiles['col_begin'][i]}:{ends[i]}, the tensor {w['cols'][i]}")
+    matrices, gathered = fields["end"] - fields["begin"], fields["gathered"] != 0
+    copies, stored = np.where(gathered, matrices, 1), np.where(gathered, 1, matrices)
+    size = _tile_bytes(fields, w["dtype"]) * stored * np.where(alone, 1, 2)
+    for i, name in found((fields["copies"] != copies) | (fields["bytes"] != size)):
+        t = tiles[i]
+        raise VerifyError(f"{name} is {t['copies']} x {t['bytes']} bytes, its rows take {copies[i]} x {size[i]}")
+    for i, name in found(gathered & (matrices != shape["matrices"])):
+        raise VerifyError(f"{name} is chosen by slot among {matrices[i]} of {shape['matrices'][i]} matrices")
+
+
+def _tile_bytes(tiles: dict[str, Ints], dtype: Ints) -> Ints:
+    """Bytes of the panels of one matrix of one tensor."""
+    panels = -(-(tiles["row_end"] - tiles["row_begin"]) // fmt.PANEL)
+    element: Ints = np.array([fmt.DTYPE_BYTES[name] for name in fmt.DTYPES], np.int64)[dtype]
+    return panels * fmt.PANEL * tiles["cols"] * element
 
 
 def check_tapes(s: Subject, program: int) -> Coverage:
@@ -60,9 +79,9 @@ def check_tapes(s: Subject, program: int) -> Coverage:
     slots = int(run["slot"].max(initial=-1)) + 1
     read: list[int] = []
     gathered: list[int] = []
-    for tensor in range(len(s.t["weights"])):
+    proved: set[bytes] = set()
+    for tensor, of in enumerate(_by_tensor(tile, len(s.t["weights"]))):
         # Which programs read a tensor is stated by the operators, so that a lost tape is not taken for a skipped layer.
-        of = np.flatnonzero((tile["tensor"] == tensor) | (tile["second"] == tensor))
         if bool(len(of)) != bool(int(s.t["weights"]["programs"][tensor]) >> program & 1):
             by = f"{s.name(int(owner[of[0]]))} reads it" if len(of) else "no instruction reads it"
             raise VerifyError(
@@ -80,10 +99,22 @@ def check_tapes(s: Subject, program: int) -> Coverage:
         col_begin, cols = (tile[key][of].astype(np.int64) for key in ("col_begin", "cols"))
         boxes = np.stack([begin, end, tile["row_begin"][of], tile["row_end"][of], col_begin, col_begin + cols], 1)
         whole = (slots if by_slot else int(shape["matrices"]), int(shape["rows"]), int(shape["cols"]))
-        kind = "slot" if by_slot else "matrix"
-        _cover(s, f"{s.weight(tensor)} in program {program}", kind, whole, boxes, tile["device"][of], owner[of])
+        key = boxes.tobytes() + tile["device"][of].tobytes() + np.array(whole).tobytes()
+        if key not in proved:  # the same tensor of other layers is mostly cut the same
+            kind = "slot" if by_slot else "matrix"
+            _cover(s, f"{s.weight(tensor)} in program {program}", kind, whole, boxes, tile["device"][of], owner[of])
+        proved.add(key)
     unread = set(range(len(s.t["weights"]))) - {*read, *gathered}
     return Coverage(tuple(read), tuple(gathered), tuple(sorted(unread)), slots, len(run))
+
+
+def _by_tensor(tile: np.ndarray, count: int) -> list[Ints]:
+    """The runs that read each tensor, as their first or second, in order."""
+    second = np.flatnonzero((tile["second"] != fmt.NONE) & (tile["second"] != tile["tensor"]))
+    run = np.concatenate([np.arange(len(tile)), second])
+    tensor = np.concatenate([tile["tensor"], tile["second"][second]]).astype(np.int64)
+    order = np.lexsort((run, tensor))
+    return np.split(run[order], np.searchsorted(tensor[order], np.arange(1, count))) if count else []
 
 
 def _check_runs(s: Subject, owner: Ints, run: np.ndarray, tile: np.ndarray) -> None:

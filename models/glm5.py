@@ -33,6 +33,11 @@ class Storage:
     cache_dtype: torch.dtype
     weight_dtype: torch.dtype
 
+    @property
+    def exact_dtype(self) -> torch.dtype:
+        """The type of matrices that stay in bf16 where others are fp8, as in the published checkpoints."""
+        return torch.bfloat16 if self.weight_dtype is torch.float8_e4m3fn else self.weight_dtype
+
 
 class Matrix(nn.Module):
     """A matrix [rows, cols], a stack of them [experts, rows, cols] or a table; called, the product with a matrix."""
@@ -87,7 +92,7 @@ class Indexer(nn.Module):
         self.wq_b = Matrix(self.heads * self.width, c.q_lora_rank, dtype=s.weight_dtype)
         self.wk = Matrix(self.width, c.hidden_size, dtype=s.weight_dtype)
         self.k_norm = LayerNorm(self.width, c.index_norm_eps)
-        self.weights_proj = Matrix(self.heads, c.hidden_size, dtype=s.weight_dtype)
+        self.weights_proj = Matrix(self.heads, c.hidden_size, dtype=s.exact_dtype)
         cache = torch.zeros(s.max_seq_len, self.width, dtype=s.cache_dtype)
         self.register_buffer("index_cache", cache, persistent=False)
 
@@ -173,7 +178,7 @@ class Router(nn.Module):
     def __init__(self, c: Glm5Config, s: Storage) -> None:
         super().__init__()
         self.topk, self.normalize, self.scale = c.num_experts_per_tok, c.norm_topk_prob, c.routed_scaling_factor
-        self.weight = _weight(c.n_routed_experts, c.hidden_size, dtype=s.weight_dtype)
+        self.weight = _weight(c.n_routed_experts, c.hidden_size, dtype=s.exact_dtype)
         self.e_score_correction_bias = _weight(c.n_routed_experts)
 
     def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
@@ -249,7 +254,7 @@ class Trunk(nn.Module):
 
     def __init__(self, c: Glm5Config, s: Storage, layers: dict[int, Layer], norm: bool) -> None:
         super().__init__()
-        self.embed_tokens = Matrix(c.vocab_size, c.hidden_size, dtype=s.weight_dtype)
+        self.embed_tokens = Matrix(c.vocab_size, c.hidden_size, dtype=s.exact_dtype)
         self.layers = nn.ModuleDict({str(number): layer for number, layer in layers.items()})
         self.norm = RmsNorm(c.hidden_size, c.rms_norm_eps) if norm else None
         self.register_buffer("inv_freq", inverse_frequencies(c), persistent=False)
@@ -276,7 +281,7 @@ class Glm5Step(nn.Module):
         self.tokens, s = tokens, Storage(max_seq_len, cache_dtype, weight_dtype)
         layers = {number: Layer(config, s, number) for number in range(config.num_hidden_layers)}
         self.model = Trunk(config, s, layers, norm=True)
-        self.lm_head = Matrix(config.vocab_size, config.hidden_size, dtype=weight_dtype)
+        self.lm_head = Matrix(config.vocab_size, config.hidden_size, dtype=s.exact_dtype)
 
     def forward(self, ids: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
         """ids i32 [T], position i32 [1] -> logits [T, vocab] and the likeliest next token of each, i32 [T]."""

@@ -18,8 +18,8 @@ class MtpLayer(Layer):
         self.enorm = RmsNorm(c.hidden_size, c.rms_norm_eps)
         self.hnorm = RmsNorm(c.hidden_size, c.rms_norm_eps)
         # The checkpoint's eh_proj acts on [embedding; hidden]; its two halves act on one each, and nothing is joined.
-        self.eh_proj_embed = Matrix(c.hidden_size, c.hidden_size, dtype=s.weight_dtype)
-        self.eh_proj_hidden = Matrix(c.hidden_size, c.hidden_size, dtype=s.weight_dtype)
+        self.eh_proj_embed = Matrix(c.hidden_size, c.hidden_size, dtype=s.exact_dtype)
+        self.eh_proj_hidden = Matrix(c.hidden_size, c.hidden_size, dtype=s.exact_dtype)
         self.shared_head = nn.ModuleDict({"norm": RmsNorm(c.hidden_size, c.rms_norm_eps)})
 
 
@@ -43,7 +43,7 @@ class MtpStep(nn.Module):
         self.tokens, s = tokens, Storage(max_seq_len, cache_dtype, weight_dtype)
         layers: dict[int, Layer] = {config.mtp_layer: MtpLayer(config, s, config.mtp_layer)}
         self.model = Trunk(config, s, layers, norm=False)
-        self.lm_head = Matrix(config.vocab_size, config.hidden_size, dtype=weight_dtype)
+        self.lm_head = Matrix(config.vocab_size, config.hidden_size, dtype=s.exact_dtype)
 
     def forward(self, ids: Tensor, hidden: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
         """ids i32 [T], hidden f32 [T, hidden], position i32 [1] -> logits [T, vocab] and hidden [T, hidden]."""

@@ -22,9 +22,9 @@ An engine's program is a set of tables, one `.npy` file each (see `TABLES`):
 A model of many equal layers may be stored short. Then `repeats` names rows of the other tables that are one period of
 layers and stand `times` times in a row, and the tables hold at least one more period before and one after them. Rows
 that refer to the period before, to their own or to the next one do so in every copy; other references are to the same
-rows. Offsets in arenas and pools and the names in engine.json (`repeat` there) move along. `repeat.py` has the rule as
-code: `expand` gives the tables of the whole program, which is what is proved and what runs. Without rows in `repeats`
-the tables are the whole program.
+rows. Offsets in arenas and pools move along. `repeat.py` has the rule as code: `expand` gives the tables of the whole
+program, which is what is proved, what runs and what engine.json describes. Without rows in `repeats` the tables are the
+whole program.
 """
 
 from __future__ import annotations
@@ -54,8 +54,22 @@ READ, WRITE = 0, 1
 ALIGN = 64
 """Bytes that buffers and tiles are aligned to: a cache line, and the widest vector."""
 
+SCALE_BLOCK = 128
+"""Rows and columns of a block of an fp8 matrix that has one f32 scale."""
+
 PANEL = 16
 """Rows that a weight tile stores together: rows of each matrix are padded to whole panels."""
+
+
+def matrix_bytes(rows: int, cols: int, dtype: str) -> int:
+    """Bytes of a weight matrix as a checkpoint has it, with the scales of its blocks if it is fp8."""
+    scales = -(-rows // SCALE_BLOCK) * -(-cols // SCALE_BLOCK) * 4 if dtype == "fp8" else 0
+    return rows * cols * DTYPE_BYTES[dtype] + scales
+
+
+def panel_bytes(cols: int, dtype: str) -> int:
+    """Bytes of a panel of a weight tile; in fp8 the scale of each block of columns follows, f32."""
+    return PANEL * cols * DTYPE_BYTES[dtype] + (-(-cols // SCALE_BLOCK) * 4 if dtype == "fp8" else 0)
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,8 @@ its result, and whoever needs the whole program takes it from here.
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -23,32 +21,6 @@ WEIGHT = ARENAS.index("weight")
 
 BEFORE, IN, AFTER = range(3)
 """Where a row stands: before the repeated rows of its stream or table, among them, after them."""
-
-_LAYER = re.compile(r"(?<=\blayers\.)\d+")
-
-
-@dataclass(frozen=True)
-class Repeat:
-    """Layers `layer` to `layer + layers - 1` of the short program stand `times` times in the whole one."""
-
-    layer: int
-    layers: int
-    times: int
-
-    def names(self, names: Sequence[str], begin: int, end: int) -> list[str]:
-        """The names of the whole program, where names[begin:end] are those of the repeated rows."""
-        last = (self.times - 1) * self.layers
-        copies = [
-            self._moved(n, t * self.layers, self.layer - self.layers)
-            for t in range(self.times)
-            for n in names[begin:end]
-        ]
-        return [*names[:begin], *copies, *(self._moved(n, last, self.layer) for n in names[end:])]
-
-    @staticmethod
-    def _moved(name: str, by: int, least: int) -> str:
-        """The name with the numbers of layers from `least` on moved."""
-        return _LAYER.sub(lambda m: str(int(m[0]) + by * (int(m[0]) >= least)), name)
 
 
 class Line:
@@ -155,10 +127,10 @@ def expanded_sizes(tables: Mapping[str, Table], arenas: Ints) -> Ints:
     return out
 
 
-def span(tables: Mapping[str, Table], line: str) -> tuple[int, int]:
-    """The one repeated interval of a line; (0, 0) if nothing is repeated."""
-    found = tables["repeats"][tables["repeats"]["line"] == LINES.index(line)]
-    return (int(found["begin"][0]), int(found["end"][0])) if len(found) else (0, 0)
+def line_of(tables: Mapping[str, Table], name: str) -> Line:
+    """A line of the program by its name in LINES."""
+    times = int(tables["repeats"]["times"][0]) if len(tables["repeats"]) else 1
+    return _line(tables["repeats"], LINES.index(name), times)
 
 
 def _line(repeats: Table, line: int, times: int) -> Line:

@@ -16,7 +16,8 @@ def check_runnable(manifest: Manifest, threads: int) -> None:
     """EngineError unless this machine can run the engine: kernel, weights, architecture, features, free memory."""
     path = manifest.path
     if not manifest.has_kernel:
-        raise EngineError(f"{path}: the engine has no kernel ({KERNEL}) and can't be run")
+        name = manifest.data["target"]["name"]
+        raise EngineError(f"{path}: the engine has no kernel ({KERNEL}) for its target {name} and can't be run")
     if not manifest.has_weights:
         raise EngineError(f"{path}: the engine has no weights: it was compiled with --no-weights and can't be run")
     kernel = manifest.file(KERNEL)

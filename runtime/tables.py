@@ -8,20 +8,37 @@ import numpy as np
 import numpy.typing as npt
 
 from tilecompile.runtime.errors import EngineError
-from tilecompile.runtime.format import ARENAS, COMMIT_KIND, DTYPES, NONE, TABLES
+from tilecompile.runtime.format import ARENAS, COMMIT_KIND, DTYPES, LINES, NONE, TABLES
 from tilecompile.runtime.manifest import Manifest
+from tilecompile.runtime.repeat import expand
 from tilecompile.runtime.schema import SCHEMA
 
 Table = npt.NDArray[np.void]
 Tables = dict[str, Table]
 
+MOST_ROWS = 1 << 26
+"""Repeated rows of all tables together; a model of a thousand layers has fewer."""
+
 _SPANS = {"operand": "operands", "wait": "waits", "notify": "notifies", "tape": "tape", "region": "regions"}
 
 
 def load_tables(manifest: Manifest) -> Tables:
-    """The tables by name. EngineError for another record layout or shape, or an index that leads nowhere."""
+    """The tables of the whole program by name; what is stored short is expanded.
+
+    EngineError for another record layout or shape, or an index that leads nowhere.
+    """
     tables = {name: _load(manifest, name) for name in TABLES}
     _check(manifest, tables)
+    if not len(tables["repeats"]):
+        _check_io(manifest, tables)
+        return tables
+    _check_repeats(manifest, tables)
+    try:
+        tables = expand(tables)
+    except (ValueError, IndexError, OverflowError, MemoryError) as error:  # rows of which none fits the others
+        raise EngineError(f"{manifest.table('repeats')}: the tables can't be expanded by it: {error}") from error
+    _check(manifest, tables)
+    _check_io(manifest, tables)
     return tables
 
 
@@ -38,6 +55,28 @@ def _load(manifest: Manifest, name: str) -> Table:
     if table.ndim != 1:
         raise EngineError(f"{path}: shape is {table.shape}, want one dimension")
     return np.ascontiguousarray(table)
+
+
+def _check_repeats(manifest: Manifest, tables: Tables) -> None:
+    """What is repeated lies in its table, as often everywhere, and not so often that it could fill the memory."""
+    repeats, path = tables["repeats"], manifest.table("repeats")
+    limits = {name: len(tables[name]) for name in LINES if name in tables}
+    limits |= {"operators": len(manifest.data["operators"]), "event_tensors": len(tables["events"])}
+    total = 0
+    for i, (line, begin, end, times) in enumerate(repeats.tolist()):
+        limit = limits[LINES[line]] if line < len(LINES) else 0
+        if line >= len(LINES) or not begin <= end <= limit:
+            raise EngineError(f"{path}: entry {i} repeats {begin} to {end} of line {line}, want parts of {limit}")
+        if times != repeats["times"][0] or not times:
+            raise EngineError(
+                f"{path}: times of entry {i} is {times}, want {repeats['times'][0] or 1} as in the others"
+            )
+        total += (end - begin) * times
+    streams = int((repeats["line"] == LINES.index("instructions")).sum())
+    if streams != len(tables["streams"]):
+        raise EngineError(f"{path}: has {streams} entries of instructions, want {len(tables['streams'])} (streams)")
+    if total > MOST_ROWS:
+        raise EngineError(f"{path}: stands for {total} rows, want {MOST_ROWS} at most")
 
 
 def _words(dtype: np.dtype[Any]) -> str:
@@ -108,10 +147,15 @@ def _check(manifest: Manifest, tables: Tables) -> None:
     within("buffers", "bytes", buffers["offset"] + buffers["bytes"], sizes[buffers["device"], buffers["arena"]])
     pool = int(sizes[:, ARENAS.index("weight")].max())
     within("tape", "bytes", tables["tape"]["offset"] + tables["tape"]["bytes"], pool)
+
+
+def _check_io(manifest: Manifest, tables: Tables) -> None:
     for name in SCHEMA["io"]:
         index = manifest.data["io"][name]
-        if index >= len(buffers):
-            raise EngineError(f"{manifest.path}: io.{name} is {index}, want less than {len(buffers)} (buffers)")
+        if index >= len(tables["buffers"]):
+            raise EngineError(
+                f"{manifest.path}: io.{name} is {index}, want less than {len(tables['buffers'])} (buffers)"
+            )
 
 
 def _check_streams(manifest: Manifest, streams: Table) -> None:

@@ -143,7 +143,7 @@ def pack_pool(
             padding = -len(pool) % ALIGN
             offsets[tile] = len(pool) + padding
             pool = np.concatenate([pool, filling(padding, fill or 0), data])
-        size = tile.bytes(fmt.DTYPE_BYTES[next(w.dtype for w in case.node.weights if w.tensor == tile.tensors[0])])
+        size = tile.bytes(next(w.dtype for w in case.node.weights if w.tensor == tile.tensors[0]))
         tape[i] = (offsets[tile], size, size if tile.gathered else 0, slot, 0)
     return pool, tape
 

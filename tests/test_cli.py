@@ -124,7 +124,7 @@ def test_bad_engines(tmp_path: Path, command: list[str]) -> None:
     assert "has no engine.json" in refused(*command, tmp_path)
     path = fake.make_engine(tmp_path / "e")
     fake.edit_manifest(path, lambda data: data.update(format=99))
-    assert "engine.json: format version is 99, want 4" in refused(*command, path)
+    assert "engine.json: format version is 99, want 5" in refused(*command, path)
     path = fake.make_engine(tmp_path / "f")
     (path / "tables" / "waits.npy").unlink()
     assert "tables/waits.npy: missing file" in refused(*command, path)
@@ -215,8 +215,10 @@ def compiler(monkeypatch: pytest.MonkeyPatch) -> list[CompileOptions]:
         for stage, total in (("trace", 1), ("pack", 10**9)):
             progress(stage, 0, total)
         fake.make_engine(options.output)
-        decode = {"name": "decode", "tasks": 3, "edges": 1}
-        return types.SimpleNamespace(output=options.output, programs=[decode], notes=("a note",), seconds=1.25)
+        decode = {"name": "decode", "tasks": 3, "events": 2, "edges": 1}
+        proof = types.SimpleNamespace(seconds=0.5)
+        found = {"programs": [decode], "notes": ("a note",), "seconds": 1.25, "proof": proof}
+        return types.SimpleNamespace(output=options.output, **found)
 
     module = types.ModuleType("tilecompile.compile")
     module.__dict__["compile_model"] = compile_model
@@ -251,7 +253,9 @@ def test_compile(compiler: list[CompileOptions], tmp_path: Path) -> None:
     lines = result.stderr.splitlines()
     assert [line.split(" s  ")[1] for line in lines[:2]] == ["trace", "pack 1 GB"]
     assert lines[2] == "note: a note"
-    assert lines[3].endswith("compiled glm5-mini in 1.2 s; a step runs 3 tasks with 1 waits")
+    assert lines[3].endswith(
+        "compiled glm5-mini in 1.2 s; a step runs 3 tasks with 2 events and 1 edges, proved in 0.5 s"
+    )
 
 
 def test_compile_needs_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,7 +288,7 @@ BAD = [
     ({"model": __file__}, "is a file, want a checkpoint folder"),
     ({"target": "gpu"}, "--target 'gpu' is unknown; there are: cpu, cpu-avx2, cpu-portable"),
     ({"placement": "double"}, "--placement 'double' is unknown; there are: single"),
-    ({"weights": "fp8"}, "--weights 'fp8' is unknown; there are: bf16, f32"),
+    ({"weights": "fp4"}, "--weights 'fp4' is unknown; there are: bf16, f32, fp8"),
     ({"cache": "fp8"}, "--cache 'fp8' is unknown; there are: f32, bf16"),
     ({"machine": "moon"}, "machine 'moon' is unknown and no file; there are: "),
     ({"devices": 0}, "--devices is 0, want 1 to"),

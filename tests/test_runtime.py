@@ -320,9 +320,9 @@ Edit = Callable[[dict[str, Any]], Any]
 @pytest.mark.parametrize(
     ("edit", "words"),
     [
-        (lambda d: d.update(format=1), "engine.json: format version is 1, want 4"),
-        (lambda d: d.pop("format"), "format version is null, want 4"),
-        (lambda d: d.update(format=True), "format version is true, want 4"),
+        (lambda d: d.update(format=1), "engine.json: format version is 1, want 5"),
+        (lambda d: d.pop("format"), "format version is null, want 5"),
+        (lambda d: d.update(format=True), "format version is true, want 5"),
         (lambda d: d.pop("vocab_size"), "vocab_size is missing, want a whole number from 0"),
         (lambda d: d["model"].pop("name"), r"model\.name is missing, want a string"),
         (lambda d: d.update(workers="2"), 'workers is "2", want a whole number from 0'),

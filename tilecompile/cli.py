@@ -91,8 +91,8 @@ def compile_command(
         str | None, typer.Option(help=f"Sums over devices: {', '.join(REDUCTIONS)}.  [default: by placement]")
     ] = None,
     max_seq_len: Annotated[int | None, typer.Option(help="Positions that the engine can hold.")] = None,
-    weights: Annotated[str | None, typer.Option(help="f32 or bf16.  [default: as in the checkpoint]")] = None,
-    cache: Annotated[str, typer.Option(help="Type of the attention caches: f32 or bf16.")] = "f32",
+    weights: Annotated[str | None, typer.Option(help="f32, bf16, fp8.  [default: as in the checkpoint]")] = None,
+    cache: Annotated[str | None, typer.Option(help="f32 or bf16.  [default: f32 on a CPU, else bf16]")] = None,
     seed: Annotated[int | None, typer.Option(help="Draw the weights from this seed.")] = None,
     no_weights: Annotated[bool, typer.Option("--no-weights", help="Leave the weights out, to look at.")] = False,
     dump: Annotated[Path | None, typer.Option(metavar="DIR", help="Write the value of every stage there.")] = None,
@@ -123,7 +123,8 @@ def compile_command(
     decode = compiled.programs[0]
     note(
         f"{output}: compiled {model} in {compiled.seconds:.1f} s; "
-        f"a step runs {decode['tasks']} tasks with {decode['edges']} waits"
+        f"a step runs {decode['tasks']} tasks with {decode['events']} events and {decode['edges']} edges, proved in "
+        f"{compiled.proof.seconds:.1f} s"
     )
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -21,10 +20,12 @@ import torch
 import tilecompile.ops  # noqa: F401  (registers the tile ops)
 from tilecompile.build import build
 from tilecompile.choose import DEFAULT_CONTEXT, Chosen, choose
+from tilecompile.describe import describe
 from tilecompile.dump import Dump
 from tilecompile.emit import kernel_source, task_kinds
 from tilecompile.errors import InputError
 from tilecompile.events import events
+from tilecompile.fit import check_fit, needs
 from tilecompile.fuse import fuse
 from tilecompile.graph import OpGraph
 from tilecompile.graph_json import graph_of, write_graph
@@ -38,9 +39,9 @@ from tilecompile.output import new_folder
 from tilecompile.pack import pack
 from tilecompile.place import RECIPES, place
 from tilecompile.placement_json import write_placement
-from tilecompile.plan import EventTensors, Program
+from tilecompile.plan import Program
+from tilecompile.repetition import shortened, whole_graph, whole_placed, whole_program
 from tilecompile.runtime.contract import contract
-from tilecompile.runtime.format import ARENAS
 from tilecompile.runtime.manifest import TOKENIZER, write_manifest
 from tilecompile.schedule import schedule
 from tilecompile.schedules.auto import Choice
@@ -48,7 +49,7 @@ from tilecompile.sources import ModelSource, open_model
 from tilecompile.tile import tile
 from tilecompile.trace import trace
 from tilecompile.traffic import reads
-from tilecompile.verify import Memory, verify
+from tilecompile.verify import Memory, Proof, verify
 
 DEFAULT_MAX_SEQ_LEN = 4096
 
@@ -57,12 +58,13 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Compiled:
-    """What a compilation made: the engine folder, its manifest's programs, notes for the user, seconds taken."""
+    """What a compilation made: the engine folder, its manifest's programs, notes for the user, seconds taken, proof."""
 
     output: Path
     programs: list[dict[str, object]]
     notes: tuple[str, ...]
     seconds: float
+    proof: Proof
 
 
 def compile_model(options: CompileOptions, progress: Progress = lambda stage, done, total: None) -> Compiled:
@@ -78,15 +80,22 @@ def compile_model(options: CompileOptions, progress: Progress = lambda stage, do
     weights, takes = options.weights or source.config.weight_type, settings.machine.weight_types
     if weights not in takes:
         raise InputError(f"weights are {weights}, and machine {settings.machine.name} takes {', '.join(takes)}")
+    max_seq_len = sequence_length(source.config, options)
     dump = Dump(options.dump)
-    graphs = [dump.add("trace", g) for g in trace_programs(source.config, options, progress)]
+    config, repeat = (source.config, None) if settings.isa else shortened(source.config)
+    copies = repeat.copies if repeat else lambda tensor: 1
+    dtypes = TORCH_DTYPES[settings.cache], TORCH_DTYPES[weights]
+    graphs = [dump.add("trace", g) for g in trace_programs(config, max_seq_len, *dtypes, progress)]
     graphs = [dump.add("fuse", fuse(g)) for g in graphs]
     how: str | Choice = settings.placement
     notes = source.notes
     if how == "auto":
-        chosen = dump.add("place", _choose(source.config, options, settings, progress))
+        trace_one = partial(_fused, max_seq_len, *dtypes)
+        chosen = dump.add("place", _choose(source.config, trace_one, settings, max_seq_len, progress))
         how, notes = chosen.choice, (*notes, chosen.summary)
     placed = [dump.add("place", place(g, how, settings.devices, settings.reduction)) for g in graphs]
+    if not settings.machine.is_cpu:
+        check_fit(needs(placed, copies), settings.machine, max_seq_len)
     progress("tile", 0, 1)
     tiled = [dump.add("tile", tile(p, settings.workers)) for p in placed]
     progress("events", 0, 1)
@@ -95,60 +104,66 @@ def compile_model(options: CompileOptions, progress: Progress = lambda stage, do
     kinds, kind_of_node = task_kinds(nodes)
     kind_of = dict.fromkeys(nodes, 0) | {label: kind.index for label, kind in kind_of_node.items()}
     progress("schedule", 0, 1)
-    program = schedule(plans, settings.workers, kind_of, ["commit", *(k.function for k in kinds)])
-    text = listing(program.tables, program.programs, program.operators, program.kinds, program.buffers)
+    short = program = schedule(plans, settings.workers, kind_of, ["commit", *(k.function for k in kinds)], repeat)
+    operators = graph_of(plans)
+    if repeat is not None:
+        program, operators = whole_program(short, repeat), whole_graph(operators, repeat, short)
+        placed = [whole_placed(p, repeat, operators) for p in placed]
+    text = listing(short.tables, short.programs, short.operators, short.kinds, short.buffers)
     dump.add("schedule", text)
     progress("verify", 0, 1)
     names = [b.tensor.name for b in program.buffers]
-    dump.add("verify", verify(program.tables, program.operators, memory_of(program), names, program.weights))
-    manifest = describe(options, settings, source, program, graphs, plans)
-    title = f"{source.name} for {settings.isa.name}, {settings.workers} workers"
-    kernel = kernel_source(kinds, title, contract(manifest, program.tables))
-    dump.add("emit", kernel, "cpp")
+    proof = verify(program.tables, program.operators, Memory(program.sizes()), names, program.weights)
+    dump.add("verify", proof)
+    formulas = [reads(g, max_seq_len, copies) for g in graphs]
+    manifest = describe(settings, source, weights, max_seq_len, program, graphs, operators, formulas)
     with new_folder(options.output, options.force) as folder:
-        progress("build", 0, 1)
-        (folder / "kernel.cpp").write_text(kernel)
-        build(folder / "kernel.cpp", folder / "kernel.so", settings.isa)
+        if settings.isa is not None:
+            progress("build", 0, 1)
+            title = f"{source.name} for {settings.isa.name}, {settings.workers} workers"
+            kernel = dump.add("emit", kernel_source(kinds, title, contract(manifest, program.tables)), "cpp")
+            (folder / "kernel.cpp").write_text(kernel)
+            build(folder / "kernel.cpp", folder / "kernel.so", settings.isa)
         (folder / "listing.txt").write_text(text)
-        write_graph(folder, graph_of(plans))
+        write_graph(folder, operators)
         write_placement(folder, placed)
         (folder / "tables").mkdir()
-        for name, table in program.tables.items():
+        for name, table in short.tables.items():
             np.save(folder / "tables" / f"{name}.npy", table, allow_pickle=False)
         if source.tokenizer:
             shutil.copyfile(source.tokenizer, folder / TOKENIZER)
         files = pack_pools(program, graphs, source, folder, progress)
         seconds = time.perf_counter() - start
         write_manifest(folder, {**manifest, "files": files, "compile_seconds": round(seconds, 3)})
-        dump.add("pack", pack_text(program))
-    return Compiled(options.output, manifest["programs"], notes, seconds)  # type: ignore[arg-type]
+        dump.add("pack", pack_text(short))
+    return Compiled(options.output, manifest["programs"], notes, seconds, proof)  # type: ignore[arg-type]
 
 
-def memory_of(program: Program) -> Memory:
-    """Bytes of the arenas and pools, for the proof."""
-    sizes = zip(program.arena_bytes, program.pool_bytes, strict=True)
-    return Memory(np.array([[{**a, "weight": p}[name] for name in ARENAS] for a, p in sizes], np.int64))
+def _fused(max_seq_len: int, cache: torch.dtype, weights: torch.dtype, config: Glm5Config) -> OpGraph:
+    """The fused decode step of a model."""
+    return fuse(trace_programs(config, max_seq_len, cache, weights, lambda stage, done, total: None)[0])
 
 
-def _choose(config: Glm5Config, options: CompileOptions, settings: Settings, progress: Progress) -> Chosen:
+def _choose(
+    config: Glm5Config,
+    graph_of: Callable[[Glm5Config], OpGraph],
+    settings: Settings,
+    max_seq_len: int,
+    progress: Progress,
+) -> Chosen:
     """The placement by time, for the context that is asked for."""
-    limit = sequence_length(config, options)
-    context = settings.context or min(DEFAULT_CONTEXT, limit)
-    if context > limit:
-        raise InputError(f"--context is {context}, the engine holds {limit} positions")
-
-    def graph_of(config: Glm5Config) -> OpGraph:
-        return fuse(trace_programs(config, options, lambda stage, done, total: None)[0])
-
+    context = settings.context or min(DEFAULT_CONTEXT, max_seq_len)
+    if context > max_seq_len:
+        raise InputError(f"--context is {context}, the engine holds {max_seq_len} positions")
     recipes = {name: recipe for name, recipe in RECIPES.items() if name != "single"}
     machine, devices, workers = settings.machine, settings.devices, settings.workers
     return choose(config, graph_of, recipes, machine, devices, workers, context, partial(progress, "choose"))
 
 
-def trace_programs(config: Glm5Config, options: CompileOptions, progress: Progress) -> list[OpGraph]:
+def trace_programs(
+    config: Glm5Config, max_seq_len: int, cache: torch.dtype, weights: torch.dtype, progress: Progress
+) -> list[OpGraph]:
     """The step programs of a model: decode, and draft where the model has an MTP layer (it shares weights)."""
-    max_seq_len = sequence_length(config, options)
-    cache, weights = TORCH_DTYPES[options.cache], TORCH_DTYPES[options.weights or config.weight_type]
     steps: list[tuple[str, type[Glm5Step] | type[MtpStep]]] = [("decode", Glm5Step)]
     if config.mtp_layer is not None:
         steps.append(("draft", MtpStep))
@@ -199,69 +214,6 @@ def pack_pools(
 
 def _report(progress: Progress, before: int, total: int, done: int) -> None:
     progress("pack", before + done, total)
-
-
-def describe(
-    options: CompileOptions,
-    settings: Settings,
-    source: ModelSource,
-    program: Program,
-    graphs: list[OpGraph],
-    plans: list[EventTensors],
-) -> dict[str, object]:
-    """The manifest's content, without files and times."""
-    config = source.config
-    max_seq_len = sequence_length(config, options)
-    tables = program.tables
-    programs = []
-    for index, graph in enumerate(graphs):
-        streams = tables["streams"][tables["streams"]["program"] == index]
-        instructions = np.concatenate([tables["instructions"][s["begin"] : s["end"]] for s in streams])
-        grids = plans[index].grids.grids
-        base = len(program.operators) - sum(len(p.grids.grids) for p in plans[index:])
-        ops = Counter(grids[int(op) - base].node.op for op in instructions["op"])
-        read = reads(graph, max_seq_len)
-        programs.append(
-            {
-                "name": graph.program,
-                "tokens": graph.tokens,
-                "tasks": len(instructions),
-                "events": int((tables["events"]["program"] == index).sum()),
-                "edges": int(instructions["wait_count"].sum()),
-                "bytes_per_step": read.at(max_seq_len),
-                "reads": read.stated(),
-                "ops": dict(sorted(ops.items())),
-            }
-        )
-    pools = [
-        {"device": d, "file": f"weights/device{d}.bin" if source.weights else None, "bytes": size}
-        for d, size in enumerate(program.pool_bytes)
-    ]
-    return {
-        "model": {"name": source.name, "architecture": "GlmMoeDsaForCausalLM", "config": config.to_dict()},
-        "target": {"name": settings.target, "isa": settings.isa.name, "features": list(settings.isa.features)},
-        "machine": settings.machine.name,
-        "devices": settings.devices,
-        "workers": settings.workers * settings.devices,
-        "placement": settings.placement,
-        "max_seq_len": max_seq_len,
-        "vocab_size": config.vocab_size,
-        "eos_token_ids": list(config.eos_token_id),
-        "weights": {
-            "dtype": options.weights or config.weight_type,
-            "source": source.origin,
-            "pools": pools,
-            "tensors": program.weights,
-        },
-        "cache": options.cache,
-        "arenas": [{"device": d, **sizes} for d, sizes in enumerate(program.arena_bytes)],
-        "programs": programs,
-        "kinds": program.kinds,
-        "operators": program.operators,
-        "buffers": [{"tensor": b.tensor.name, "shape": b.tensor.shape, "program": b.program} for b in program.buffers],
-        "io": {name: program.io[name] for name in ("ids", "position", "next", "logits")},
-        "scratch_bytes": program.scratch_bytes,
-    }
 
 
 def pack_text(program: Program) -> str:

@@ -25,7 +25,7 @@ def node_reads(graph: OpGraph, node: OpNode, context: int) -> float:
     tiling = REGISTRY[node.op].tile(node, 1) if node.weights else None
     total = 0.0
     for task in tiling.weights if tiling else ():
-        total += sum(tile.bytes(DTYPE_BYTES[dtype[tile.tensors[0]]]) for tile, _ in task)
+        total += sum(tile.bytes(dtype[tile.tensors[0]]) for tile, _ in task)
     for view in node.inputs:
         tensor = graph.tensors[view.tensor]
         row = tensor.cols * DTYPE_BYTES[tensor.dtype]

@@ -17,7 +17,7 @@ from tilecompile.schedules.machine import Machine, load_machine
 TARGETS = {"cpu": ("avx512", "avx2", "portable"), "cpu-avx2": ("avx2",), "cpu-portable": ("portable",)}
 """Targets, and the instruction sets of each; the first that this machine has is taken, or else the last."""
 
-WEIGHT_DTYPES = ("bf16", "f32")
+WEIGHT_DTYPES = ("bf16", "f32", "fp8")
 CACHE_DTYPES = ("f32", "bf16")
 
 MAX_DEVICES = 1024
@@ -28,16 +28,20 @@ MAX_SEED = (1 << 63) - 1
 
 @dataclass(frozen=True)
 class Settings:
-    """What the options come to on this machine. `workers` counts those of one device, `context` is for `auto`."""
+    """What the options come to on this machine. `workers` counts those of one device, `context` is for `auto`.
+
+    Without an instruction set there are no bodies for the target yet, and the engine has no kernel.
+    """
 
     target: str
-    isa: Isa
+    isa: Isa | None
     machine: Machine
     devices: int
     workers: int
     placement: str
     reduction: str | None
     context: int | None
+    cache: str
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ class CompileOptions:
     context: int | None = None
     max_seq_len: int | None = None
     weights: str | None = None
-    cache: str = "f32"
+    cache: str | None = None
     seed: int | None = None
     no_weights: bool = False
     dump: Path | None = None
@@ -79,9 +83,10 @@ class CompileOptions:
         _in_range("--context", self.context, 1, MAX_SEQ_LEN)
         _in_range("--seed", self.seed, 0, MAX_SEED)
         machine = load_machine(self.machine or "cpu")
-        if not machine.is_cpu:
+        if not machine.is_cpu and not self.no_weights:
             raise InputError(
-                f"machine {machine.name} has the target {machine.target}, and only for cpu can kernels be made so far"
+                f"machine {machine.name} has the target {machine.target}, for which no kernels can be made so far; "
+                "with --no-weights the engine has everything else"
             )
         target = self.target or machine.target
         if target.split("-")[0] != machine.target:
@@ -105,7 +110,9 @@ class CompileOptions:
             raise InputError(f"--reduction {self.reduction} is the form of sums over devices, want 2 devices or more")
         self._check_model()
         self._check_paths()
-        return Settings(target, _isa(target), machine, devices, workers, placement, self.reduction, self.context)
+        isa, cache = (_isa(target), "f32") if machine.is_cpu else (None, "bf16")
+        made = (self.reduction, self.context, self.cache or cache)
+        return Settings(target, isa, machine, devices, workers, placement, *made)
 
     def _agree(self, flag: str, given: int | None, machine: Machine, stated: int | None) -> int | None:
         """The value that the flag or the machine gives; an error when an explicit machine says otherwise."""

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from tilecompile.graph import OpGraph, Tensor
 from tilecompile.ops.base import PANEL, OpNode, Tiling, WeightTile
+from tilecompile.runtime.format import ARENAS
 
 Ints = npt.NDArray[np.int64]
 
@@ -271,3 +272,8 @@ class Program:
     pool_bytes: list[int]
     scratch_bytes: int
     io: dict[str, int] = field(default_factory=dict)
+
+    def sizes(self) -> Ints:
+        """Bytes of the arenas by device, pools as weight arenas: int64 [devices, len(ARENAS)]."""
+        rows = zip(self.arena_bytes, self.pool_bytes, strict=True)
+        return np.array([[{**arena, "weight": pool}[name] for name in ARENAS] for arena, pool in rows], np.int64)

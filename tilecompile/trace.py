@@ -19,7 +19,7 @@ from tilecompile.ops.base import REGISTRY, OpNode, View
 from tilecompile.ops.expr import Expr
 from tilecompile.views import VIEWS
 
-DTYPES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.int32: "i32"}
+DTYPES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.int32: "i32", torch.float8_e4m3fn: "fp8"}
 
 ELEMENTWISE = {
     "add.Tensor": "add",

@@ -7,12 +7,13 @@ from an engine alone.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from tilecompile.runtime.errors import EngineError
-from tilecompile.runtime.format import DTYPE_BYTES
+from tilecompile.runtime.format import DTYPE_BYTES, matrix_bytes
 from tilecompile.runtime.manifest import Manifest
 from tilecompile.runtime.schema import mismatch
 
@@ -54,12 +55,12 @@ class Reads:
         return {"fixed": self.fixed, "caches": [vars(c) for c in self.caches]}
 
 
-def reads(graph: OpGraph, max_seq_len: int) -> Reads:
+def reads(graph: OpGraph, max_seq_len: int, copies: Callable[[str], int] = lambda tensor: 1) -> Reads:
     """The formula of one step of a graph whose caches hold `max_seq_len` positions.
 
     Streamed weights count once; stacked experts count for as many as the step has slots; a table counts the rows of the
     step's tokens; a latent cache counts the selected rows, an index cache all rows of the context, and none while the
-    context is at most the selection.
+    context is at most the selection. `copies` says for how many tensors of the whole model one of a short model stands.
     """
     total = 0
     seen: set[str] = set()
@@ -70,13 +71,12 @@ def reads(graph: OpGraph, max_seq_len: int) -> Reads:
             if w.tensor in seen:
                 continue
             seen.add(w.tensor)
-            size = DTYPE_BYTES[w.dtype]
-            for extent in w.shape:
-                size *= extent
+            *matrices, rows, cols = w.shape
+            size = prod(matrices) * matrix_bytes(rows, cols, w.dtype) * copies(w.tensor)
             total += size * slots // w.shape[0] if node.op.startswith("expert_") else size
         for view in node.inputs:
             tensor = graph.tensors[view.tensor]
-            row = tensor.cols * DTYPE_BYTES[tensor.dtype]
+            row = tensor.cols * DTYPE_BYTES[tensor.dtype] * copies(view.tensor)
             if tensor.role == "constant" and view.tensor not in seen:
                 seen.add(view.tensor)
                 total += row * (graph.tokens if node.op == "embed" else tensor.rows)

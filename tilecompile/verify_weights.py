@@ -65,8 +65,12 @@ def check_tiles(s: Subject) -> None:
 def _tile_bytes(tiles: dict[str, Ints], dtype: Ints) -> Ints:
     """Bytes of the panels of one matrix of one tensor."""
     panels = -(-(tiles["row_end"] - tiles["row_begin"]) // fmt.PANEL)
-    element: Ints = np.array([fmt.DTYPE_BYTES[name] for name in fmt.DTYPES], np.int64)[dtype]
-    return panels * fmt.PANEL * tiles["cols"] * element
+    found = np.zeros(len(panels), np.int64)
+    for code, name in enumerate(fmt.DTYPES):
+        cols, which = np.unique(tiles["cols"], return_inverse=True)
+        each = np.array([fmt.panel_bytes(n, name) for n in cols.tolist()], np.int64)
+        found = np.where(dtype == code, panels * each[which], found)
+    return found
 
 
 def check_tapes(s: Subject, program: int) -> Coverage:

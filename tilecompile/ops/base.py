@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-PANEL = 16
+from tilecompile.runtime import format as fmt
+
+PANEL = fmt.PANEL
 """Rows of a weight panel: the lanes of a `v16`."""
 
 Bound = int | npt.NDArray[np.int64]
@@ -131,9 +133,9 @@ class WeightTile:
         matrices = 1 if self.gathered else self.end - self.begin
         return matrices * -(-(self.row_end - self.row_begin) // PANEL) * len(self.tensors)
 
-    def bytes(self, element: int) -> int:
-        """Bytes of the tile (of one expert, if gathered) with `element` bytes a weight."""
-        return self.panels * PANEL * self.cols * element
+    def bytes(self, dtype: str) -> int:
+        """Bytes of the tile (of one expert, if gathered) with weights of a type."""
+        return self.panels * fmt.panel_bytes(self.cols, dtype)
 
 
 @dataclass(frozen=True)
@@ -226,4 +228,5 @@ def pieces(parts: int, elements: int) -> int:
     return max(1, min(parts, -(-elements // GRAIN)))
 
 
-CPP_TYPES = {"f32": "float", "bf16": "bf16", "i32": "int32_t"}
+CPP_TYPES = {"f32": "float", "bf16": "bf16", "i32": "int32_t", "fp8": "fp8"}
+"""Element types in C++. No CPU body takes fp8: engines without a kernel only tell their task kinds apart by it."""

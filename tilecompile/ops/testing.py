@@ -8,7 +8,7 @@ import torch
 
 from tilecompile.ops.base import OpNode, View
 
-TORCH_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "i32": torch.int32}
+TORCH_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "i32": torch.int32, "fp8": torch.float8_e4m3fn}
 
 
 @dataclass(frozen=True)

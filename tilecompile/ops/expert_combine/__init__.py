@@ -24,6 +24,7 @@ from tilecompile.ops.base import (
 )
 from tilecompile.ops.expr import evaluate
 from tilecompile.ops.linear import cpu_epilogue, epilogue_inputs
+from tilecompile.runtime.format import DTYPE_BYTES
 
 OWN = 3
 """Inputs of the op itself: x, expert and slot_weight."""
@@ -61,7 +62,7 @@ def tile(node: OpNode, parts: int) -> Tiling:
     coords = np.zeros((len(lo), 4), np.int32)
     coords[:, 0], coords[:, 1] = lo, hi
     box = ((0, tokens), (lo, hi))
-    element = 2 if weight.dtype == "bf16" else 4
+    element = DTYPE_BYTES[weight.dtype]
     tiles = [
         WeightTile((weight.tensor,), 0, weight.shape[0], int(a), int(b), cols, gathered=True)
         for a, b in zip(lo, hi, strict=True)

@@ -23,6 +23,7 @@ from tilecompile.ops.linear import (
     norm_scratch,
     normed_input,
 )
+from tilecompile.runtime.format import DTYPE_BYTES
 
 OWN = 2
 """Inputs of the op itself: x and expert."""
@@ -64,7 +65,7 @@ def tile(node: OpNode, parts: int) -> Tiling:
     box = ((0, tokens), (slot, slot + 1), (lo, hi))
     expert = Access(epilogue_begin(node, OWN) - 1, ((0, 1), (slot, slot + 1)))
     names = tuple(w.tensor for w in node.weights)
-    element = 2 if weight.dtype == "bf16" else 4
+    element = DTYPE_BYTES[weight.dtype]
     tiles = [
         WeightTile(names, 0, weight.shape[0], int(a), int(b), weight.shape[2], gathered=True)
         for a, b in pairwise(bounds)

@@ -7,6 +7,7 @@ import numpy.typing as npt
 import torch
 
 from tilecompile.ops.base import CPP_TYPES, PANEL, Access, OpNode, Shard, TileOp, Tiling, WeightTile, register, split
+from tilecompile.runtime.format import DTYPE_BYTES
 
 
 @torch.library.custom_op("tilecompile::head_linear", mutates_args=())
@@ -44,7 +45,7 @@ def tile(node: OpNode, parts: int) -> Tiling:
     head_lo, head_hi = np.repeat(head_bounds[:-1], cuts), np.repeat(head_bounds[1:], cuts)
     row_lo, row_hi = np.tile(row_bounds[:-1], len(head_bounds) - 1), np.tile(row_bounds[1:], len(head_bounds) - 1)
     coords = np.stack([head_lo, head_hi, row_lo, row_hi], 1).astype(np.int32)
-    element = 2 if weight.dtype == "bf16" else 4
+    element = DTYPE_BYTES[weight.dtype]
     tiles = [WeightTile((weight.tensor,), a, b, lo, hi, cols) for a, b, lo, hi in coords.tolist()]
     return Tiling(
         coords=coords,

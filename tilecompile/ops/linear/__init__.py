@@ -25,6 +25,7 @@ from tilecompile.ops.base import (
 )
 from tilecompile.ops.expr import evaluate, to_cpp
 from tilecompile.ops.rms_norm import rms_norm
+from tilecompile.runtime.format import DTYPE_BYTES
 
 
 @torch.library.custom_op("tilecompile::linear", mutates_args=())
@@ -93,7 +94,7 @@ def tile(node: OpNode, parts: int) -> Tiling:
     coords[:, 0], coords[:, 1] = lo, hi
     extra = tuple(Access(i, ((0, x.shape[0]), (lo, hi))) for i in epilogue_inputs(node))
     names = tuple(w.tensor for w in node.weights)
-    element = 2 if weight.dtype == "bf16" else 4
+    element = DTYPE_BYTES[weight.dtype]
     return Tiling(
         coords=coords,
         reads=norm_reads(node) + extra,

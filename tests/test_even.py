@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from pathlib import Path
 
 import pytest
 import torch
@@ -26,7 +25,6 @@ from tilecompile.models.named import NAMED
 from tilecompile.ops.base import REGISTRY
 from tilecompile.ops.context import Context
 from tilecompile.ops.testing import TORCH_DTYPES
-from tilecompile.options import CompileOptions
 from tilecompile.place import place
 from tilecompile.placement_table import placement_table
 from tilecompile.plan import Split
@@ -142,8 +140,8 @@ def glm5(layers: int) -> tuple[OpGraph, ...]:
     config = NAMED["glm-5"]
     first = {name: getattr(config, name)[:layers] for name in ("indexer_types", "mlp_layer_types")}
     config = dataclasses.replace(config, num_hidden_layers=layers, **first)
-    options = CompileOptions("glm-5", Path("engine"), max_seq_len=CONTEXTS[-1], weights="bf16", cache="bf16")
-    return tuple(fuse(g) for g in trace_programs(config, options, lambda stage, done, total: None))
+    traced = trace_programs(config, CONTEXTS[-1], torch.bfloat16, torch.bfloat16, lambda stage, done, total: None)
+    return tuple(fuse(g) for g in traced)
 
 
 CONTEXTS = (1024, 16384, 131072)

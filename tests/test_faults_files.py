@@ -29,6 +29,7 @@ FILES += [
     "kernel.so",
     "kernel.cpp",
     "listing.txt",
+    "placement.json",
     "tokenizer.json",
     "weights/device0.bin",
 ]

@@ -154,8 +154,13 @@ def print_engine(manifest: Manifest) -> None:
         figures = [str(program[key]) for key in ("tasks", "events", "edges")]
         programs.add_row(Text(program["name"]), *figures, size(program["bytes_per_step"]), Text(ops))
     console.print(programs)
+    wide = Console(width=max(console.width, PLACEMENT_COLUMNS))
     for program, table_of in about["placement_tables"].items():
-        _print_placement(console, program, table_of)
+        _print_placement(wide, program, table_of)
+
+
+PLACEMENT_COLUMNS = 118
+"""Width of a placement's table at least: names that are cut off would be of no use."""
 
 
 def _print_placement(console: Console, program: str, about: dict[str, Any]) -> None:
@@ -168,6 +173,7 @@ def _print_placement(console: Console, program: str, about: dict[str, Any]) -> N
         return high if low == high else f"{low} to {high}"
 
     table = Table("operator", "layers", "devices", "divided by", "read a device", "exchanges", "pushed")
+    table.columns[0].overflow = "fold"
     table.title, table.title_justify = Text(f"{program} at a context of {about['context']}"), "left"
     for row in about["operators"]:
         figures = (span(row["read"]), str(row["exchanges"]), size(row["pushed"]))

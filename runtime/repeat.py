@@ -64,10 +64,10 @@ class Line:
         at = np.where(phase == AFTER, self.times - 1, np.where(phase == IN, copy, 0))
         i = np.searchsorted(self.begin, x, side="right")
         following, own = np.minimum(i, len(self.begin) - 1), np.maximum(i - 1, 0)
+        outside = (phase == IN) & ((i == 0) | (x >= self.end[own]))
         before = (x < self.begin[following]) & (x >= self.begin[following] - self.length[following])
-        before &= (phase == IN) & (copy > 0)
-        after = (i > 0) & (x >= self.end[own]) & (x < self.end[own] + self.length[own])
-        after &= (phase == IN) & (copy < self.times - 1) & ~before
+        before &= outside & (copy > 0)
+        after = (i > 0) & (x < self.end[own] + self.length[own]) & outside & (copy < self.times - 1) & ~before
         moved = x + np.where(before, self.length[following], 0) - np.where(after, self.length[own], 0)
         return self.at(moved, at - before + after)
 

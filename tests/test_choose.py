@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import tiny_model
 from machines import write_machine
 from typer.testing import CliRunner
@@ -31,10 +32,9 @@ SEVERAL = {name: recipe for name, recipe in RECIPES.items() if name != "single"}
 def chosen(tmp_path: Path, remote_event_ns: float, link_gbs: float, gbs: float) -> Chosen:
     """What is chosen for glm5-mini on four devices, each with a memory of its own."""
     path = write_machine(tmp_path / "m.toml", DEVICES, remote_event_ns, link_gbs, gbs, "sm_90a")
-    options = CompileOptions("glm5-mini", tmp_path / "e", no_weights=True, max_seq_len=256)
 
     def graph_of(config: Glm5Config) -> OpGraph:
-        return fuse(trace_programs(config, options, lambda stage, done, total: None)[0])
+        return fuse(trace_programs(config, 256, torch.float32, torch.bfloat16, lambda stage, done, total: None)[0])
 
     return choose(NAMED["glm5-mini"], graph_of, SEVERAL, load_machine(str(path)), DEVICES, 1, 256)
 

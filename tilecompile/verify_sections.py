@@ -67,7 +67,8 @@ class Sections:
         place = np.arange(len(members)) - np.repeat(ends - count, count)
         self.waits = _Rows(s, members, "wait", "waits")
         self.notifies = _Rows(s, members, "notify", "notifies")
-        section = np.unique(self._cut(hints(s)[s.t["instructions"]["op"][members]], stream), return_inverse=True)[1]
+        ops, op = np.unique(s.t["instructions"]["op"][members], return_inverse=True)
+        section = np.unique(self._cut(hints(s, ops.astype(np.int64))[op], stream), return_inverse=True)[1]
         order = np.argsort(section * self.streams + stream, kind="stable")
         self.section, self.members, self.stream, self.place = (x[order] for x in (section, members, stream, place))
         self.count = int(section.max(initial=0)) + 1
@@ -148,17 +149,17 @@ class _Rows:
         return slice(*(int(self.ends[i - 1]) if i else 0 for i in (lo, hi)))
 
 
-def hints(s: Subject) -> Ints:
-    """A section for each operator, by the layer in its name: 0 before all layers, the last one after them."""
-    last = 0
-    found = []
-    for op in range(int(s.t["instructions"]["op"].max()) + 1):
-        layers = _LAYER.findall(s.names.operators[op]) if op < len(s.names.operators) else []
-        if layers:
-            last = int(layers[0]) + 1
-        found.append(last if layers or not last else -1)
-    out = np.array(found)
-    out[out < 0] = out.max() + 1
+def hints(s: Subject, ops: Ints) -> Ints:
+    """A section for each operator of a program, in their order, by the layer in its name, which rises.
+
+    One without a layer goes with those before it, or in a section of its own after all that have one.
+    """
+    layers = [_LAYER.search(s.names.operators[op]) if op < len(s.names.operators) else None for op in ops.tolist()]
+    found = np.array([int(layer[1]) + 1 if layer else 0 for layer in layers], np.int64)
+    named = np.flatnonzero(found)
+    out = np.maximum.accumulate(found)
+    if len(named):
+        out[named[-1] + 1 :] += 1
     return out
 
 

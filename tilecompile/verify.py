@@ -35,11 +35,13 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 
 from tilecompile.verify_base import WEIGHT, Names, Subject, Tables, VerifyError
-from tilecompile.verify_layout import Memory, check_layout
+from tilecompile.verify_layout import Memory, check_places, check_regions
 from tilecompile.verify_order import check_order, check_thresholds
 from tilecompile.verify_weights import check_tapes, check_tiles
 from tilecompile.verify_windows import Proved, check_windows
@@ -122,21 +124,31 @@ def verify(
     """
     start = time.perf_counter()
     s = Subject(tables, Names(operators, buffers, weights))
-    check_tiles(s)
-    spans = check_layout(s, memory)
-    programs = tuple(_program(s, p, proved) for p in range(s.programs))
+    whole = proved or Proved()
+    whole.once("tiles", _of(s, "tiles weights"), lambda: check_tiles(s))
+    spans = whole.once("places", [*_of(s, "buffers tiles"), memory], lambda: check_places(s, memory))
+    given = "streams instructions regions operands buffers"
+    whole.once("regions", _of(s, given), lambda: check_regions(s))
+    programs = tuple(_program(s, p, whole, proved is not None) for p in range(s.programs))
     edges, pairs, runs = (sum(getattr(p, f) for p in programs) for f in ("edges", "pairs", "runs"))
     total = len(tables["instructions"])
     return Proof(total, edges, pairs, spans, runs, programs, time.perf_counter() - start)
 
 
-def _program(s: Subject, program: int, proved: Proved | None) -> ProgramProof:
-    check_thresholds(s, program)
-    if proved is None and int((s.program == program).sum()) < MANY:
-        pairs = check_order(s, program)
-    else:
-        pairs = check_windows(s, program, proved or Proved())
-    tapes = check_tapes(s, program)
+def _of(s: Subject, names: str) -> list[Any]:
+    """Tables by their names."""
+    return [s.t[name] for name in names.split()]
+
+
+def _program(s: Subject, program: int, proved: Proved, windows: bool) -> ProgramProof:
+    given = _of(s, "streams instructions waits notifies events")
+    proved.once(f"thresholds {program}", given, lambda: check_thresholds(s, program))
+    given += _of(s, "regions buffers")
+    by_windows = windows or int((s.program == program).sum()) >= MANY
+    order = partial(check_windows, proved=proved) if by_windows else check_order
+    pairs = proved.once(f"order {program}", given, lambda: order(s, program))
+    given = _of(s, "streams instructions tape tiles weights")
+    tapes = proved.once(f"tapes {program}", given, lambda: check_tapes(s, program))
     mine = s.program == program
     rows, owner = s.rows("operand")
     touched = set(s.t["operands"]["buffer"][rows[mine[owner]]].tolist())

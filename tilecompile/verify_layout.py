@@ -39,16 +39,21 @@ class _Spans:
         )
 
 
-def check_layout(s: Subject, memory: Memory | None) -> int:
-    """Checks regions, buffers and tiles; returns the number of spans of memory that were checked."""
+def check_regions(s: Subject) -> None:
+    """Checks what instructions say that they touch, and that what a program touches of scratch memory lies apart."""
     _regions(s)
+    _operands(s)
+    for program, members in _scratch(s):
+        _apart(_Spans(s), members, ACTIVATION, f" of program {program}")
+
+
+def check_places(s: Subject, memory: Memory | None) -> int:
+    """Checks buffers and tiles, but for what shares scratch memory; returns the number of spans that were checked."""
     _buffers(s)
     spans = _Spans(s)
     _inside(spans, memory)
     for arena in np.unique(spans.arena[spans.arena != ACTIVATION]).tolist():
         _apart(spans, np.flatnonzero(spans.arena == arena), arena)
-    for program, members in _scratch(s):
-        _apart(spans, members, ACTIVATION, f" of program {program}")
     if memory is not None and memory.limit is not None and int(memory.arenas.sum()) > memory.limit:
         raise VerifyError(f"arenas and pools take {int(memory.arenas.sum())} bytes, the limit is {memory.limit}")
     return len(spans.begin)
@@ -66,7 +71,7 @@ def _regions(s: Subject) -> None:
 
 
 def _buffers(s: Subject) -> None:
-    """Checks that buffers have a known kind of memory and room for their matrix, and operands begin inside them."""
+    """Checks that buffers have a known kind of memory and room for their matrix."""
     buffers = s.t["buffers"]
     for i in np.flatnonzero((buffers["arena"] >= len(fmt.ARENAS)) | (buffers["dtype"] >= len(fmt.DTYPES)))[:1].tolist():
         raise VerifyError(f"{s.buffer(i)} has arena {buffers['arena'][i]} and dtype {buffers['dtype'][i]}")
@@ -74,6 +79,9 @@ def _buffers(s: Subject) -> None:
     size = buffers["rows"].astype(np.int64) * buffers["cols"] * element
     for i in np.flatnonzero(size > buffers["bytes"].astype(np.int64))[:1].tolist():
         raise VerifyError(f"{s.buffer(i)} has {buffers['bytes'][i]} bytes for a matrix of {size[i]}")
+
+
+def _operands(s: Subject) -> None:
     rows, owner = s.rows("operand")
     operands = s.t["operands"][rows]
     outside = operands["offset"] > s.t["buffers"]["bytes"][operands["buffer"]]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from tilecompile.runtime import format as fmt
-from tilecompile.verify_base import ACTIVATION, Bools, Ints, Subject
+from tilecompile.verify_base import ACTIVATION, Bools, Ints, Subject, Tables
 
 _LAYER = re.compile(r"\blayers\.(\d+)\.")
 
@@ -27,10 +27,10 @@ class Section:
     `members` are its instructions, by stream and place; `lengths` is how many each stream has. Events and buffers are
     numbered by their first use here, and `events`, `buffers` say which they are; `awaited` and `notified` are the
     members' events, `wait_ends` and `notify_ends` where each member's end. `made` counts an event's notifications in
-    this section, `enters` says that there were some before, `leaves` that someone waits for it later. `regions` (of the
-    subject) are those of the members that touch something, `region_owner` and `region_buffer` their members and
-    buffers, numbered here. `digest` is the same for sections that differ in the numbers of instructions, events and
-    buffers only.
+    this section, `enters` says that there were some before and are waits from here on, `leaves` that waits follow.
+    `regions` (of the subject) are those of the members that touch something, `region_owner` and `region_buffer` their
+    members and buffers, numbered here. `digest` is the same for sections that differ in the numbers of instructions,
+    events and buffers only.
     """
 
     members: Ints
@@ -55,8 +55,9 @@ class Section:
 class Sections:
     """The sections of a program. `section` is each member's, for `order`, the members by section, stream and place."""
 
-    def __init__(self, s: Subject, program: int) -> None:
-        self.s = s
+    def __init__(self, s: Subject, program: int, old: Sections | None = None) -> None:
+        self.s, self.old = s, old
+        self.made: dict[int, Section] = {}
         streams = np.flatnonzero(s.t["streams"]["program"] == program)
         self.streams = len(streams)
         begin, end = (s.t["streams"][f][streams].astype(np.int64) for f in ("begin", "end"))
@@ -84,6 +85,7 @@ class Sections:
         np.minimum.at(self.first_made, self.notifies.event, self.section[self.notifies.owner])
         np.maximum.at(self.last_awaited, self.waits.event, self.section[self.waits.owner])
         self.bounds = np.searchsorted(self.section, np.arange(self.count + 1))
+        self.changed = None if old is None else changed(s.t, old.s.t)[self.members]
 
     def _cut(self, hint: Ints, stream: Ints) -> Ints:
         """The section of each instruction: at least the hint, that of the one before it and of those that it awaits."""
@@ -110,7 +112,53 @@ class Sections:
         self.region_owner = np.repeat(np.arange(len(n)), n)
         self.region_ends = ends
 
+    def ancestors(self, later: int) -> Bools:
+        """The members that come before a member: those that a path leads from."""
+        order = np.argsort(self.notifies.event, kind="stable")
+        makers, bounds = self.notifies.owner[order], np.arange(len(self.s.t["events"]) + 1)
+        bounds = np.searchsorted(self.notifies.event[order], bounds)
+        at = np.lexsort((self.place, self.stream))
+        previous = np.full(len(at), -1)
+        previous[at[1:]] = np.where(self.stream[at[1:]] == self.stream[at[:-1]], at[:-1], -1)
+        found = np.zeros(len(at), bool)
+        events = np.zeros(len(self.s.t["events"]), bool)
+        found[later], left = True, [later]
+        while left:
+            member = left.pop()
+            awaited = self.waits.event[self.waits.of(member, member + 1)]
+            awaited = awaited[~events[awaited]]
+            events[awaited] = True
+            near = [makers[bounds[e] : bounds[e + 1]] for e in awaited.tolist()]
+            for i in np.concatenate([previous[member : member + 1], *near]).tolist():
+                if i >= 0 and not found[i]:
+                    found[i] = True
+                    left.append(i)
+        found[later] = False
+        return found
+
     def __getitem__(self, k: int) -> Section:
+        if k not in self.made:
+            self.made[k] = self._kept(k) or self._section(k)
+        return self.made[k]
+
+    def _kept(self, k: int) -> Section | None:
+        """The section of the old tables, if nothing in it or of its events is different."""
+        if self.old is None or self.changed is None or k not in self.old.made:
+            return None
+        lo, hi = self.bounds[k : k + 2]
+        found = self.old.made[k]
+        same = not self.changed[lo:hi].any() and np.array_equal(self.members[lo:hi], found.members)
+        same = same and np.array_equal(self.stream[lo:hi], found.stream)
+        same = same and np.array_equal(self.first[k + 1] - self.first[k], found.lengths)
+        enters, leaves = self._passing(found.events, k)
+        return found if same and bool((enters == found.enters).all() and (leaves == found.leaves).all()) else None
+
+    def _passing(self, events: Ints, k: int) -> tuple[Bools, Bools]:
+        """Whether somebody waits, in section k or later, for what was notified before; whether somebody does later."""
+        last = self.last_awaited[events]
+        return (self.first_made[events] < k) & (last >= k), last > k
+
+    def _section(self, k: int) -> Section:
         s, (lo, hi) = self.s, self.bounds[k : k + 2]
         w, n = self.waits.of(lo, hi), self.notifies.of(lo, hi)
         events, number = _numbered(np.concatenate([self.waits.event[w], self.notifies.event[n]]))
@@ -119,7 +167,7 @@ class Sections:
         regions = s.regions[self.region_row[first:last]]
         buffers, buffer = _numbered(regions["buffer"].astype(np.int64))
         made = np.bincount(notified, minlength=len(events))
-        enters, leaves = self.first_made[events] < k, self.last_awaited[events] > k
+        enters, leaves = self._passing(events, k)
         lengths = self.first[k + 1] - self.first[k]
         wait_ends, notify_ends = self.waits.ends[lo:hi] - w.start, self.notifies.ends[lo:hi] - n.start
         commit = s.t["instructions"]["kind"][self.members[lo:hi]] == fmt.COMMIT_KIND
@@ -161,6 +209,31 @@ def hints(s: Subject, ops: Ints) -> Ints:
     if len(named):
         out[named[-1] + 1 :] += 1
     return out
+
+
+def changed(new: Tables, old: Tables) -> Bools:
+    """The instructions that differ in what sections are made of, themselves or in their rows; all, if sizes differ."""
+    names = ("instructions", "waits", "notifies", "regions", "buffers")
+    total = len(new["instructions"])
+    if (
+        any(len(new[name]) != len(old[name]) for name in names)
+        or (new["buffers"]["arena"] != old["buffers"]["arena"]).any()
+    ):
+        return np.ones(total, bool)
+    out = _different(new["instructions"], old["instructions"])
+    for field, name in (("wait", "waits"), ("notify", "notifies"), ("region", "regions")):
+        if new[name] is not old[name]:
+            before = np.append(0, np.cumsum(_different(new[name], old[name])))
+            begin, count = (new["instructions"][f"{field}_{part}"].astype(np.int64) for part in ("begin", "count"))
+            out |= before[begin + count] > before[begin]
+    return out
+
+
+def _different(new: Any, old: Any) -> Bools:
+    if new is old:
+        return np.zeros(len(new), bool)
+    words = [np.ascontiguousarray(table).view(np.uint64).reshape(len(table), -1) for table in (new, old)]
+    return np.asarray((words[0] != words[1]).any(axis=1))
 
 
 def digest_of(*arrays: Any) -> bytes:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from tilecompile.runtime import format as fmt
 from tilecompile.verify_base import ACTIVATION, Bools, Ints, Subject, covered, overlaps
 from tilecompile.verify_order import deadlock, race
-from tilecompile.verify_sections import Section
+from tilecompile.verify_sections import Section, digest_of
 
 Clocks = npt.NDArray[np.int32]
 
@@ -25,7 +25,7 @@ class Window:
     `state` and `events` are the clocks of the streams after it and of the events that leave it (in their order),
     counted from the beginning of the section before. `unseen` has members whose clocks don't cover all before that, and
     `seen` the streams of which they do; `open` has regions that the window's writes don't cover, and a member that
-    writes some of it later, or -1. `commit` is the clock of the sink, if it is here.
+    writes some of it later, or -1. `commit` is the clock of the sink, if it is here. `digest` is the hash of `state`.
     """
 
     state: Clocks
@@ -35,6 +35,7 @@ class Window:
     open: tuple[tuple[int, int], ...]
     commit: Clocks | None
     pairs: int
+    digest: bytes
 
 
 def prove_window(
@@ -63,7 +64,7 @@ class _Proof:
         leaving = [events[e] for e in np.flatnonzero(section.leaves).tolist()]
         out = np.stack(leaving) if leaving else entering[:0]
         sink = commit[0].copy() if len(commit) else None
-        return Window(state, out, unseen, clocks[unseen] >= 0, tuple(found), sink, pairs)
+        return Window(state, out, unseen, clocks[unseen] >= 0, tuple(found), sink, pairs, digest_of(state))
 
     def progress(self, state: Clocks, entering: Clocks) -> tuple[Clocks, Clocks, list[Any]]:
         """Runs the section abstractly: clocks of its members, of the streams after it, and of its events."""

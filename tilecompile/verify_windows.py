@@ -18,13 +18,16 @@ numbers only, so what is proved of one holds for the other, and its state after 
 from the tables at hand, every time: that layers are copies of each other is found, not believed.
 
 Pairs further apart than a window are compared one by one: the later instruction must have seen all of the section
-that the earlier one is in, in its stream. Reads of scratch memory that the window's writes don't cover are compared
-with all earlier writes. Both are about the few buffers that are used over more than two sections.
+that the earlier one is in, in its stream, or else a path between them is looked for. Reads of scratch memory that the
+window's writes don't cover are compared with all earlier writes. Both are about the few buffers that are used over more
+than two sections.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -34,15 +37,37 @@ from tilecompile.verify_order import commit_count, late, race, unwritten
 from tilecompile.verify_sections import Section, Sections, digest_of
 from tilecompile.verify_window import Clocks, Window, prove_window
 
+V = TypeVar("V")
+
 KEPT = 256
 """Windows that are remembered."""
 
 
 @dataclass
 class Proved:
-    """Windows that are proved, by their keys. Kept from one proof to the next, it saves what is equal in both."""
+    """What is proved, to save it in later proofs: windows by their keys, and of the first tables all else.
+
+    A check whose tables are the very same arrays holds still, so those arrays are made read-only; whoever changes
+    tables changes copies. `sections` are those of the first tables, by program.
+    """
 
     windows: dict[bytes, Window] = field(default_factory=dict)
+    checks: dict[str, tuple[list[Any], Any]] = field(default_factory=dict)
+    sections: dict[int, Sections] = field(default_factory=dict)
+
+    def once(self, name: str, given: Sequence[Any], check: Callable[[], V]) -> V:
+        """The result of a check, which is not run again where all that it is given is the same as the first time."""
+        if name in self.checks:
+            before, result = self.checks[name]
+            if all(a is b for a, b in zip(before, given, strict=True)):
+                return cast(V, result)
+            return check()
+        result = check()
+        for array in given:
+            if isinstance(array, np.ndarray):
+                array.flags.writeable = False
+        self.checks[name] = list(given), result
+        return result
 
     def add(self, key: bytes, window: Window) -> None:
         """Remembers a window, and forgets the one that was added longest ago where there are too many."""
@@ -64,7 +89,7 @@ class _Walk:
 
     def __init__(self, s: Subject, program: int, proved: Proved) -> None:
         self.s, self.program, self.proved = s, program, proved
-        self.sections = Sections(s, program)
+        self.sections = Sections(s, program, proved.sections.get(program))
         self.unseen: dict[int, Bools] = {}
         self.open: list[tuple[int, int | None]] = []
         """Regions that a window left open, and who writes some of it later in the section, if anybody."""
@@ -75,18 +100,18 @@ class _Walk:
         commit_count(self.s, self.program, commits.tolist())
         state = np.zeros((sections.streams, sections.streams), np.int32)
         waiting: dict[int, tuple[Clocks, int]] = {}  # clocks of events, and the section that they are counted for
+        known = digest_of(state)
         before: Section | None = None
         for k in range(sections.count):
             section = sections[k]
-            state = self.counted_for(k, state, max(k - 1, 0))
             entering = [self.counted_for(k, *waiting[e]) for e in section.events[section.enters].tolist()]
-            clocks = np.stack(entering) if entering else state[:0]
+            clocks = np.stack(entering) if entering else np.zeros((0, sections.streams), np.int32)
             link = _link(section, before)
             digests = section.digest + (before.digest if before is not None else b"")
-            key = digest_of(np.frombuffer(digests, np.uint8), link, state, clocks)
+            key = digest_of(np.frombuffer(digests + known, np.uint8), link, self.gone(k, k - 1), clocks)
             window = self.proved.windows.get(key)
             if window is None:
-                window = prove_window(self.s, section, before, link, state, clocks)
+                window = prove_window(self.s, section, before, link, self.counted_for(k, state, k - 1), clocks)
                 self.proved.add(key, window)
             pairs += window.pairs
             for e, clock in zip(section.events[section.leaves].tolist(), window.events, strict=True):
@@ -96,13 +121,19 @@ class _Walk:
             self.open += [(first + r, int(section.members[w]) if w >= 0 else None) for r, w in window.open]
             if window.commit is not None:
                 self.sink(int(commits[0]), k, window.commit)
-            state, before = window.state, section
-        return pairs + self.far()
+            state, known, before = window.state, window.digest, section
+        pairs += self.far()
+        self.proved.sections.setdefault(self.program, sections)
+        return pairs
 
     def counted_for(self, k: int, clocks: Clocks, old: int) -> Clocks:
         """Clocks that count for section `old`, for section k: from the beginning of the section before it."""
-        gone = self.sections.first[max(k - 1, 0)] - self.sections.first[max(old - 1, 0)]
-        return np.maximum(clocks - gone.astype(np.int32), -1) if k > old else clocks
+        return np.maximum(clocks - self.gone(k, old).astype(np.int32), -1)
+
+    def gone(self, k: int, old: int) -> Ints:
+        """Instructions of each stream between the places from which clocks count for two sections."""
+        first = self.sections.first
+        return np.asarray(first[max(k - 1, 0)] - first[max(old - 1, 0)])
 
     def sink(self, commit: int, k: int, clock: Clocks) -> None:
         """Checks that everything comes before the sink, which is in section k."""
@@ -130,7 +161,9 @@ class _Walk:
             other = near[(buffer[near] == buffer[r]) & (section[near] <= section[r] - 2)]
             other = other[write[other] | write[r]]
             other = other[overlaps(regions[r : r + 1], regions[other])[0]]
-            for o in other[~seen[sections.stream[sections.region_owner[other]]]][:1].tolist():
+            other = other[~seen[sections.stream[sections.region_owner[other]]]]
+            before = sections.ancestors(int(sections.region_owner[r])) if len(other) else None
+            for o in other[~before[sections.region_owner[other]]][:1].tolist() if before is not None else ():
                 a, b = (r, o) if write[r] else (o, r)
                 race(s, regions[a], int(members[a]), regions[b], int(members[b]))
         opened = np.array([r for r, _ in self.open], np.int64)
@@ -143,7 +176,10 @@ class _Walk:
             earlier = wrote[begin:end]
             key = regions[r].tobytes() + end.to_bytes(8, "little")  # later sections see more of the writes
             if key not in proved and not covered(regions[r], regions[earlier]):
-                raise unwritten(s, regions[r], int(members[r]), after)
+                before = sections.ancestors(int(sections.region_owner[r]))
+                inside = np.flatnonzero(write & (buffer == buffer[r]) & before[sections.region_owner])
+                if not covered(regions[r], regions[inside]):
+                    raise unwritten(s, regions[r], int(members[r]), after)
             proved.add(key)
         return len(far)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter, defaultdict
 from types import ModuleType
 from typing import Any
@@ -12,8 +13,10 @@ from oracle import wrong
 from random_programs import CHANGES, random_program
 from table_tools import put_together
 
-from tilecompile import verify_layout, verify_order, verify_weights
+from tilecompile import verify_layout, verify_order, verify_weights, verify_window, verify_windows
 from tilecompile.verify import VerifyError, verify
+from tilecompile.verify_window import Window
+from tilecompile.verify_windows import Proved
 
 SAMPLE, ALL = 600, 6000
 LEAST = 0.25
@@ -21,20 +24,25 @@ LEAST = 0.25
 
 
 def compare(seeds: range) -> tuple[Counter[bool], dict[str, Counter[bool]], Counter[str]]:
-    """Verdicts over all programs, those with a single change by its name, and what the oracle found, in a word."""
+    """Verdicts over all programs, those with a single change by its name, and what the oracle found, in a word.
+
+    Both proofs must agree with the oracle: of all pairs, and by windows of sections.
+    """
     verdicts: Counter[bool] = Counter()
     by_change: dict[str, Counter[bool]] = defaultdict(Counter)
     reasons: Counter[str] = Counter()
+    windows: dict[bytes, Window] = {}  # of all programs: equal ones have equal keys, others don't
     for seed in seeds:
         parts, changes = random_program(seed)
         tables = put_together(parts)
         want = wrong(tables)
-        try:
-            verify(tables, [])
-            text = None
-        except VerifyError as error:
-            text = str(error)
-        assert (text is None) == (want is None), f"seed {seed} {changes}: oracle {want}, proof {text}"
+        for how in (None, Proved(windows)):
+            try:
+                verify(tables, hinted(tables, seed), proved=how)
+                text = None
+            except VerifyError as error:
+                text = str(error)
+            assert (text is None) == (want is None), f"seed {seed} {changes}: oracle {want}, proof {text}"
         verdicts[want is None] += 1
         if len(changes) == 1:
             by_change[changes[0]][want is None] += 1
@@ -42,6 +50,14 @@ def compare(seeds: range) -> tuple[Counter[bool], dict[str, Counter[bool]], Coun
             assert want is None, f"seed {seed}: {want}"
         reasons[(want or "right").split()[0].strip(":")] += 1
     return verdicts, by_change, reasons
+
+
+def hinted(tables: dict[str, np.ndarray], seed: int) -> list[str]:
+    """Names of operators that put them into layers: in their order, in groups, or anyhow, which must not matter."""
+    rng = random.Random(seed)
+    count, how = int(tables["instructions"]["op"].max(initial=0)) + 1, rng.randrange(3)
+    layers = [rng.randrange(6) if how == 0 else i // 3 if how == 1 else i for i in range(count)]
+    return [f"layers.{layer}.op" if rng.random() < 0.9 else "op" for layer in layers]
 
 
 def check(seeds: range) -> dict[str, Counter[bool]]:
@@ -97,6 +113,11 @@ def touching(a: Any, b: Any) -> np.ndarray:
         (verify_layout, "_apart", None),
         (verify_layout, "_regions", None),
         (verify_weights, "_cover", None),
+        (verify_window, "race", None),
+        (verify_window, "covered", True),
+        (verify_windows, "_link", lambda section, before: np.full(len(section.buffers), -1)),
+        (verify_windows._Walk, "far", 0),
+        (verify_windows._Walk, "sink", None),
         (verify_weights, "_check_runs", None),
     ],
 )

@@ -40,7 +40,7 @@ from tilecompile.pack import pack
 from tilecompile.place import RECIPES, place
 from tilecompile.placement_json import write_placement
 from tilecompile.plan import Program
-from tilecompile.repetition import shortened, whole_graph, whole_placed, whole_program
+from tilecompile.repetition import KEPT, agrees, shortened, whole_graph, whole_placed, whole_program
 from tilecompile.runtime.contract import contract
 from tilecompile.runtime.manifest import TOKENIZER, write_manifest
 from tilecompile.schedule import schedule
@@ -82,33 +82,42 @@ def compile_model(options: CompileOptions, progress: Progress = lambda stage, do
         raise InputError(f"weights are {weights}, and machine {settings.machine.name} takes {', '.join(takes)}")
     max_seq_len = sequence_length(source.config, options)
     dump = Dump(options.dump)
-    config, repeat = (source.config, None) if settings.isa else shortened(source.config)
-    copies = repeat.copies if repeat else lambda tensor: 1
     dtypes = TORCH_DTYPES[settings.cache], TORCH_DTYPES[weights]
-    graphs = [dump.add("trace", g) for g in trace_programs(config, max_seq_len, *dtypes, progress)]
-    graphs = [dump.add("fuse", fuse(g)) for g in graphs]
     how: str | Choice = settings.placement
-    notes = source.notes
+    notes, chosen = source.notes, None
     if how == "auto":
         trace_one = partial(_fused, max_seq_len, *dtypes)
-        chosen = dump.add("place", _choose(source.config, trace_one, settings, max_seq_len, progress))
+        chosen = _choose(source.config, trace_one, settings, max_seq_len, progress)
         how, notes = chosen.choice, (*notes, chosen.summary)
-    placed = [dump.add("place", place(g, how, settings.devices, settings.reduction)) for g in graphs]
-    if not settings.machine.is_cpu:
-        check_fit(needs(placed, copies), settings.machine, max_seq_len)
-    progress("tile", 0, 1)
-    tiled = [dump.add("tile", tile(p, settings.workers)) for p in placed]
-    progress("events", 0, 1)
-    plans = [dump.add("events", events(t)) for t in tiled]
-    nodes = {(p.graph.program, n.name): n for p in placed for n in p.graph.nodes}
-    kinds, kind_of_node = task_kinds(nodes)
-    kind_of = dict.fromkeys(nodes, 0) | {label: kind.index for label, kind in kind_of_node.items()}
-    progress("schedule", 0, 1)
-    short = program = schedule(plans, settings.workers, kind_of, ["commit", *(k.function for k in kinds)], repeat)
-    operators = graph_of(plans)
-    if repeat is not None:
+    # A kernel's program is planned as it is; the others are of large models, of which a few layers tell all.
+    models = [] if settings.isa else [shortened(source.config, kept) for kept in KEPT]
+    for config, repeat in [*models, (source.config, None)]:
+        dump.begin()
+        copies = repeat.copies if repeat else lambda tensor: 1
+        graphs = [dump.add("trace", g) for g in trace_programs(config, max_seq_len, *dtypes, progress)]
+        graphs = [dump.add("fuse", fuse(g)) for g in graphs]
+        if chosen is not None:
+            dump.add("place", chosen)
+        placed = [dump.add("place", place(g, how, settings.devices, settings.reduction)) for g in graphs]
+        if not settings.machine.is_cpu:
+            check_fit(needs(placed, copies), settings.machine, max_seq_len)
+        progress("tile", 0, 1)
+        tiled = [dump.add("tile", tile(p, settings.workers)) for p in placed]
+        progress("events", 0, 1)
+        plans = [dump.add("events", events(t)) for t in tiled]
+        nodes = {(p.graph.program, n.name): n for p in placed for n in p.graph.nodes}
+        kinds, kind_of_node = task_kinds(nodes)
+        kind_of = dict.fromkeys(nodes, 0) | {label: kind.index for label, kind in kind_of_node.items()}
+        progress("schedule", 0, 1)
+        names = ["commit", *(k.function for k in kinds)]
+        short = program = schedule(plans, settings.workers, kind_of, names, repeat)
+        operators = graph_of(plans)
+        if repeat is None:
+            break
         program, operators = whole_program(short, repeat), whole_graph(operators, repeat, short)
         placed = [whole_placed(p, repeat, operators) for p in placed]
+        if agrees(program, operators):
+            break
     text = listing(short.tables, short.programs, short.operators, short.kinds, short.buffers)
     dump.add("schedule", text)
     progress("verify", 0, 1)

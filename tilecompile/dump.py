@@ -19,10 +19,14 @@ class Dump:
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
-        if folder:
+        self.begin()
+
+    def begin(self) -> None:
+        """Makes the folder, and removes the values of earlier passes."""
+        if self.folder:
             with self._written():
-                folder.mkdir(parents=True, exist_ok=True)
-                for old in folder.glob("[0-9][0-9]-*"):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                for old in self.folder.glob("[0-9][0-9]-*"):
                     old.unlink()
 
     def add(self, stage: str, value: V, suffix: str = "txt") -> V:

@@ -21,8 +21,12 @@ from tilecompile.plan import PlacedGraph, Program
 from tilecompile.runtime.format import ARENAS
 from tilecompile.runtime.repeat import Line, expand, expanded_sizes, line_of
 
-KEPT = 3
-"""Periods that stay: the first, which follows other layers, the repeated one, and the last."""
+KEPT = (3, 4)
+"""Periods that stay: the first, which follows other layers, the repeated one, and the last; then one more.
+
+A period refers to the one before it, which must be like it. The first one may not be: operators are sorted by depth,
+and where it follows layers of another kind, its exchanges may lie at other depths.
+"""
 
 MOST = 16
 """Layers of the longest period that is looked for."""
@@ -114,6 +118,30 @@ def whole_placed(short: PlacedGraph, repeat: Repeat, operators: EngineGraph) -> 
     return PlacedGraph(replace(graph, tensors=tensors, nodes=list(operators.programs[graph.program])), placement)
 
 
+def agrees(program: Program, operators: EngineGraph) -> bool:
+    """Whether the tables of a whole program have each operator's operands and weights, by name, where they are used.
+
+    They may not, where the repeated layers look different from those before them. The proof knows no names.
+    """
+    nodes = operators.nodes
+    ins, operands, tape = (program.tables[name] for name in ("instructions", "operands", "tape"))
+    counts = np.array([len(n.operands) for n in nodes])
+    buffers = [program.buffers[b] for b in operands["buffer"].tolist()]
+    views = [(v.tensor, n.device) for n in nodes for v in n.operands]
+    if len(buffers) != len(views) or (ins["operand_begin"] != (np.cumsum(counts) - counts)[ins["op"]]).any():
+        return False
+    if any(
+        b.tensor.name != name or (b.arena == "weight" and b.device != at)
+        for b, (name, at) in zip(names, views, strict=True)
+    ):
+        return False
+    number = {name: i for i, name in enumerate(program.weights)}
+    streamed = np.array([[number[n.weights[k].tensor] if k < len(n.weights) else -1 for k in range(2)] for n in nodes])
+    tensor = program.tables["tiles"]["tensor"][tape["tile"]].astype(np.int64)
+    op = np.repeat(ins["op"], ins["tape_count"])
+    return bool((tensor[:, None] == streamed[op]).any(axis=1).all())
+
+
 def _moved(node: OpNode, move: Callable[[str], str]) -> OpNode:
     def views(found: tuple[View, ...]) -> tuple[View, ...]:
         return tuple(v.of_tensor(move(v.tensor)) for v in found)
@@ -123,8 +151,11 @@ def _moved(node: OpNode, move: Callable[[str], str]) -> OpNode:
     return replace(node, name=move(node.name), inputs=inputs, weights=weights, outputs=outputs, layer=layer)
 
 
-def shortened(config: Glm5Config) -> tuple[Glm5Config, Repeat | None]:
-    """A model with as few layers as its plan needs, and how they are repeated; or the model itself where none are."""
+def shortened(config: Glm5Config, kept: int = KEPT[0]) -> tuple[Glm5Config, Repeat | None]:
+    """A model with few layers, and how they are repeated; or the model itself where that would save none.
+
+    Of the longest stretch of equal periods `kept` stay.
+    """
     kinds = list(zip(config.mlp_layer_types, config.indexer_types, strict=True))
     saved, first, period = 0, 0, 1
     for length in range(1, MOST + 1):
@@ -132,12 +163,12 @@ def shortened(config: Glm5Config) -> tuple[Glm5Config, Repeat | None]:
             end = begin + length
             while end < len(kinds) and kinds[end] == kinds[end - length]:
                 end += 1
-            spare = ((end - begin) // length - KEPT) * length
+            spare = ((end - begin) // length - kept) * length
             if spare > saved:
                 saved, first, period = spare, begin, length
     if not saved:
         return config, None
-    cut = first + KEPT * period
+    cut = first + kept * period
     layers = [*range(cut), *range(cut + saved, len(kinds))]
     short = replace(
         config,
@@ -145,4 +176,4 @@ def shortened(config: Glm5Config) -> tuple[Glm5Config, Repeat | None]:
         mlp_layer_types=tuple(config.mlp_layer_types[i] for i in layers),
         indexer_types=tuple(config.indexer_types[i] for i in layers),
     )
-    return short, Repeat(first + (KEPT - 2) * period, period, 1 + saved // period)
+    return short, Repeat(first + (kept - 2) * period, period, 1 + saved // period)

@@ -128,11 +128,11 @@ def threshold(plan: Plan, rng: random.Random) -> Mutation | None:
     t = edited(plan, "waits", "events")
     step = rng.choice([1, -1])
     if rng.random() < 0.5:
-        t["waits"]["count"][row] += step
+        t["waits"]["count"][row] = int(t["waits"]["count"][row]) + step
     else:
         event = int(t["waits"]["event"][row])
-        t["events"]["wait_count"][event] += step
-        t["waits"]["count"][t["waits"]["event"] == event] += step
+        count = int(t["events"]["wait_count"][event]) + step
+        t["events"]["wait_count"][event] = t["waits"]["count"][t["waits"]["event"] == event] = count
     return Mutation(t, i)
 
 

@@ -132,7 +132,7 @@ def agrees(program: Program, operators: EngineGraph) -> bool:
         return False
     if any(
         b.tensor.name != name or (b.arena == "weight" and b.device != at)
-        for b, (name, at) in zip(names, views, strict=True)
+        for b, (name, at) in zip(buffers, views, strict=True)
     ):
         return False
     number = {name: i for i, name in enumerate(program.weights)}

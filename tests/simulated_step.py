@@ -85,6 +85,6 @@ def by_small_steps(given: Loop, step: float) -> tuple[np.ndarray, np.ndarray]:
         if reading:
             rate = min(given.single_rate[0], given.total_rate[0] / len(reading))
             for t in reading:
-                came[t] += rate * step
+                came[t] = min(came[t] + rate * step, given.bytes[t])
         now += step
     return begin, end

@@ -89,7 +89,7 @@ def run_rounds(
         after = roof.measure()
         if not i % 2:
             ms |= {name: steps.ms(engine, kernel) for name, kernel in others.items()}
-        rounds.append(Round(before, after, ms))
+        rounds.append(Round(before, after, {name: ms[name] for name in subjects}))
     return rounds
 
 

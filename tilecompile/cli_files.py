@@ -14,6 +14,8 @@ def check_target(option: str, path: Path) -> None:
     folder = path.absolute().parent
     if path.is_dir():
         raise InputError(f"{option} {path}: is a folder, want a file")
+    if path.exists() and not path.is_file():
+        raise InputError(f"{option} {path}: is a device or a pipe, want a file")
     if not folder.is_dir():
         raise InputError(f"{option} {path}: the folder {path.parent} is not there")
     if not os.access(folder, os.W_OK):

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import datetime
-import os
 import shlex
 import sys
 import tempfile
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -50,6 +48,7 @@ def warmup(
     lines: {"mark": NAME, "time": T} for imported, loaded, compiled and first_token, T in seconds of CLOCK_MONOTONIC;
     only first_token is needed. After that {"files": [PATH, …]}, the files that it has read, makes cold starts possible.
     """
+    from tilecompile.cli_files import check_target, write_whole
     from tilecompile.cli_output import StageProgress, note, print_json
     from tilecompile.warmup.systems import chosen
 
@@ -57,13 +56,13 @@ def warmup(
     if repeat < 1:
         raise InputError(f"--repeat is {repeat}, want 1 at least")
     if html is not None:
-        _check_target(html)
+        check_target("--html", html)
     with StageProgress() as progress:
         report = _report(engine, systems, model, threads, repeat, progress)
     if html is not None:
         from tilecompile.warmup.page import page
 
-        _write(html, page(report))
+        write_whole("--html", html, page(report))
     if as_json:
         print_json(report)
     else:
@@ -158,28 +157,3 @@ def _print(report: dict[str, Any]) -> None:
     console.print(Text(f"compiled offline in {seconds(report['compile_seconds'])}, once"))
     for line in lines:
         console.print(Text(line))
-
-
-def _check_target(path: Path) -> None:
-    """InputError if a file can't come into being there."""
-    if path.is_dir():
-        raise InputError(f"--html {path}: is a folder, want a file")
-    if path.exists() and not path.is_file():
-        raise InputError(f"--html {path}: is a device or a pipe, want a file")
-    if not path.absolute().parent.is_dir():
-        raise InputError(f"--html {path}: the folder {path.parent} is not there")
-    if not os.access(path.absolute().parent, os.W_OK):
-        raise InputError(f"--html {path}: the folder {path.parent} can't be written to")
-
-
-def _write(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise InputError(f"--html {path}: can't be written: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)

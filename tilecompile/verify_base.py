@@ -58,9 +58,13 @@ class Subject:
         self.program = tables["streams"]["program"][self.stream].astype(np.int64)
         self.programs = int(tables["streams"]["program"].max()) + 1
         rows, owner = self.rows("region")
-        regions = tables["regions"][rows]
+        regions = tables["regions"]
+        if not np.array_equal(rows, np.arange(len(regions))):
+            regions = regions[rows]
         touching = (regions["row_begin"] < regions["row_end"]) & (regions["col_begin"] < regions["col_end"])
-        self.regions, self.owner = regions[touching], owner[touching]
+        if not touching.all():
+            regions, owner = regions[touching], owner[touching]
+        self.regions, self.owner = regions, owner
 
     @cached_property
     def waits(self) -> list[list[tuple[int, int]]]:

@@ -60,12 +60,13 @@ def check_places(s: Subject, memory: Memory | None) -> int:
 
 
 def _regions(s: Subject) -> None:
-    of = s.t["buffers"][s.regions["buffer"]]
-    outside = (s.regions["row_end"] > of["rows"]) | (s.regions["col_end"] > of["cols"])
+    buffers, at = s.t["buffers"], s.regions["buffer"]
+    rows, cols = buffers["rows"][at], buffers["cols"][at]
+    outside = (s.regions["row_end"] > rows) | (s.regions["col_end"] > cols)
     for r in np.flatnonzero(outside)[:1]:
-        where, size = s.box(s.regions[r]), f"[{of['rows'][r]}, {of['cols'][r]}]"
+        where, size = s.box(s.regions[r]), f"[{rows[r]}, {cols[r]}]"
         raise VerifyError(f"{s.name(int(s.owner[r]))} touches {where}, which is {size}")
-    constant = (s.regions["mode"] == fmt.WRITE) & (of["arena"] == WEIGHT)
+    constant = (s.regions["mode"] == fmt.WRITE) & (buffers["arena"] == WEIGHT)[at]
     for r in np.flatnonzero(constant)[:1]:
         raise VerifyError(f"{s.name(int(s.owner[r]))} writes {s.box(s.regions[r])}, which holds weights")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import blake2b
 from typing import Any
 
@@ -112,25 +113,36 @@ class Sections:
         self.region_owner = np.repeat(np.arange(len(n)), n)
         self.region_ends = ends
 
-    def ancestors(self, later: int) -> Bools:
-        """The members that come before a member: those that a path leads from."""
+    @cached_property
+    def _makers(self) -> tuple[Ints, Ints]:
+        """The members that notify each event, one event after the other, and where each event's begin."""
         order = np.argsort(self.notifies.event, kind="stable")
-        makers, bounds = self.notifies.owner[order], np.arange(len(self.s.t["events"]) + 1)
-        bounds = np.searchsorted(self.notifies.event[order], bounds)
+        bounds = np.searchsorted(self.notifies.event[order], np.arange(len(self.s.t["events"]) + 1))
+        return self.notifies.owner[order], bounds
+
+    @cached_property
+    def _previous(self) -> Ints:
+        """The member before each one in its stream, or -1."""
         at = np.lexsort((self.place, self.stream))
-        previous = np.full(len(at), -1)
-        previous[at[1:]] = np.where(self.stream[at[1:]] == self.stream[at[:-1]], at[:-1], -1)
-        found = np.zeros(len(at), bool)
-        events = np.zeros(len(self.s.t["events"]), bool)
+        out = np.full(len(at), -1)
+        out[at[1:]] = np.where(self.stream[at[1:]] == self.stream[at[:-1]], at[:-1], -1)
+        return out
+
+    def ancestors(self, later: int, least: int) -> Bools:
+        """The members from section `least` on that come before a member: those that a path leads from."""
+        makers, bounds = self._makers
+        found = np.zeros(len(self.members), bool)
+        events: set[int] = set()
         found[later], left = True, [later]
         while left:
             member = left.pop()
-            awaited = self.waits.event[self.waits.of(member, member + 1)]
-            awaited = awaited[~events[awaited]]
-            events[awaited] = True
-            near = [makers[bounds[e] : bounds[e + 1]] for e in awaited.tolist()]
-            for i in np.concatenate([previous[member : member + 1], *near]).tolist():
-                if i >= 0 and not found[i]:
+            near = [int(self._previous[member])]
+            for e in self.waits.event[self.waits.of(member, member + 1)].tolist():
+                if e not in events:
+                    events.add(e)
+                    near += makers[bounds[e] : bounds[e + 1]].tolist()
+            for i in near:
+                if i >= 0 and not found[i] and self.section[i] >= least:
                     found[i] = True
                     left.append(i)
         found[later] = False

@@ -162,8 +162,10 @@ class _Walk:
             other = other[write[other] | write[r]]
             other = other[overlaps(regions[r : r + 1], regions[other])[0]]
             other = other[~seen[sections.stream[sections.region_owner[other]]]]
-            before = sections.ancestors(int(sections.region_owner[r])) if len(other) else None
-            for o in other[~before[sections.region_owner[other]]][:1].tolist() if before is not None else ():
+            if not len(other):
+                continue
+            before = sections.ancestors(int(sections.region_owner[r]), int(section[other].min()))
+            for o in other[~before[sections.region_owner[other]]][:1].tolist():
                 a, b = (r, o) if write[r] else (o, r)
                 race(s, regions[a], int(members[a]), regions[b], int(members[b]))
         opened = np.array([r for r, _ in self.open], np.int64)
@@ -176,9 +178,9 @@ class _Walk:
             earlier = wrote[begin:end]
             key = regions[r].tobytes() + end.to_bytes(8, "little")  # later sections see more of the writes
             if key not in proved and not covered(regions[r], regions[earlier]):
-                before = sections.ancestors(int(sections.region_owner[r]))
+                before = sections.ancestors(int(sections.region_owner[r]), int(section[r]))
                 inside = np.flatnonzero(write & (buffer == buffer[r]) & before[sections.region_owner])
-                if not covered(regions[r], regions[inside]):
+                if not covered(regions[r], regions[np.concatenate([earlier, inside])]):
                     raise unwritten(s, regions[r], int(members[r]), after)
             proved.add(key)
         return len(far)

@@ -21,6 +21,8 @@ from tilecompile.runtime.format import ALIGN
 ARENA_OF_ROLE = {"activation": "activation", "cache": "cache", "weight": "weight", "constant": "weight", "input": "io"}
 """A weight that is streamed lies in the pool as tiles; where it is an operand as well, also as it is."""
 
+Task = tuple[TaskGrid, int]
+
 
 def repeated_grids(grids: TaskGrids, repeat: Repeat) -> tuple[int, int]:
     """The grids (begin, end) of the repeated layers: up to the first one of any later layer."""
@@ -30,11 +32,12 @@ def repeated_grids(grids: TaskGrids, repeat: Repeat) -> tuple[int, int]:
     return begin, end
 
 
-def tasks_of(chosen: Ints, workers: int) -> list[list[int]]:
-    """The tasks of each worker, in order."""
-    tasks: list[list[int]] = [[] for _ in range(workers)]
-    for task, worker in enumerate(chosen.tolist()):
-        tasks[worker].append(task)
+def by_worker(grids: TaskGrids, assignment: list[Ints], workers: int) -> list[list[Task]]:
+    """The tasks of each worker of each device, in order."""
+    tasks: list[list[Task]] = [[] for _ in range(grids.placement.devices * workers)]
+    for grid, chosen in zip(grids.grids, assignment, strict=True):
+        for task, worker in enumerate(chosen.tolist()):
+            tasks[grid.device * workers + worker].append((grid, task))
     return tasks
 
 
@@ -44,6 +47,7 @@ class Layout:
     def __init__(self, plans: list[EventTensors], workers: int, repeat: Repeat | None) -> None:
         self.plans, self.workers, self.repeat = plans, workers, repeat
         self.devices = plans[0].grids.placement.devices
+        self.bounds = {p.grids.graph.program: repeated_grids(p.grids, repeat) if repeat else (0, 0) for p in plans}
         self.rows: dict[str, list[tuple[object, ...]]] = {name: [] for name in fmt.TABLES}
         self.tiles: dict[tuple[int, WeightTile], PlacedTile] = {}
         self.weights: dict[str, int] = {}
@@ -56,21 +60,18 @@ class Layout:
         self.arena_bytes[device][arena] = -(-(offset + size) // ALIGN) * ALIGN
         return offset
 
-    def place_tiles(self, assignments: list[list[Ints]], gathered: bool) -> None:
+    def place_tiles(self, tasks: list[list[list[Task]]], gathered: bool) -> None:
         """Lays the pool out in the order in which each worker reads: its unconditional tiles are one contiguous run.
 
         A tile that another program or a later task reads again keeps its first place, so the first program comes first.
+        `tasks` are those of each worker, by program.
         """
-        for plan, assignment in zip(self.plans, assignments, strict=True):
-            tasks = [tasks_of(chosen, self.workers) for chosen in assignment]
-            for device in range(self.devices):
-                for worker in range(self.workers):
-                    with self.repeated(plan, {"tiles": self.tiles}) as cut:
-                        for grid, of_worker in zip(plan.grids.grids, tasks, strict=True):
-                            cut(grid.index)
-                            if grid.device == device:
-                                for task in of_worker[worker]:
-                                    self.place_task_tiles(plan, grid, task, gathered)
+        for plan, workers in zip(self.plans, tasks, strict=True):
+            for mine in workers:
+                with self.repeated(plan, {"tiles": self.tiles}) as cut:
+                    for grid, task in mine:
+                        cut(grid.index)
+                        self.place_task_tiles(plan, grid, task, gathered)
 
     def place_task_tiles(self, plan: EventTensors, grid: TaskGrid, task: int, gathered: bool) -> None:
         for tile, _ in grid.tiling.weights[task]:
@@ -114,7 +115,7 @@ class Layout:
 
         The caller says which grid comes next; `lines` are by name (format.LINES) what grows.
         """
-        begin, end = (0, 0) if self.repeat is None else repeated_grids(plan.grids, self.repeat)
+        begin, end = self.bounds[plan.grids.graph.program]
         marks: dict[int, list[int]] = {}
 
         def cut(grid: int) -> None:

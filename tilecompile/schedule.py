@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sized
 import numpy as np
 
 from tilecompile.elide import Pair, needed_waits
-from tilecompile.layout import Layout, tasks_of
+from tilecompile.layout import Layout, Task, by_worker
 from tilecompile.plan import EventTensors, Ints, Program, TaskGrid
 from tilecompile.repetition import Repeat
 from tilecompile.runtime import format as fmt
@@ -71,10 +71,11 @@ class _Scheduler(Layout):
     def run(self) -> Program:
         assignments = [assign(plan.grids.grids, self.workers) for plan in self.plans]
         self.weight_rows()
-        self.place_tiles(assignments, gathered=False)
-        self.place_tiles(assignments, gathered=True)
+        tasks = [by_worker(p.grids, a, self.workers) for p, a in zip(self.plans, assignments, strict=True)]
+        self.place_tiles(tasks, gathered=False)
+        self.place_tiles(tasks, gathered=True)
         for index, (plan, assignment) in enumerate(zip(self.plans, assignments, strict=True)):
-            self.program(index, plan, assignment)
+            self.program(index, plan, assignment, tasks[index])
         self.tile_rows()
         tables = {name: self.table(name) for name in fmt.TABLES}
         io = {}
@@ -106,7 +107,7 @@ class _Scheduler(Layout):
                 out[field] = [row[i] for row in self.rows[name]]
         return out
 
-    def program(self, index: int, plan: EventTensors, assignment: list[Ints]) -> None:
+    def program(self, index: int, plan: EventTensors, assignment: list[Ints], tasks: list[list[Task]]) -> None:
         """Appends one step program's streams, instructions, events and all that they refer to."""
         grids = plan.grids.grids
         op_base = len(self.operators)
@@ -126,28 +127,25 @@ class _Scheduler(Layout):
         for t in plan.tensors:
             by_producer[t.producer].append(t.index)
         self.scratch = max(self.scratch, *(g.tiling.scratch for g in grids))
-        tasks = [tasks_of(chosen, self.workers) for chosen in assignment]
-        for device in range(self.devices):
-            for worker in range(self.workers):
-                begin = len(self.rows["instructions"])
-                with self.repeated(plan, {"instructions": self.rows["instructions"]}) as cut:
-                    for grid, of_worker in zip(grids, tasks, strict=True):
-                        cut(grid.index)
-                        for task in of_worker[worker] if grid.device == device else ():
-                            notified = [
-                                events[pair]
-                                for t in by_producer[grid.index]
-                                if (pair := (t, int(plan.tensors[t].notify[task]))) in events
-                            ]
-                            awaited = [
-                                (events[pair], int(plan.tensors[pair[0]].wait_counts[pair[1]]))
-                                for pair in emitted[grid.index, task]
-                            ]
-                            kind = self.kind_of[plan.grids.graph.program, grid.node.name]
-                            self.instruction(plan, grid, task, kind, op_base, operands[grid.index], awaited, notified)
-                end = len(self.rows["instructions"])
-                self.rows["streams"].append((index, device, device * self.workers + worker, 0, begin, end))
-                self.hint(begin, end)
+        for number, mine in enumerate(tasks):
+            begin = len(self.rows["instructions"])
+            with self.repeated(plan, {"instructions": self.rows["instructions"]}) as cut:
+                for grid, task in mine:
+                    cut(grid.index)
+                    notified = [
+                        events[pair]
+                        for t in by_producer[grid.index]
+                        if (pair := (t, int(plan.tensors[t].notify[task]))) in events
+                    ]
+                    awaited = [
+                        (events[pair], int(plan.tensors[pair[0]].wait_counts[pair[1]]))
+                        for pair in emitted[grid.index, task]
+                    ]
+                    kind = self.kind_of[plan.grids.graph.program, grid.node.name]
+                    self.instruction(plan, grid, task, kind, op_base, operands[grid.index], awaited, notified)
+            end = len(self.rows["instructions"])
+            self.rows["streams"].append((index, number // self.workers, number, 0, begin, end))
+            self.hint(begin, end)
 
     def event_rows(self, index: int, plan: EventTensors, emitted: Mapping[Pair, list[Pair]]) -> dict[Pair, int]:
         """Appends the events that somebody waits for, in the order of their first waits; their rows."""

@@ -16,7 +16,7 @@ import fake_engine as fake
 import pytest
 from warming import warmup
 
-import tilecompile.cli_warmup
+from tilecompile.cli_files import write_whole
 from tilecompile.errors import InputError
 from tilecompile.warmup.page import page, seconds
 
@@ -167,7 +167,7 @@ def test_a_page_that_cant_be_written_leaves_the_old_one(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(InputError, match="can't be written: No space left on device"):
-        tilecompile.cli_warmup._write(path, "new")
+        write_whole("--html", path, "new")
     assert path.read_text() == "old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["page.html"]
 

@@ -119,6 +119,8 @@ def compile_model(options: CompileOptions, progress: Progress = lambda stage, do
         if agrees(program, operators):
             break
     text = listing(short.tables, short.programs, short.operators, short.kinds, short.buffers)
+    if repeat is not None:
+        text = f"short: layers {repeat.layer} to {repeat.layer + repeat.layers - 1} stand {repeat.times} times\n{text}"
     dump.add("schedule", text)
     progress("verify", 0, 1)
     names = [b.tensor.name for b in program.buffers]

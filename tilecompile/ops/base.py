@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tilecompile.cuda.body import Body
 from tilecompile.runtime import format as fmt
 
 PANEL = fmt.PANEL
@@ -181,6 +182,7 @@ class TileOp:
     `weight_args` and `mutated` name arguments of the torch op: streamed weights, and caches that it writes.
     `tile(node, parts)` splits a node into about `parts` tasks of equal cost.
     `cpu(node)` is the C++ statement that calls the body in `cpu.h` with the node's shapes as constants.
+    `gpu(node)` states the body of the CUDA targets; an op without it can't be compiled for them.
     `reference(node, inputs, weights)` evaluates the node as the passes left it, fused parts included; inputs are torch
     tensors, written in place where the op mutates them.
     `shards` names the ways in which it can be divided over devices.
@@ -194,6 +196,7 @@ class TileOp:
     mutated: tuple[str, ...] = ()
     headers: tuple[str, ...] = ()
     shards: dict[str, Shard] = field(default_factory=dict)
+    gpu: Callable[[OpNode], Body] | None = None
 
     def body(self) -> str:
         """The text of the op's C++ body, after the headers that it builds on."""

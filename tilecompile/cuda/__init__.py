@@ -1,0 +1,1 @@
+"""The CUDA target: the second emitter. Importing it imports neither TileLang nor anything of CUDA."""

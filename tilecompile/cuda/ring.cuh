@@ -1,0 +1,59 @@
+// The weight ring: slots of shared memory that the loader fills in the order of the tape, and consumers empty.
+//
+// Slots are numbered from the launch on and never begin anew: slot n lies at n mod STAGES, in phase n / STAGES. Both
+// sides count them for themselves, so each must take exactly the slots that the other one gives: a run of weights is cut
+// in pieces of SLOT bytes, of which the last may be short.
+#pragma once
+
+#ifndef TC_CONSUMER_WARPS
+#define TC_CONSUMER_WARPS 8
+#endif
+#ifndef TC_SLOT_BYTES
+#define TC_SLOT_BYTES 16384
+#endif
+
+namespace tc {
+
+constexpr int CONSUMER_WARPS = TC_CONSUMER_WARPS;
+constexpr int CONSUMERS = CONSUMER_WARPS * LANES;  // threads that run bodies
+constexpr int THREADS = CONSUMERS + LANES;         // and a warp that loads
+constexpr uint32_t SLOT = TC_SLOT_BYTES;
+
+// Where a thread is in the ring.
+template <int STAGES>
+struct Place {
+  uint32_t stage = 0, parity = 0;
+  TC_DEVICE void next() {
+    if (++stage == STAGES) {
+      stage = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+// What a body takes weights from. Every consumer warp takes every slot of its instruction, in order:
+//
+//   const char* w = c.ring.wait();   // the next slot's bytes, once they are there
+//   ...
+//   c.ring.release();                // the warp has read them
+template <int STAGES>
+struct RingOf {
+  char* slots;
+  uint64_t* full;         // one a stage: ends a phase when the bytes are there
+  uint64_t* empty;        // one a stage: ends a phase when all consumer warps have released
+  const uint32_t* leave;  // the block is about to end: what waits gets what isn't there
+  Place<STAGES> place;
+
+  TC_DEVICE const char* wait() {
+    while (!mbarrier_try(full + place.stage, place.parity))
+      if (load_acquire_block(leave)) break;
+    return slots + size_t(place.stage) * SLOT;
+  }
+  TC_DEVICE void release() {
+    warp_barrier();
+    if (lane() == 0) mbarrier_arrive(empty + place.stage);
+    place.next();
+  }
+};
+
+}  // namespace tc

@@ -12,10 +12,11 @@ import typer
 
 from tilecompile import __version__
 from tilecompile.cli_bench import bench
+from tilecompile.cli_calibrate import calibrate
 from tilecompile.cli_debug import debug
 from tilecompile.cli_guard import OneLine, guarded
 from tilecompile.cli_inspect import inspect
-from tilecompile.cli_simulate import calibrate, simulate
+from tilecompile.cli_simulate import simulate
 from tilecompile.cli_timeline import timeline
 from tilecompile.cli_verify import verify
 from tilecompile.cli_warmup import warmup
@@ -77,6 +78,8 @@ def compile_command(
     machine: Annotated[str | None, typer.Option(metavar="NAME|FILE.toml", help="Sets target and devices.")] = None,
     devices: Annotated[int | None, typer.Option(help="Devices to place the model on.")] = None,
     workers: Annotated[int | None, typer.Option(help="Workers a device.  [default: the usable cores]")] = None,
+    tokens: Annotated[int, typer.Option(help="Tokens of a step; more than one to look at, not to run, so far.")] = 1,
+    granularity: Annotated[int, typer.Option(help="Tasks a worker that an operator is cut into, about.")] = 1,
     placement: Annotated[
         str | None,
         typer.Option(
@@ -109,6 +112,8 @@ def compile_command(
         machine=machine,
         devices=devices,
         workers=workers,
+        granularity=granularity,
+        tokens=tokens,
         placement=placement,
         context=context,
         reduction=reduction,

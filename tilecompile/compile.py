@@ -82,19 +82,22 @@ def compile_model(options: CompileOptions, progress: Progress = lambda stage, do
         raise InputError(f"weights are {weights}, and machine {settings.machine.name} takes {', '.join(takes)}")
     max_seq_len = sequence_length(source.config, options)
     dump = Dump(options.dump)
-    dtypes = TORCH_DTYPES[settings.cache], TORCH_DTYPES[weights]
+    how_traced = (max_seq_len, TORCH_DTYPES[settings.cache], TORCH_DTYPES[weights])
+
+    def traced(config: Glm5Config, progress: Progress = lambda stage, done, total: None) -> list[OpGraph]:
+        return trace_programs(config, *how_traced, progress, options.tokens)
+
     how: str | Choice = settings.placement
     notes, chosen = source.notes, None
     if how == "auto":
-        trace_one = partial(_fused, max_seq_len, *dtypes)
-        chosen = _choose(source.config, trace_one, settings, max_seq_len, progress)
+        chosen = _choose(source.config, lambda config: fuse(traced(config)[0]), settings, max_seq_len, progress)
         how, notes = chosen.choice, (*notes, chosen.summary)
     # A kernel's program is planned as it is; the others are of large models, of which a few layers tell all.
     models = [] if settings.isa else [shortened(source.config, kept) for kept in KEPT]
     for config, repeat in [*models, (source.config, None)]:
         dump.begin()
         copies = repeat.copies if repeat else lambda tensor: 1
-        graphs = [dump.add("trace", g) for g in trace_programs(config, max_seq_len, *dtypes, progress)]
+        graphs = [dump.add("trace", g) for g in traced(config, progress)]
         graphs = [dump.add("fuse", fuse(g)) for g in graphs]
         if chosen is not None:
             dump.add("place", chosen)
@@ -102,7 +105,7 @@ def compile_model(options: CompileOptions, progress: Progress = lambda stage, do
         if not settings.machine.is_cpu:
             check_fit(needs(placed, copies), settings.machine, max_seq_len)
         progress("tile", 0, 1)
-        tiled = [dump.add("tile", tile(p, settings.workers)) for p in placed]
+        tiled = [dump.add("tile", tile(p, settings.workers * settings.granularity)) for p in placed]
         progress("events", 0, 1)
         plans = [dump.add("events", events(t)) for t in tiled]
         nodes = {(p.graph.program, n.name): n for p in placed for n in p.graph.nodes}
@@ -150,11 +153,6 @@ def compile_model(options: CompileOptions, progress: Progress = lambda stage, do
     return Compiled(options.output, manifest["programs"], notes, seconds, proof)  # type: ignore[arg-type]
 
 
-def _fused(max_seq_len: int, cache: torch.dtype, weights: torch.dtype, config: Glm5Config) -> OpGraph:
-    """The fused decode step of a model."""
-    return fuse(trace_programs(config, max_seq_len, cache, weights, lambda stage, done, total: None)[0])
-
-
 def _choose(
     config: Glm5Config,
     graph_of: Callable[[Glm5Config], OpGraph],
@@ -172,21 +170,22 @@ def _choose(
 
 
 def trace_programs(
-    config: Glm5Config, max_seq_len: int, cache: torch.dtype, weights: torch.dtype, progress: Progress
+    config: Glm5Config, max_seq_len: int, cache: torch.dtype, weights: torch.dtype, progress: Progress, tokens: int = 1
 ) -> list[OpGraph]:
-    """The step programs of a model: decode, and draft where the model has an MTP layer (it shares weights)."""
+    """The step programs of a model: decode, of so many tokens, and draft, of one, if it has an MTP layer."""
     steps: list[tuple[str, type[Glm5Step] | type[MtpStep]]] = [("decode", Glm5Step)]
     if config.mtp_layer is not None:
         steps.append(("draft", MtpStep))
     graphs = []
     for i, (name, step) in enumerate(steps):
         progress("trace", i, len(steps))
-        ids, position = torch.zeros(1, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
+        several = tokens if step is Glm5Step else 1
+        ids, position = torch.zeros(several, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
         inputs = {"ids": ids, "position": position}
         if step is MtpStep:
             inputs = {"ids": ids, "hidden": torch.zeros(1, config.hidden_size), "position": position}
         with torch.device("meta"):
-            module = step(config, max_seq_len, 1, cache, weights)
+            module = step(config, max_seq_len, several, cache, weights)
         args = tuple(t.to("meta") for t in inputs.values())
         outputs = ("logits", "next") if name == "decode" else ("logits", "hidden")
         graphs.append(trace(module, args, tuple(inputs), outputs, name))

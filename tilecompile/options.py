@@ -9,6 +9,7 @@ from pathlib import Path
 from tilecompile.build import ISAS, Isa
 from tilecompile.errors import InputError
 from tilecompile.models.named import NAMED
+from tilecompile.runtime.format import MAX_TOKENS
 from tilecompile.runtime.machine import cpu_features, usable_cores
 from tilecompile.runtime.manifest import NAME as MANIFEST
 from tilecompile.schedules import PLACEMENTS, REDUCTIONS
@@ -22,6 +23,7 @@ CACHE_DTYPES = ("f32", "bf16")
 
 MAX_DEVICES = 1024
 MAX_WORKERS = 65536
+MAX_GRANULARITY = 64
 MAX_SEQ_LEN = 1 << 24
 MAX_SEED = (1 << 63) - 1
 
@@ -29,6 +31,8 @@ MAX_SEED = (1 << 63) - 1
 @dataclass(frozen=True)
 class Settings:
     """What the options come to on this machine. `workers` counts those of one device, `context` is for `auto`.
+
+    Operators are cut into about `workers` times `granularity` tasks on each device.
 
     Without an instruction set there are no bodies for the target yet, and the engine has no kernel.
     """
@@ -42,6 +46,7 @@ class Settings:
     reduction: str | None
     context: int | None
     cache: str
+    granularity: int
 
 
 @dataclass(frozen=True)
@@ -49,8 +54,9 @@ class CompileOptions:
     """Options of a compilation; None leaves a choice to the compiler.
 
     `model` is a checkpoint folder or a named configuration, `seed` is for drawn weights, `workers` counts those of
-    one device, `context` is the number of positions that placement `auto` is chosen for, `dump` is a folder for every
-    stage's value in readable form.
+    one device, `granularity` the tasks that each of them gets of an operator, `tokens` those of a step, `context` is
+    the number of positions that placement `auto` is chosen for, `dump` is a folder for every stage's value in readable
+    form.
     """
 
     model: str
@@ -60,6 +66,8 @@ class CompileOptions:
     machine: str | None = None
     devices: int | None = None
     workers: int | None = None
+    granularity: int = 1
+    tokens: int = 1
     placement: str | None = None
     reduction: str | None = None
     context: int | None = None
@@ -79,6 +87,8 @@ class CompileOptions:
         _one_of("--cache", self.cache, CACHE_DTYPES)
         _in_range("--devices", self.devices, 1, MAX_DEVICES)
         _in_range("--workers", self.workers, 1, MAX_WORKERS)
+        _in_range("--granularity", self.granularity, 1, MAX_GRANULARITY)
+        _in_range("--tokens", self.tokens, 1, MAX_TOKENS)
         _in_range("--max-seq-len", self.max_seq_len, 1, MAX_SEQ_LEN)
         _in_range("--context", self.context, 1, MAX_SEQ_LEN)
         _in_range("--seed", self.seed, 0, MAX_SEED)
@@ -87,6 +97,11 @@ class CompileOptions:
             raise InputError(
                 f"machine {machine.name} has the target {machine.target}, for which no kernels can be made so far; "
                 "with --no-weights the engine has everything else"
+            )
+        if self.tokens > 1 and not self.no_weights:
+            raise InputError(
+                f"--tokens is {self.tokens}, and kernels take one token a step so far; with --no-weights "
+                "the engine has everything else"
             )
         target = self.target or machine.target
         if target.split("-")[0] != machine.target:
@@ -111,7 +126,7 @@ class CompileOptions:
         self._check_model()
         self._check_paths()
         isa, cache = (_isa(target), "f32") if machine.is_cpu else (None, "bf16")
-        made = (self.reduction, self.context, self.cache or cache)
+        made = (self.reduction, self.context, self.cache or cache, self.granularity)
         return Settings(target, isa, machine, devices, workers, placement, *made)
 
     def _agree(self, flag: str, given: int | None, machine: Machine, stated: int | None) -> int | None:

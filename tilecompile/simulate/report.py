@@ -16,6 +16,7 @@ from tilecompile.traffic import stated_reads
 
 if TYPE_CHECKING:
     from tilecompile.simulate.calibrate import Check
+    from tilecompile.simulate.plans import Plan
 
 CAUSES = ("bytes", "compute", "start", "event", "exchange", "imbalance")
 """What a thread (on a GPU a worker) spends a step on: until a task's bytes have come, what its body computes after
@@ -49,6 +50,28 @@ def figures(found: Simulated, manifest: Manifest, machine: Machine, context: int
         "causes": dict(zip(CAUSES, _causes(found), strict=True)),
         "path": _path(found),
         "seconds": found.seconds,
+    }
+
+
+def speculation(
+    plan: Plan, machine: Machine, context: int, threads: int | None, acceptance: float, step_ms: float
+) -> dict[str, Any]:
+    """A round of speculation: a step of the plan's T tokens, and T - 1 draft steps that propose all but its first.
+
+    Each draft is accepted with probability `acceptance` if those before it were, so a round yields 1 + a + … + a^(T-1)
+    tokens (Leviathan, Kalman, Matias 2023). Times in milliseconds. EngineError for a plan without program `draft`.
+    """
+    tokens = int(plan.manifest.program()["tokens"])
+    draft = plan.step(machine, context, threads, "draft").ms if tokens > 1 else 0.0
+    round_ms = step_ms + (tokens - 1) * draft
+    made = sum(acceptance**i for i in range(tokens))
+    return {
+        "acceptance": acceptance,
+        "tokens": tokens,
+        "draft_ms": draft,
+        "round_ms": round_ms,
+        "tokens_a_round": made,
+        "token_ms": round_ms / made,
     }
 
 
@@ -104,6 +127,14 @@ def print_figures(about: dict[str, Any]) -> None:
             f"costs: {about['calibrated'] or 'assumed (see the machine file), not calibrated'}"
         )
     )
+    if "speculation" in about:
+        made = about["speculation"]
+        console.print(
+            Text(
+                f"{made['token_ms']:.4g} ms a token: {made['round_ms']:.4g} ms (each draft {made['draft_ms']:.4g}) for "
+                f"{made['tokens_a_round']:.3g} of {made['tokens']} tokens, drafts accepted at {made['acceptance']:g}"
+            )
+        )
     causes = Table("cause", "ms", "share", title="time of a thread", title_justify="left")
     for name, ms in about["causes"].items():
         causes.add_row(name, f"{ms:.4g}", f"{100 * ms / about['step_ms']:.1f} %")
@@ -120,12 +151,13 @@ def print_checks(checks: Sequence[Check]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("engine", "context", "threads", "measured ms", "simulated ms", "difference")
+    table = Table("engine", "context", "threads", "measured ms", "simulated ms", "difference", "memory")
     for c in checks:
         figures = (
             f"{c.measured_ms:.4g}",
             f"{c.simulated_ms:.4g}",
             f"{100 * (c.simulated_ms / c.measured_ms - 1):+.1f} %",
+            f"{c.pace:.2f}",
         )
         table.add_row(Text(c.engine), str(c.context), str(c.threads), *figures)
     Console().print(table)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -50,6 +50,13 @@ def simulator_of(machine: Machine) -> Simulator:
     return machine.simulator
 
 
+def slower(machine: Machine, times: float) -> Machine:
+    """The machine where events take that many times as long to be seen. InputError where it has no costs."""
+    costs = simulator_of(machine)
+    local, remote = costs.event_ns * times, costs.remote_event_ns * times
+    return replace(machine, simulator=replace(costs, event_ns=local, remote_event_ns=remote))
+
+
 def simulate(
     manifest: Manifest,
     tables: Tables,
@@ -57,8 +64,9 @@ def simulate(
     machine: Machine,
     context: int,
     threads: int | None = None,
+    program: int = 0,
 ) -> Simulated:
-    """Simulates one step at a context of so many positions, its own included.
+    """Simulates one step of a step program at a context of so many positions, its own included.
 
     `nodes` are the operators by `Instruction.op`. `threads` carry the workers on a CPU (by default as many as it has
     cores); on other machines each worker is one. InputError for what the engine or the machine can't do; EngineError
@@ -71,7 +79,7 @@ def simulate(
     threads = _threads(manifest, machine, threads)
     library()
     begin = time.perf_counter()
-    tasks = tasks_of(manifest, tables, threads)
+    tasks = tasks_of(manifest, tables, threads, program)
     work = work_of(tables, nodes, tasks.instruction, tasks.device, context)
     loop = loop_of(tables, tasks, work, machine, simulator)
     times = run_loop(loop)

@@ -41,6 +41,11 @@ class Work:
         """Bytes of weights."""
         return sum(self.weights.values(), np.zeros(len(self.runs)))
 
+    @property
+    def read(self) -> float:
+        """Bytes of weights and caches that all tasks together read, each once."""
+        return float(self.streamed.sum() + self.distinct.sum())
+
 
 def work_of(tables: Tables, nodes: Sequence[OpNode], index: Indices, device: Indices, context: int) -> Work:
     """The work of instructions `index`, each on a device, in one step.

@@ -72,6 +72,33 @@ def panel_bytes(cols: int, dtype: str) -> int:
     return PANEL * cols * DTYPE_BYTES[dtype] + (-(-cols // SCALE_BLOCK) * 4 if dtype == "fp8" else 0)
 
 
+LAYOUTS = ("rows", "fragments")
+"""How the panels of a weight tile lie: for CPUs column by column (`tilecompile/tiles.py`), for GPUs as the operands of
+their matrix instructions (`tilecompile/cuda/pack.py`)."""
+
+FRAGMENT_BYTES = 512
+"""Bytes of a panel that a warp takes at once, 16 a lane: the k-blocks of layout "fragments"."""
+
+FRAGMENT_COLS = {"bf16": 16, "fp8": 32}
+"""Columns of a k-block, by the types that layout "fragments" has."""
+
+
+def scale_count(cols: int, col_begin: int) -> int:
+    """Blocks of an fp8 matrix that a panel of `cols` columns from `col_begin` on meets: its scales."""
+    return -(-(col_begin % SCALE_BLOCK + cols) // SCALE_BLOCK)
+
+
+def tile_bytes(panels: int, cols: int, col_begin: int, dtype: str, layout: str) -> int:
+    """Bytes of a weight tile of `panels` panels.
+
+    In fragments, panels are whole k-blocks; in fp8 the scales of all panels come first, f32, in whole k-blocks too.
+    """
+    if layout == "rows":
+        return panels * panel_bytes(cols, dtype)
+    scales = panels * scale_count(cols, col_begin) * 4 if dtype == "fp8" else 0
+    return (panels * -(-cols // FRAGMENT_COLS[dtype]) + -(-scales // FRAGMENT_BYTES)) * FRAGMENT_BYTES
+
+
 @dataclass(frozen=True)
 class Field:
     """One field: numpy type string (optionally with a count), and what it means, with its unit."""
@@ -242,7 +269,7 @@ TILE = Record(
         Field("cols", "u4", "columns"),
         Field("gathered", "u4", "1: one copy for each matrix, chosen by an expert slot; else 0"),
         Field("copies", "u4", "tiles that lie one after another: matrices if gathered, else 1"),
-        Field("reserved", "u4", "reserved, zero"),
+        Field("layout", "u4", "index into LAYOUTS"),
         Field("offset", "u8", "bytes from the start of the device's pool"),
         Field("bytes", "u8", "length of one copy"),
     ),

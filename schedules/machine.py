@@ -91,6 +91,11 @@ class Machine:
         """Whether its devices are virtual devices of one CPU."""
         return self.target == "cpu"
 
+    @property
+    def layout(self) -> str:
+        """How the panels of its weight tiles lie (format.LAYOUTS)."""
+        return "rows" if self.is_cpu else "fragments"
+
 
 _NS, _WHOLE, _ABOVE = Number(), Number(1, whole=True), Number(above=True)
 _OP: dict[str, Kind] = {

@@ -177,7 +177,8 @@ def coarser(machine: Machine, workers: int) -> tuple[Machine, int]:
 
 def simulated_ms(graph: OpGraph, placement: Placement, machine: Machine, workers: int, context: int) -> float:
     """Milliseconds of a step of a graph. ValueError for a placement that can't be made."""
-    plan = events(tile(PlacedGraph(distribute(graph, placement), placement), workers))
+    placed = PlacedGraph(distribute(graph, placement), placement)
+    plan = events(tile(placed, workers, machine.layout))
     nodes = [grid.node for grid in plan.grids.grids]
     ops = ["commit", *sorted({n.op for n in nodes} - {"commit"})]
     kind_of = {(graph.program, n.name): ops.index(n.op) for n in nodes}

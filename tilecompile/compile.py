@@ -105,7 +105,8 @@ def compile_model(options: CompileOptions, progress: Progress = lambda stage, do
         if not settings.machine.is_cpu:
             check_fit(needs(placed, copies), settings.machine, max_seq_len)
         progress("tile", 0, 1)
-        tiled = [dump.add("tile", tile(p, settings.workers * settings.granularity)) for p in placed]
+        parts, layout = settings.workers * settings.granularity, settings.machine.layout
+        tiled = [dump.add("tile", tile(p, parts, layout)) for p in placed]
         progress("events", 0, 1)
         plans = [dump.add("events", events(t)) for t in tiled]
         nodes = {(p.graph.program, n.name): n for p in placed for n in p.graph.nodes}
@@ -212,13 +213,13 @@ def pack_pools(
     free = shutil.disk_usage(folder).free
     if total > free:
         raise InputError(f"{folder.parent}: weights need {total} bytes, the disk has {free} free (see --no-weights)")
-    dtypes = {n: t.dtype for g in graphs for n, t in g.tensors.items() if t.role == "weight"}
+    tensors = {n: t for g in graphs for n, t in g.tensors.items() if t.role == "weight"}
     (folder / "weights").mkdir()
     files = {}
     for device in range(len(program.pool_bytes)):
         name = f"weights/device{device}.bin"
         report = partial(_report, progress, sum(program.pool_bytes[:device]), total)
-        files[name] = pack(program, device, dtypes, source.weights, folder / name, report)
+        files[name] = pack(program, device, tensors, source.weights, folder / name, report)
     return files
 
 

@@ -21,10 +21,10 @@ from tilecompile.errors import EngineError
 from tilecompile.graph_json import read_graph
 from tilecompile.ops.base import REGISTRY, OpNode, View
 from tilecompile.ops.testing import TORCH_DTYPES
-from tilecompile.runtime.format import ARENAS, DTYPES, NONE, PANEL, WRITE
+from tilecompile.runtime.format import ARENAS, DTYPES, LAYOUTS, NONE, PANEL, WRITE, tile_bytes
 from tilecompile.runtime.manifest import Manifest
 from tilecompile.runtime.tables import Tables
-from tilecompile.tiles import unpack_rows
+from tilecompile.tiles import unpack_tile
 
 POISON = 0x7FC07FC0
 """Not-a-number as f32 and as a pair of bf16, and an index that leads nowhere as i32."""
@@ -116,10 +116,11 @@ class Evaluator:
         self._tasks: dict[int, _Task] = {}
 
     def _whole(self, number: int) -> Tensor:
-        """A streamed weight as [matrices, rows, cols], all not-a-number."""
+        """A streamed weight as [matrices, rows, cols], all not-a-number; f32 where tiles have scales."""
         w = self._tables["weights"][number]
         shape = (int(w["matrices"]), int(w["rows"]), int(w["cols"]))
-        return torch.full(shape, float("nan"), dtype=TORCH_DTYPES[DTYPES[int(w["dtype"])]])
+        dtype = DTYPES[int(w["dtype"])]
+        return torch.full(shape, float("nan"), dtype=torch.float32 if dtype == "fp8" else TORCH_DTYPES[dtype])
 
     def name(self, instruction: int) -> str:
         """An instruction in words."""
@@ -167,16 +168,18 @@ class Evaluator:
         begin, end, row_begin, row_end, col_begin, cols = (
             int(tile[key]) for key in ("begin", "end", "row_begin", "row_end", "col_begin", "cols")
         )
-        size = weights[0].itemsize * -(-(row_end - row_begin) // PANEL) * PANEL * cols * len(weights)
-        stride = int(run["stride"]) if tile["gathered"] else size
-        if int(run["bytes"]) != size * (1 if tile["gathered"] else end - begin):
+        dtype, layout = DTYPES[int(self._tables["weights"]["dtype"][numbers[0]])], LAYOUTS[int(tile["layout"])]
+        rows, count = row_end - row_begin, 1 if tile["gathered"] else end - begin  # matrices of a copy
+        size = tile_bytes(count * len(weights) * -(-rows // PANEL), cols, col_begin, dtype, layout)
+        if int(run["bytes"]) != size:
             raise ValueError(f"weight run of {run['bytes']} bytes for matrices of {size}")
         filled = []
-        for matrix in range(begin, end):
-            at = int(run["offset"]) + (matrix - begin) * stride
-            data = pool[at : at + size].clone().view(weights[0].dtype)
-            for weight, values in zip(weights, unpack_rows(data, len(weights), row_end - row_begin, cols), strict=True):
-                filled.append((weight[matrix, row_begin:row_end, col_begin : col_begin + cols], values))
+        for first in range(begin, end, count):
+            at = int(run["offset"]) + (first - begin) * int(run["stride"])
+            data = pool[at : at + size].clone()
+            for m, matrices in enumerate(unpack_tile(data, len(weights), count, rows, cols, col_begin, dtype, layout)):
+                for weight, values in zip(weights, matrices, strict=True):
+                    filled.append((weight[first + m, row_begin:row_end, col_begin : col_begin + cols], values))
         return filled
 
     def _evaluate(self, task: _Task) -> None:

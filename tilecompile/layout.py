@@ -106,7 +106,8 @@ class Layout:
             tile = placed.tile
             first, second = (*(self.weights[name] for name in tile.tensors), fmt.NONE)[:2]
             part = (tile.begin, tile.end, tile.row_begin, tile.row_end, tile.col_begin, tile.cols)
-            where = (int(tile.gathered), placed.copies, 0, placed.offset, placed.bytes)
+            layout = fmt.LAYOUTS.index(tile.layout)
+            where = (int(tile.gathered), placed.copies, layout, placed.offset, placed.bytes)
             self.rows["tiles"].append((placed.device, first, second, *part, *where))
 
     @contextmanager

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
 import torch
 
+from tilecompile.cuda.pack import Quantised, pack_copy
+from tilecompile.errors import InputError
+from tilecompile.graph import Tensor
+from tilecompile.ops.base import WeightTile
 from tilecompile.ops.testing import TORCH_DTYPES
 from tilecompile.plan import PlacedBuffer, PlacedTile, Program
 from tilecompile.runtime.files import ChunkHasher
-from tilecompile.runtime.format import DTYPE_BYTES
+from tilecompile.runtime.format import DTYPE_BYTES, PANEL, SCALE_BLOCK
 from tilecompile.tiles import pack_rows
 
 ROWS_AT_ONCE = 4096
@@ -29,12 +33,22 @@ class Source(Protocol):
 
 
 def pack(
-    program: Program, device: int, dtype_of: dict[str, str], source: Source, path: Path, progress: Callable[[int], None]
+    program: Program,
+    device: int,
+    tensors: Mapping[str, Tensor],
+    source: Source,
+    path: Path,
+    progress: Callable[[int], None],
 ) -> dict[str, object]:
     """Writes the pool file of a device; returns its manifest entry (size and chunk hashes).
 
-    `dtype_of` gives the type of each weight; `progress` gets the bytes written so far.
+    `tensors` are the streamed weights; `progress` gets the bytes written so far.
     """
+    dtype_of = {name: tensor.dtype for name, tensor in tensors.items()}
+    quantised = Quantised(
+        lambda name, matrix, begin, end: source.read(name, matrix, begin, end, torch.float32),
+        lambda name: tensors[name].shape[-2],
+    )
     parts: list[PlacedTile | PlacedBuffer] = [t for t in program.tiles if t.device == device]
     parts += [b for b in program.buffers if b.device == device and b.arena == "weight"]
     hasher = ChunkHasher()
@@ -42,8 +56,8 @@ def pack(
         for part in sorted(parts, key=lambda p: p.offset):
             _pad(file, hasher, part.offset)
             if isinstance(part, PlacedTile):
-                for matrix in range(part.tile.begin, part.tile.end):
-                    _write(file, hasher, _matrix(part, matrix, dtype_of, source))
+                for data in _copies(part, dtype_of, source, quantised):
+                    _write(file, hasher, data)
             else:
                 _table(file, hasher, part, source)
             progress(hasher.bytes)
@@ -51,15 +65,38 @@ def pack(
     return hasher.entry()
 
 
-def _matrix(placed: PlacedTile, matrix: int, dtype_of: dict[str, str], source: Source) -> torch.Tensor:
-    """One matrix's panels of a tile."""
+def _copies(
+    placed: PlacedTile, dtype_of: Mapping[str, str], source: Source, quantised: Quantised
+) -> Iterator[torch.Tensor]:
+    """The bytes of a tile: of each copy, or in rows, where it makes no difference, of each matrix."""
     tile = placed.tile
-    dtypes = [TORCH_DTYPES[dtype_of[name]] for name in tile.tensors]
-    rows = [
-        source.read(name, matrix, tile.row_begin, tile.row_end, dtype)[:, tile.col_begin : tile.col_begin + tile.cols]
-        for name, dtype in zip(tile.tensors, dtypes, strict=True)
-    ]
-    return pack_rows(rows)
+    each = range(tile.begin, tile.end)
+    for matrices in [range(m, m + 1) for m in each] if tile.gathered or tile.layout == "rows" else [each]:
+        if dtype_of[tile.tensors[0]] == "fp8":
+            yield _fp8_copy(tile, matrices, quantised)
+            continue
+        dtypes = [TORCH_DTYPES[dtype_of[name]] for name in tile.tensors]
+        cols = slice(tile.col_begin, tile.col_begin + tile.cols)
+        rows = [
+            [
+                source.read(name, matrix, tile.row_begin, tile.row_end, dtype)[:, cols]
+                for name, dtype in zip(tile.tensors, dtypes, strict=True)
+            ]
+            for matrix in matrices
+        ]
+        yield pack_rows(rows[0]) if tile.layout == "rows" else pack_copy(rows)
+
+
+def _fp8_copy(tile: WeightTile, matrices: range, quantised: Quantised) -> torch.Tensor:
+    """The bytes of one copy of an fp8 tile, with the scales of its blocks."""
+    if tile.row_begin % PANEL:
+        name = " + ".join(tile.tensors)
+        raise InputError(f"{name}: a tile begins at row {tile.row_begin}, in fp8 it must be a multiple of {PANEL}")
+    end = tile.col_begin + tile.cols
+    blocks = slice(tile.col_begin // SCALE_BLOCK, -(-end // SCALE_BLOCK))
+    found = [[quantised.read(name, m, tile.row_begin, tile.row_end) for name in tile.tensors] for m in matrices]
+    rows = [[values[:, tile.col_begin : end] for values, _ in tensors] for tensors in found]
+    return pack_copy(rows, [[scales[:, blocks] for _, scales in tensors] for tensors in found])
 
 
 def _table(file: BinaryIO, hasher: ChunkHasher, buffer: PlacedBuffer, source: Source) -> None:

@@ -50,12 +50,12 @@ def regions_of(access: Access, view: View, tensor: Tensor, tasks: int) -> list[R
     return found
 
 
-def tile(placed: PlacedGraph, parts: int) -> TaskGrids:
-    """Splits every operator into about `parts` tasks; the sink becomes the last grid."""
+def tile(placed: PlacedGraph, parts: int, layout: str = "rows") -> TaskGrids:
+    """Splits every operator into about `parts` tasks, with weight tiles in a layout; the sink becomes the last grid."""
     graph = placed.graph
     grids: list[TaskGrid] = []
     for node in graph.nodes:
-        tiling = _whole_tensor(graph, node, REGISTRY[node.op].tile(node, parts))
+        tiling = _whole_tensor(graph, node, REGISTRY[node.op].tile(node, parts), layout)
         regions = regions_of if placed.placement.devices > 1 else _one_region
         reads, writes = (
             tuple(
@@ -72,9 +72,9 @@ def tile(placed: PlacedGraph, parts: int) -> TaskGrids:
     return TaskGrids(graph, placed.placement, grids)
 
 
-def _whole_tensor(graph: OpGraph, node: OpNode, tiling: Tiling) -> Tiling:
-    """The tiling with weight tiles as parts of the whole tensor, where the operator has a window of it."""
-    if not node.weights or node.weights[0].offset == 0:
+def _whole_tensor(graph: OpGraph, node: OpNode, tiling: Tiling, layout: str) -> Tiling:
+    """The tiling with weight tiles in a layout, as parts of the whole tensor where the operator has a window of it."""
+    if not node.weights or (node.weights[0].offset == 0 and layout == "rows"):
         return tiling
     view = node.weights[0]
     *_, rows, cols = graph.tensors[view.tensor].shape
@@ -88,6 +88,7 @@ def _whole_tensor(graph: OpGraph, node: OpNode, tiling: Tiling) -> Tiling:
             row_begin=tile.row_begin + row,
             row_end=tile.row_end + row,
             col_begin=col,
+            layout=layout,
         )
 
     return replace(tiling, weights=tuple(tuple((shifted(t), s) for t, s in task) for task in tiling.weights))

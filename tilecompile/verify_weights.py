@@ -54,7 +54,13 @@ def check_tiles(s: Subject) -> None:
         raise VerifyError(f"{name} has columns {tiles['col_begin'][i]}:{ends[i]}, the tensor {w['cols'][i]}")
     matrices, gathered = fields["end"] - fields["begin"], fields["gathered"] != 0
     copies, stored = np.where(gathered, matrices, 1), np.where(gathered, 1, matrices)
-    size = _tile_bytes(fields, w["dtype"]) * stored * np.where(alone, 1, 2)
+    for i, name in found((fields["layout"] >= len(fmt.LAYOUTS)) | (fields["layout"] != fields["layout"][0])):
+        raise VerifyError(f"{name} has layout {tiles['layout'][i]}, the first {tiles['layout'][0]}")
+    layout = fmt.LAYOUTS[int(fields["layout"][0])]
+    types = [code for code, name in enumerate(fmt.DTYPES) if layout == "rows" or name in fmt.FRAGMENT_COLS]
+    for i, name in found(~np.isin(w["dtype"], types)):
+        raise VerifyError(f"{name} is {fmt.DTYPES[w['dtype'][i]]} in {layout}, which has no such type")
+    size = _tile_bytes(fields, stored * np.where(alone, 1, 2), w["dtype"], layout)
     for i, name in found((fields["copies"] != copies) | (fields["bytes"] != size)):
         t = tiles[i]
         raise VerifyError(f"{name} is {t['copies']} x {t['bytes']} bytes, its rows take {copies[i]} x {size[i]}")
@@ -62,15 +68,13 @@ def check_tiles(s: Subject) -> None:
         raise VerifyError(f"{name} is chosen by slot among {matrices[i]} of {shape['matrices'][i]} matrices")
 
 
-def _tile_bytes(tiles: dict[str, Ints], dtype: Ints) -> Ints:
-    """Bytes of the panels of one matrix of one tensor."""
-    panels = -(-(tiles["row_end"] - tiles["row_begin"]) // fmt.PANEL)
-    found = np.zeros(len(panels), np.int64)
-    for code, name in enumerate(fmt.DTYPES):
-        cols, which = np.unique(tiles["cols"], return_inverse=True)
-        each = np.array([fmt.panel_bytes(n, name) for n in cols.tolist()], np.int64)
-        found = np.where(dtype == code, panels * each[which], found)
-    return found
+def _tile_bytes(tiles: dict[str, Ints], matrices: Ints, dtype: Ints, layout: str) -> Ints:
+    """Bytes of one copy of each tile, which holds so many matrices, of one or two tensors."""
+    panels = -(-(tiles["row_end"] - tiles["row_begin"]) // fmt.PANEL) * matrices
+    shapes = np.stack([panels, tiles["cols"], tiles["col_begin"], dtype], 1)
+    distinct, which = np.unique(shapes, axis=0, return_inverse=True)
+    each = [fmt.tile_bytes(n, cols, begin, fmt.DTYPES[code], layout) for n, cols, begin, code in distinct.tolist()]
+    return np.array(each, np.int64)[which]
 
 
 def check_tapes(s: Subject, program: int) -> Coverage:

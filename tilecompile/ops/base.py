@@ -116,7 +116,7 @@ class WeightTile:
     The matrices are taken as [matrices, rows, cols] (a 2-d weight is one matrix). The tile holds rows
     `row_begin:row_end` of matrices `begin:end`, `cols` columns of them from `col_begin` on; rows of each matrix are
     padded to whole panels; with two tensors their panels alternate. A `gathered` tile stands for one such tile per
-    matrix (an expert), chosen at run time.
+    matrix (an expert), chosen at run time. `layout` says how the panels lie (format.LAYOUTS).
     """
 
     tensors: tuple[str, ...]
@@ -127,6 +127,7 @@ class WeightTile:
     cols: int
     gathered: bool = False
     col_begin: int = 0
+    layout: str = "rows"
 
     @property
     def panels(self) -> int:
@@ -136,7 +137,7 @@ class WeightTile:
 
     def bytes(self, dtype: str) -> int:
         """Bytes of the tile (of one expert, if gathered) with weights of a type."""
-        return self.panels * fmt.panel_bytes(self.cols, dtype)
+        return fmt.tile_bytes(self.panels, self.cols, self.col_begin, dtype, self.layout)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,111 @@
+"""Weight tiles in fragment order: what the tensor cores take as their first operand lies ready for 16-byte loads.
+
+A panel of 16 rows is a sequence of k-blocks of 512 bytes in ascending columns. A warp takes one at a time, lane l its
+bytes 16 l to 16 l + 15, which are what the lane holds of a 16 x 16 matrix A of `mma.sync.m16n8k16` (PTX ISA, "Matrix
+fragments for mma.m16n8k16 with floating point type"): a0 to a7, in bf16. In fp8 they are a0 to a7 of 16 columns, then
+those of the next 16: a k-block has 32 columns, and two bytes become one register. Rows are padded to whole panels,
+columns to whole k-blocks, with zeros. With two weights their panels alternate.
+
+An fp8 tile begins with the scales of its panels, f32, in the panels' order: for each one those of the matrix's blocks
+of 128 x 128 that it meets. Zeros follow up to a multiple of 512 bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from tilecompile.runtime.format import FRAGMENT_BYTES, FRAGMENT_COLS, PANEL, SCALE_BLOCK
+
+E4M3_MAX = 448.0
+"""Largest number of e4m3."""
+
+
+def fragments(matrix: torch.Tensor) -> torch.Tensor:
+    """The k-blocks of a matrix [rows, cols] of 1- or 2-byte elements: uint8 [panels, blocks, 32 lanes, 16]."""
+    size = matrix.element_size()
+    width = 32 // size
+    rows, cols = matrix.shape
+    panels, blocks = -(-rows // PANEL), -(-cols // width)
+    whole = torch.zeros((panels * PANEL, blocks * width), dtype=torch.int16 if size == 2 else torch.uint8)
+    whole[:rows, :cols] = matrix.view(whole.dtype)
+    # Row 8 high + group, column 16 part + 8 right + 2 thread + odd; a lane is 4 group + thread.
+    split = whole.view(panels, 2, 8, blocks, width // 16, 2, 4, 2)
+    panel, high, group, block, part, right, thread, odd = range(8)
+    ordered = split.permute(panel, block, group, thread, part, right, high, odd).contiguous()
+    return ordered.view(torch.uint8).view(panels, blocks, 32, 16)
+
+
+def unfragmented(blocks: torch.Tensor, rows: int, cols: int, dtype: torch.dtype) -> torch.Tensor:
+    """The matrix [rows, cols] of which `fragments` made the k-blocks [panels, blocks, 32, 16]."""
+    size = dtype.itemsize
+    panels, count = blocks.shape[:2]
+    ordered = blocks.contiguous().view(torch.int16 if size == 2 else torch.uint8)
+    split = ordered.view(panels, count, 8, 4, 2 // size, 2, 2, 2)
+    panel, block, group, thread, part, right, high, odd = range(8)
+    whole = split.permute(panel, high, group, block, part, right, thread, odd).reshape(panels * PANEL, -1)
+    return whole[:rows, :cols].contiguous().view(dtype)
+
+
+class Quantised:
+    """fp8 matrices of any weights: e4m3 numbers with a scale (largest number / 448) for each block of 128 x 128.
+
+    `read(name, matrix, row_begin, row_end)` gives f32 rows. Blocks are those of the whole matrix, so neither numbers
+    nor scales depend on how it is cut.
+    """
+
+    def __init__(self, read: Callable[[str, int, int, int], torch.Tensor], rows_of: Callable[[str], int]) -> None:
+        self._read, self._rows_of = read, rows_of
+        self._scales: dict[tuple[str, int, int], torch.Tensor] = {}
+
+    def scales(self, name: str, matrix: int, block: int) -> torch.Tensor:
+        """The scales of row block `block` of a matrix, f32 [column blocks]."""
+        key = (name, matrix, block)
+        if key not in self._scales:
+            end = min((block + 1) * SCALE_BLOCK, self._rows_of(name))
+            most = self._read(name, matrix, block * SCALE_BLOCK, end).abs().amax(0)
+            padded = torch.nn.functional.pad(most, (0, -len(most) % SCALE_BLOCK))
+            found = padded.view(-1, SCALE_BLOCK).amax(1) / E4M3_MAX
+            self._scales[key] = torch.where(found > 0, found, 1.0)
+        return self._scales[key]
+
+    def read(self, name: str, matrix: int, row_begin: int, row_end: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows of a matrix as e4m3, [rows, cols], and the scales of each row, f32 [rows, column blocks]."""
+        values = self._read(name, matrix, row_begin, row_end)
+        scales = torch.stack([self.scales(name, matrix, row // SCALE_BLOCK) for row in range(row_begin, row_end)])
+        wide = scales.repeat_interleave(SCALE_BLOCK, 1)[:, : values.shape[1]]
+        return (values / wide).to(torch.float8_e4m3fn), scales
+
+
+Matrices = Sequence[Sequence[torch.Tensor]]
+
+
+def pack_copy(matrices: Matrices, scales: Matrices = ()) -> torch.Tensor:
+    """The bytes of a tile (of one expert, if gathered), uint8.
+
+    `matrices[m][i]` are the rows of matrix m of tensor i, `scales[m][i]` those of fp8, f32 [rows, blocks] with one
+    value in all rows of a panel.
+    """
+    data = torch.cat([torch.stack([fragments(w) for w in tensors], 1).flatten() for tensors in matrices])
+    if not scales:
+        return data
+    head = torch.cat([torch.stack([s[::PANEL] for s in tensors], 1).flatten() for tensors in scales]).view(torch.uint8)
+    return torch.cat([torch.nn.functional.pad(head, (0, -len(head) % FRAGMENT_BYTES)), data])
+
+
+def unpack_copy(
+    data: torch.Tensor, tensors: int, count: int, rows: int, cols: int, dtype: torch.dtype, scale_blocks: int = 0
+) -> tuple[list[list[torch.Tensor]], list[list[torch.Tensor]]]:
+    """What `pack_copy` made a tile of: `count` matrices [rows, cols] of `tensors` tensors, and the scales by row."""
+    panels = -(-rows // PANEL)
+    size = -(-cols // FRAGMENT_COLS["bf16" if dtype.itemsize == 2 else "fp8"])
+    heads = count * panels * tensors * scale_blocks
+    begin = -(-heads * 4 // FRAGMENT_BYTES) * FRAGMENT_BYTES
+    blocks = data[begin:].view(count, panels, tensors, size, 32, 16)
+    matrices = [[unfragmented(blocks[m, :, i], rows, cols, dtype) for i in range(tensors)] for m in range(count)]
+    if not scale_blocks:
+        return matrices, []
+    by_panel = data[: heads * 4].clone().view(torch.float32).view(count, panels, tensors, scale_blocks)
+    by_row = by_panel.repeat_interleave(PANEL, 1)[:, :rows]
+    return matrices, [[by_row[m, :, i] for i in range(tensors)] for m in range(count)]

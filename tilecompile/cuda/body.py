@@ -12,6 +12,13 @@ from typing import Any
 THREADS = 256
 """Threads that run a body."""
 
+STORED = {"f32": "float32", "bf16": "uint16", "i32": "int32"}
+"""How TileLang bodies see the elements of buffers. bf16 as bits: TileLang's passes that replace bf16 for its C target
+overlook conversions of values that have a name, and give wrong numbers."""
+
+CPP = {"f32": "float", "bf16": "uint16_t", "i32": "int32_t"}
+"""The same in C++."""
+
 PrimFunc = Any
 """A TileLang `prim_func`. TileLang has no types."""
 
@@ -21,6 +28,9 @@ class Flavor:
     """What a TileLang body is built for: CUDA, or with `cpu` C, which a test runs on the CPU in one thread.
 
     TileLang's `c` target knows no threads: fragments and shared memory become arrays, and parallel loops plain ones.
+
+    Bodies are written over THREADS lanes: element i of a fragment of THREADS elements belongs to thread i, which also
+    reads and writes every THREADS-th element of memory, so that accesses are coalesced whatever their alignment.
     """
 
     cpu: bool = False
@@ -37,19 +47,42 @@ class Flavor:
 
         return T.alloc_local(shape, dtype) if self.cpu else T.alloc_shared(shape, dtype)
 
-    def parallel(self, *extents: Any) -> Any:
-        """A loop whose iterations are independent, divided over the threads."""
+    def parallel(self, *extents: int) -> Any:
+        """Loops whose iterations are independent, divided over the threads: with THREADS in all one for each."""
         import tilelang.language as T
 
         return T.grid(*extents) if self.cpu else T.Parallel(*extents)
+
+    def lanes(self) -> Any:
+        """A loop over the threads' numbers: what it encloses is done by each thread, in no order."""
+        return self.parallel(THREADS)
+
+    def widen(self, x: Any, dtype: str) -> Any:
+        """An element of a buffer (see STORED) as f32."""
+        import tilelang.language as T
+
+        if dtype == "f32":
+            return x
+        return T.reinterpret(T.shift_left(T.cast(x, "uint32"), T.uint32(16)), "float32")
+
+    def narrow(self, x: Any, dtype: str) -> Any:
+        """An f32, rounded to the nearest element of a buffer, ties to even. Not for not-a-number."""
+        import tilelang.language as T
+
+        if dtype == "f32":
+            return x
+        bits = T.reinterpret(x, "uint32")
+        odd = T.bitwise_and(T.shift_right(bits, T.uint32(16)), T.uint32(1))
+        return T.cast(T.shift_right(bits + T.uint32(0x7FFF) + odd, T.uint32(16)), "uint16")
 
 
 @dataclass(frozen=True)
 class TileBody:
     """A body in TileLang: `build(flavor, *values)` makes the `prim_func`, which has one block of THREADS threads.
 
-    `values` are what the body depends on besides its source (numbers, strings, tuples of them: their `repr` becomes a
-    part of the key of cached results). `args` are the C++ expressions over `const Call& c` of its parameters, in order.
+    Its parameters are pointers (`T.Tensor` of one dimension) and numbers; `args` are the C++ expressions over
+    `const Call& c` of them, in order. `values` are what the body depends on besides its source: numbers, strings and
+    tuples of them, whose `repr` becomes a part of the key of cached results.
     """
 
     build: Callable[..., PrimFunc]
@@ -66,3 +99,8 @@ class StreamBody:
 
 
 Body = TileBody | StreamBody
+
+
+def extent(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
+    """Elements from the first to the last of a strided view, both included."""
+    return sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) + 1

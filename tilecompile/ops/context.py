@@ -7,6 +7,7 @@ a block, and a device's rows lie in the order of their positions.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from tilecompile.ops.base import OpNode
 
@@ -49,3 +50,22 @@ def cpp_context(node: OpNode) -> str:
     """The C++ value of an operator's share of the context."""
     context = Context.of(node)
     return "Context<1, 1>{0}" if context is None else context.cpp()
+
+
+def rows_expr(positions: Any, index: Any, count: int, block: int) -> Any:
+    """`Context.rows` as a TileLang expression, of share `index`."""
+    import tilelang.language as T
+
+    if count == 1:
+        return positions
+    rest = T.truncmod(positions, count * block) - index * block
+    return T.truncdiv(positions, count * block) * block + T.min(T.max(rest, 0), block)
+
+
+def position_expr(row: Any, index: Any, count: int, block: int) -> Any:
+    """`Context.position` as a TileLang expression, of share `index`."""
+    import tilelang.language as T
+
+    if count == 1:
+        return row
+    return (T.truncdiv(row, block) * count + index) * block + T.truncmod(row, block)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from tilecompile.ops.argmax.gpu import gpu
 from tilecompile.ops.base import OpNode, TileOp, Tiling, register, whole
 
 
@@ -47,4 +48,4 @@ def reference(node: OpNode, inputs: list[torch.Tensor], weights: list[torch.Tens
     return y
 
 
-register(TileOp("argmax", tile, cpu, reference))
+register(TileOp("argmax", tile, cpu, reference, gpu=gpu))

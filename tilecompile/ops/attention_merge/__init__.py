@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from tilecompile.ops.attention_merge.gpu import gpu
 from tilecompile.ops.base import Access, OpNode, TileOp, Tiling, pieces, register, split
 
 
@@ -46,4 +47,4 @@ def reference(node: OpNode, inputs: list[torch.Tensor], weights: list[torch.Tens
     return torch.as_tensor((factor * sums).sum(1) / (factor * denominator).sum(1))
 
 
-register(TileOp("attention_merge", tile, cpu, reference))
+register(TileOp("attention_merge", tile, cpu, reference, gpu=gpu))

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from tilecompile.ops.base import CPP_TYPES, Access, OpNode, TileOp, Tiling, register, whole
+from tilecompile.ops.cache_append.gpu import gpu
 from tilecompile.ops.context import Context, cpp_context
 
 
@@ -64,4 +65,4 @@ def reference(node: OpNode, inputs: list[torch.Tensor], weights: list[torch.Tens
             cache_append(inputs[0], x[None], torch.tensor([row]), node.attrs["column"])
 
 
-register(TileOp("cache_append", tile, cpu, reference, mutated=("cache",)))
+register(TileOp("cache_append", tile, cpu, reference, mutated=("cache",), gpu=gpu))

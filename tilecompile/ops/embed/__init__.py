@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from tilecompile.ops.base import CPP_TYPES, Access, OpNode, TileOp, Tiling, pieces, register, split, whole
+from tilecompile.ops.embed.gpu import gpu
 
 
 @torch.library.custom_op("tilecompile::embed", mutates_args=())
@@ -51,4 +52,4 @@ def reference(node: OpNode, inputs: list[torch.Tensor], weights: list[torch.Tens
     return y
 
 
-register(TileOp("embed", tile, cpu, reference))
+register(TileOp("embed", tile, cpu, reference, gpu=gpu))

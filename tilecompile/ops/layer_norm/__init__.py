@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from tilecompile.ops.base import OpNode, TileOp, Tiling, register, whole
+from tilecompile.ops.layer_norm.gpu import gpu
 
 
 @torch.library.custom_op("tilecompile::layer_norm", mutates_args=())
@@ -50,4 +51,4 @@ def reference(node: OpNode, inputs: list[torch.Tensor], weights: list[torch.Tens
     return y
 
 
-register(TileOp("layer_norm", tile, cpu, reference))
+register(TileOp("layer_norm", tile, cpu, reference, gpu=gpu))

@@ -9,6 +9,7 @@ import torch
 
 from tilecompile.ops.base import CPP_TYPES, Access, Bound, OpNode, TileOp, Tiling, View, pieces, register, split
 from tilecompile.ops.expr import evaluate, to_cpp
+from tilecompile.ops.map.gpu import gpu
 
 
 def inner(node: OpNode) -> int:
@@ -71,4 +72,4 @@ def reference(node: OpNode, inputs: list[torch.Tensor], weights: list[torch.Tens
     return evaluate(node.attrs["expr"], [], inputs)
 
 
-register(TileOp("map", tile, cpu, reference))
+register(TileOp("map", tile, cpu, reference, gpu=gpu))

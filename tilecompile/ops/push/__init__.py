@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from tilecompile.ops.base import Access, OpNode, TileOp, Tiling, pieces, register, split
+from tilecompile.ops.push.gpu import gpu
 
 
 def tile(node: OpNode, parts: int) -> Tiling:
@@ -43,4 +44,4 @@ def reference(node: OpNode, inputs: list[torch.Tensor], weights: list[torch.Tens
     return inputs[0].clone()
 
 
-register(TileOp("push", tile, cpu, reference))
+register(TileOp("push", tile, cpu, reference, gpu=gpu))

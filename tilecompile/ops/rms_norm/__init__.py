@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from tilecompile.ops.base import OpNode, TileOp, Tiling, register, whole
+from tilecompile.ops.rms_norm.gpu import gpu
 
 
 @torch.library.custom_op("tilecompile::rms_norm", mutates_args=())
@@ -46,4 +47,4 @@ def reference(node: OpNode, inputs: list[torch.Tensor], weights: list[torch.Tens
     return y
 
 
-register(TileOp("rms_norm", tile, cpu, reference))
+register(TileOp("rms_norm", tile, cpu, reference, gpu=gpu))

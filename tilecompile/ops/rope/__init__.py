@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from tilecompile.ops.base import Access, OpNode, Shard, TileOp, Tiling, pieces, register, split, whole
+from tilecompile.ops.rope.gpu import gpu
 
 
 @torch.library.custom_op("tilecompile::rope", mutates_args=())
@@ -60,4 +61,4 @@ def reference(node: OpNode, inputs: list[torch.Tensor], weights: list[torch.Tens
     return y
 
 
-register(TileOp("rope", tile, cpu, reference, shards={"heads": Shard({0: 1}, output=1)}))
+register(TileOp("rope", tile, cpu, reference, shards={"heads": Shard({0: 1}, output=1)}, gpu=gpu))

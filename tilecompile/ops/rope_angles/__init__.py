@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from tilecompile.ops.base import OpNode, TileOp, Tiling, register, whole
+from tilecompile.ops.rope_angles.gpu import gpu
 
 
 @torch.library.custom_op("tilecompile::rope_angles", mutates_args=())
@@ -51,4 +52,4 @@ def reference(node: OpNode, inputs: list[torch.Tensor], weights: list[torch.Tens
     return y
 
 
-register(TileOp("rope_angles", tile, cpu, reference))
+register(TileOp("rope_angles", tile, cpu, reference, gpu=gpu))

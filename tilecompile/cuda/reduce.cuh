@@ -1,0 +1,42 @@
+// Reductions over the threads of a body, as bodies from TileLang ask for them (cuda/lower.py): every thread gets the
+// result. A tree over each warp, then the warps in their order, so the order is fixed.
+#pragma once
+
+namespace tc {
+
+struct Sum {
+  template <class E>
+  TC_DEVICE static E of(E a, E b) {
+    return a + b;
+  }
+};
+struct Max {
+  TC_DEVICE static float of(float a, float b) { return fmaxf(a, b); }
+  TC_DEVICE static int32_t of(int32_t a, int32_t b) { return a > b ? a : b; }
+};
+struct Min {
+  TC_DEVICE static float of(float a, float b) { return fminf(a, b); }
+  TC_DEVICE static int32_t of(int32_t a, int32_t b) { return a < b ? a : b; }
+};
+
+// Over groups of N neighbouring threads: parts of a warp, or all consumers. Those need `shared`, room for an element a
+// warp, which may still be in use when the reduction begins, and is when it returns.
+template <class Op, int N, class E>
+TC_DEVICE E reduce(E x, E* shared = nullptr) {
+  constexpr int WARP = 32, WARPS = N / WARP;
+  static_assert(N == CONSUMERS || N <= WARP);
+#pragma unroll
+  for (int offset = (N < WARP ? N : WARP) / 2; offset > 0; offset /= 2)
+    x = Op::of(x, __shfl_xor_sync(0xFFFFFFFF, x, offset));
+  if constexpr (N > WARP) {
+    body_barrier();
+    if (threadIdx.x % WARP == 0) shared[threadIdx.x / WARP] = x;
+    body_barrier();
+    x = shared[0];
+#pragma unroll
+    for (int w = 1; w < WARPS; ++w) x = Op::of(x, shared[w]);
+  }
+  return x;
+}
+
+}  // namespace tc

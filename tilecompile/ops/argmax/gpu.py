@@ -1,0 +1,46 @@
+"""The GPU body of argmax: each thread's best of every THREADS-th logit, then the best of all, the lowest first."""
+
+from tilecompile.cuda.body import THREADS, Flavor, PrimFunc, TileBody
+from tilecompile.ops.base import OpNode
+
+
+def gpu(node: OpNode) -> TileBody:
+    """The body for the node's shapes."""
+    logits, y = node.operands
+    return TileBody(build, (*logits.shape, logits.strides[0], y.strides[0]), ("c.arg<float>(0)", "c.arg<int32_t>(1)"))
+
+
+def build(f: Flavor, tokens: int, size: int, x_token: int, y_token: int) -> PrimFunc:
+    """Not-a-number compares as false, so it never wins."""
+    import tilelang.language as T
+
+    @T.prim_func
+    def body(
+        x: T.Tensor(((tokens - 1) * x_token + size,), T.float32),
+        y: T.Tensor(((tokens - 1) * y_token + 1,), T.int32),
+    ):
+        with T.Kernel(1, threads=THREADS):
+            best = f.fragment((THREADS,), "float32")
+            first = f.fragment((THREADS,), "int32")
+            largest = f.fragment((1,), "float32")
+            chosen = f.fragment((1,), "int32")
+            for t in T.serial(tokens):
+                for i in f.lanes():
+                    best[i] = -T.infinity("float32")
+                    first[i] = size
+                    for k in T.serial(T.ceildiv(size, THREADS)):
+                        if k * THREADS + i < size:
+                            v = x[t * x_token + k * THREADS + i]
+                            if v > best[i] or (v == best[i] and first[i] == size):
+                                best[i] = v
+                                first[i] = k * THREADS + i
+                T.reduce_max(best, largest, dim=0)
+                for i in f.lanes():
+                    if best[i] != largest[0]:
+                        first[i] = size
+                T.reduce_min(first, chosen, dim=0)
+                for i in f.lanes():
+                    if i == 0:
+                        y[t * y_token] = T.if_then_else(chosen[0] == size, 0, chosen[0])
+
+    return body

@@ -1,0 +1,50 @@
+"""The GPU body of layer_norm: both sums are THREADS sums over k mod THREADS, added as a tree."""
+
+from tilecompile.cuda.body import THREADS, Flavor, PrimFunc, TileBody
+from tilecompile.ops.base import OpNode
+
+
+def gpu(node: OpNode) -> TileBody:
+    """The body for the node's shapes."""
+    x, _, _, y = node.operands
+    args = tuple(f"c.arg<float>({i})" for i in range(4))
+    return TileBody(build, (*x.shape, x.strides[0], y.strides[0], node.attrs["eps"]), args)
+
+
+def build(f: Flavor, tokens: int, size: int, x_token: int, y_token: int, eps: float) -> PrimFunc:
+    """Token by token; the variance is that of the centred values, in a pass of its own (see cpu.h)."""
+    import tilelang.language as T
+
+    @T.prim_func
+    def body(
+        x: T.Tensor(((tokens - 1) * x_token + size,), T.float32),
+        w: T.Tensor((size,), T.float32),
+        b: T.Tensor((size,), T.float32),
+        y: T.Tensor(((tokens - 1) * y_token + size,), T.float32),
+    ):
+        with T.Kernel(1, threads=THREADS):
+            part = f.fragment((THREADS,), "float32")
+            total = f.fragment((1,), "float32")
+            square = f.fragment((1,), "float32")
+            for t in T.serial(tokens):
+                for i in f.lanes():
+                    part[i] = 0
+                    for k in T.serial(T.ceildiv(size, THREADS)):
+                        if k * THREADS + i < size:
+                            part[i] += x[t * x_token + k * THREADS + i]
+                T.reduce_sum(part, total, dim=0)
+                for i in f.lanes():
+                    part[i] = 0
+                    for k in T.serial(T.ceildiv(size, THREADS)):
+                        if k * THREADS + i < size:
+                            away = x[t * x_token + k * THREADS + i] - total[0] / size
+                            part[i] += away * away
+                T.reduce_sum(part, square, dim=0)
+                for i in f.lanes():
+                    for k in T.serial(T.ceildiv(size, THREADS)):
+                        if k * THREADS + i < size:
+                            y[t * y_token + k * THREADS + i] = (x[t * x_token + k * THREADS + i] - total[0] / size) * (
+                                1 / T.sqrt(square[0] / size + eps)
+                            ) * w[k * THREADS + i] + b[k * THREADS + i]
+
+    return body

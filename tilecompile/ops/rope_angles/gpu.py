@@ -1,0 +1,65 @@
+"""The GPU body of rope_angles: the f32 angle brought near 0 in double precision, then Taylor series.
+
+The library's functions of large angles take local memory, which kernels must not. With x = k · π/2 + r, |r| <= π/4, and
+π/2 as a number of 33 bits and the rest, r is good to 1e-15 (Cody and Waite), and the series to 2e-13.
+"""
+
+from typing import Any
+
+from tilecompile.cuda.body import THREADS, Flavor, PrimFunc, TileBody
+from tilecompile.ops.base import OpNode
+
+HALF_PI = ("1.57079632673412561417", "6.07710050650619224932e-11")
+"""π/2 = a number whose products with 20-bit numbers are exact + the rest."""
+
+
+def gpu(node: OpNode) -> TileBody:
+    """The body for the node's shapes. Constants are arguments: TileLang's C target prints them to seven digits."""
+    y = node.outputs[0]
+    args = ("c.arg<int32_t>(0)[0]", "c.arg<float>(1)", "c.arg<float>(2)", "0.63661977236758134308", *HALF_PI, "1. / 6")
+    return TileBody(build, (y.shape[0], y.shape[2], y.strides[0], y.strides[1]), args)
+
+
+def build(f: Flavor, tokens: int, count: int, y_token: int, y_row: int) -> PrimFunc:
+    """All angles of all tokens."""
+    import tilelang.language as T
+
+    def sine(x: Any, sixth: Any) -> Any:
+        s = x * x
+        more = s * (1 / 120 - s * (1 / 5040 - s * (1 / 362880 - s * (1 / 39916800 - s * (1 / 6227020800)))))
+        return x - x * s * (sixth - more)
+
+    def cosine(x: Any) -> Any:
+        s = x * x
+        more = s * (1 / 720 - s * (1 / 40320 - s * (1 / 3628800 - s * (1 / 479001600 - s * (1 / 87178291200)))))
+        return 1 - s * (0.5 - s * (1 / 24 - more))
+
+    @T.prim_func
+    def body(
+        position: T.int32,
+        inv_freq: T.Tensor((count,), T.float32),
+        y: T.Tensor(((tokens - 1) * y_token + y_row + count,), T.float32),
+        per_quarter: T.float64,
+        quarter: T.float64,
+        quarter_rest: T.float64,
+        sixth: T.float64,
+    ):
+        with T.Kernel(1, threads=THREADS):
+            for k in T.serial(T.ceildiv(tokens * count, THREADS)):
+                for i in f.lanes():
+                    e = k * THREADS + i
+                    if e < tokens * count:
+                        t = T.truncdiv(e, count)
+                        j = T.truncmod(e, count)
+                        angle = T.cast(T.cast(position + t, "float32") * inv_freq[j], "float64")
+                        turns = T.cast(angle * per_quarter + 0.5, "int32")
+                        whole = T.cast(turns, "float64")
+                        rest = (angle - whole * quarter) - whole * quarter_rest
+                        sin = T.cast(sine(rest, sixth), "float32")
+                        cos = T.cast(cosine(rest), "float32")
+                        odd = T.bitwise_and(turns, 1) == 1
+                        to = t * y_token + j
+                        y[to] = T.if_then_else(odd, sin, cos) * T.cast(1 - T.bitwise_and(turns + 1, 2), "float32")
+                        y[to + y_row] = T.if_then_else(odd, cos, sin) * T.cast(1 - T.bitwise_and(turns, 2), "float32")
+
+    return body

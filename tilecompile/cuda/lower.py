@@ -43,7 +43,7 @@ REDUCTIONS = {"tl::SumOp": "tc::Sum", "tl::MaxOp": "tc::Max", "tl::MinOp": "tc::
 """TileLang's operations of reductions, and those of `reduce.cuh`, which takes the place of its library."""
 
 CALLS = {
-    *("if", "for", "while", "return", "atomicAdd", "max", "min", "body_barrier"),
+    *("if", "for", "while", "return", "atomicAdd", "max", "min", "body_barrier", "__int_as_float"),
     *("expf", "tanhf", "sqrtf", "rsqrtf"),
 }
 """What else may stand before a parenthesis."""
@@ -208,7 +208,7 @@ def rewrite(source: str, names: Sequence[str], shared_bytes: int) -> Lowered:
         text = SHARED.sub(f"{kind}* {name} = reinterpret_cast<{kind}*>(scratch);", text)
     text = re.sub(r"/\*[^*]*\*/", "", text)  # TileLang writes each number twice, for people
     text = text.replace("__syncthreads();", "tc::body_barrier();")
-    text = text.replace("AtomicAdd(", "atomicAdd(")
+    text = text.replace("AtomicAdd(", "atomicAdd(").replace("CUDART_INF_F", "__int_as_float(0x7F800000)")
     text = REDUCE.sub(_reduction, text)
     text = re.sub(r"\b(uint|ushort|uchar)\b", lambda m: C_TYPES[m[0]], text)
 

@@ -23,17 +23,17 @@ struct Min {
 // warp, which may still be in use when the reduction begins, and is when it returns.
 template <class Op, int N, class E>
 TC_DEVICE E reduce(E x, E* shared = nullptr) {
-  constexpr int WARP = 32, WARPS = N / WARP;
-  static_assert(N == CONSUMERS || N <= WARP);
-#pragma unroll
-  for (int offset = (N < WARP ? N : WARP) / 2; offset > 0; offset /= 2)
+  constexpr int WARPS = N / LANES;
+  static_assert(N == CONSUMERS || N <= LANES);
+  TC_UNROLL
+  for (int offset = (N < LANES ? N : LANES) / 2; offset > 0; offset /= 2)
     x = Op::of(x, __shfl_xor_sync(0xFFFFFFFF, x, offset));
-  if constexpr (N > WARP) {
+  if constexpr (N > LANES) {
     body_barrier();
-    if (threadIdx.x % WARP == 0) shared[threadIdx.x / WARP] = x;
+    if (lane() == 0) shared[thread() / LANES] = x;
     body_barrier();
     x = shared[0];
-#pragma unroll
+    TC_UNROLL
     for (int w = 1; w < WARPS; ++w) x = Op::of(x, shared[w]);
   }
   return x;

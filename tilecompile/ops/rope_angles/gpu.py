@@ -24,13 +24,11 @@ def build(f: Flavor, tokens: int, count: int, y_token: int, y_row: int) -> PrimF
     """All angles of all tokens."""
     import tilelang.language as T
 
-    def sine(x: Any, sixth: Any) -> Any:
-        s = x * x
+    def sine(x: Any, s: Any, sixth: Any) -> Any:
         more = s * (1 / 120 - s * (1 / 5040 - s * (1 / 362880 - s * (1 / 39916800 - s * (1 / 6227020800)))))
         return x - x * s * (sixth - more)
 
-    def cosine(x: Any) -> Any:
-        s = x * x
+    def cosine(s: Any) -> Any:
         more = s * (1 / 720 - s * (1 / 40320 - s * (1 / 3628800 - s * (1 / 479001600 - s * (1 / 87178291200)))))
         return 1 - s * (0.5 - s * (1 / 24 - more))
 
@@ -55,8 +53,9 @@ def build(f: Flavor, tokens: int, count: int, y_token: int, y_row: int) -> PrimF
                         turns = T.cast(angle * per_quarter + 0.5, "int32")
                         whole = T.cast(turns, "float64")
                         rest = (angle - whole * quarter) - whole * quarter_rest
-                        sin = T.cast(sine(rest, sixth), "float32")
-                        cos = T.cast(cosine(rest), "float32")
+                        square = rest * rest
+                        sin = T.cast(sine(rest, square, sixth), "float32")
+                        cos = T.cast(cosine(square), "float32")
                         odd = T.bitwise_and(turns, 1) == 1
                         to = t * y_token + j
                         y[to] = T.if_then_else(odd, sin, cos) * T.cast(1 - T.bitwise_and(turns + 1, 2), "float32")

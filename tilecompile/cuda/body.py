@@ -92,10 +92,15 @@ class TileBody:
 
 @dataclass(frozen=True)
 class StreamBody:
-    """A body by hand: the C++ statement over `const Call& c`, and the ops whose `gpu.cuh` it needs, in order."""
+    """A body by hand: the C++ statement over `const Call& c`, and the ops whose `gpu.cuh` it needs, in order.
+
+    It takes `scratch` bytes of shared memory, and `panel_scratch` for each panel of its largest weight tile.
+    """
 
     statement: str
     headers: tuple[str, ...]
+    scratch: int = 0
+    panel_scratch: int = 0
 
 
 Body = TileBody | StreamBody

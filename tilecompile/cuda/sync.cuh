@@ -91,6 +91,8 @@ TC_DEVICE void barrier() {
   asm volatile("bar.sync %0, %1;" ::"n"(ID), "n"(THREADS) : "memory");
 }
 TC_DEVICE void warp_barrier() { __syncwarp(); }
+// What the lane whose number differs in the bits of `mask` gives.
+TC_DEVICE float shuffle_xor(float v, int mask) { return __shfl_xor_sync(0xffffffff, v, mask); }
 
 // mbarriers in shared memory.
 TC_DEVICE void mbarrier_init(uint64_t* b, uint32_t arrivals) {
@@ -160,6 +162,11 @@ TC_DEVICE void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b
 TC_DEVICE uint32_t f16_of_e4m3(uint16_t two) {
   uint32_t v;
   asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(v) : "h"(two));
+  return v;
+}
+TC_DEVICE float f32_of_f16(uint16_t h) {
+  float v;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(v) : "h"(h));
   return v;
 }
 // Two f32 rounded to nearest; the first is in the low half.

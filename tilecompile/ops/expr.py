@@ -82,6 +82,15 @@ def to_cpp(expr: Expr) -> str:
     return f"{expr[0]}({', '.join(to_cpp(arg) for arg in expr[1:])})"
 
 
+def to_scalar(expr: Expr) -> str:
+    """The expression in C++ over single numbers named acc0, acc1, …, in0, in1, … (`cuda/scalar.cuh`)."""
+    if expr[0] == "const":
+        return f"{float(expr[1])!r}f"
+    if expr[0] in LEAVES:
+        return f"{expr[0]}{expr[1]}"
+    return f"{expr[0]}({', '.join(to_scalar(arg) for arg in expr[1:])})"
+
+
 def evaluate(expr: Expr, acc: list[torch.Tensor], inputs: list[torch.Tensor]) -> torch.Tensor:
     """The value of the expression, in torch."""
     if expr[0] == "acc":

@@ -22,6 +22,7 @@ from tilecompile.ops.base import (
     split,
     whole,
 )
+from tilecompile.ops.expert_combine.gpu import gpu
 from tilecompile.ops.expr import evaluate
 from tilecompile.ops.linear import cpu_epilogue, epilogue_inputs
 from tilecompile.runtime.format import DTYPE_BYTES
@@ -99,4 +100,6 @@ def reference(node: OpNode, inputs: list[torch.Tensor], weights: list[torch.Tens
 
 SHARDS = {"rows": Shard(weights=1, output=1, extra=1, own=OWN), "cols": Shard({0: 2}, weights=2, own=OWN)}
 
-register(TileOp("expert_combine", tile, cpu, reference, weight_args=("weight",), headers=("linear",), shards=SHARDS))
+register(
+    TileOp("expert_combine", tile, cpu, reference, weight_args=("weight",), headers=("linear",), shards=SHARDS, gpu=gpu)
+)

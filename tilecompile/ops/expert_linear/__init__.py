@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from tilecompile.ops.base import CPP_TYPES, PANEL, Access, OpNode, Shard, TileOp, Tiling, WeightTile, register, split
+from tilecompile.ops.expert_linear.gpu import gpu
 from tilecompile.ops.expr import evaluate
 from tilecompile.ops.linear import (
     cpu_epilogue,
@@ -108,4 +109,6 @@ def reference(node: OpNode, inputs: list[torch.Tensor], weights: list[torch.Tens
 
 SHARDS = {"rows": Shard(weights=1, output=2, extra=2, own=OWN)}
 
-register(TileOp("expert_linear", tile, cpu, reference, weight_args=("weight",), headers=("linear",), shards=SHARDS))
+register(
+    TileOp("expert_linear", tile, cpu, reference, weight_args=("weight",), headers=("linear",), shards=SHARDS, gpu=gpu)
+)

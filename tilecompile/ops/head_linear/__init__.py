@@ -7,6 +7,7 @@ import numpy.typing as npt
 import torch
 
 from tilecompile.ops.base import CPP_TYPES, PANEL, Access, OpNode, Shard, TileOp, Tiling, WeightTile, register, split
+from tilecompile.ops.head_linear.gpu import gpu
 from tilecompile.runtime.format import DTYPE_BYTES
 
 
@@ -76,5 +77,14 @@ def reference(node: OpNode, inputs: list[torch.Tensor], weights: list[torch.Tens
 SHARDS = {"heads": Shard({0: 1}, weights=0, output=1)}
 
 register(
-    TileOp("head_linear", tile, cpu, reference, weight_args=("weight",), headers=("rms_norm", "linear"), shards=SHARDS)
+    TileOp(
+        "head_linear",
+        tile,
+        cpu,
+        reference,
+        weight_args=("weight",),
+        headers=("rms_norm", "linear"),
+        shards=SHARDS,
+        gpu=gpu,
+    )
 )

@@ -24,6 +24,7 @@ from tilecompile.ops.base import (
     whole,
 )
 from tilecompile.ops.expr import evaluate, to_cpp
+from tilecompile.ops.linear.gpu import gpu
 from tilecompile.ops.rms_norm import rms_norm
 from tilecompile.runtime.format import DTYPE_BYTES
 
@@ -135,4 +136,4 @@ def reference(node: OpNode, inputs: list[torch.Tensor], weights: list[torch.Tens
 SHARDS = {"rows": Shard(weights=0, output=1, extra=1), "cols": Shard({0: 1}, weights=1)}
 """By rows of the weight, or by columns: then the results are partial sums."""
 
-register(TileOp("linear", tile, cpu, reference, weight_args=("weight",), headers=("rms_norm",), shards=SHARDS))
+register(TileOp("linear", tile, cpu, reference, weight_args=("weight",), headers=("rms_norm",), shards=SHARDS, gpu=gpu))

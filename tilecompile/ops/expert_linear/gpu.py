@@ -1,0 +1,24 @@
+"""The GPU body of expert_linear: linear's rows, for the expert that a slot holds. The loader chooses the weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tilecompile.cuda.body import StreamBody
+from tilecompile.ops.linear.gpu import Shape, epilogue, normed_input, place
+
+if TYPE_CHECKING:
+    from tilecompile.ops.base import OpNode
+
+
+def gpu(node: OpNode) -> StreamBody:
+    """The body for the node's shapes, prologue and epilogue; nothing for an inactive slot, which has no weights."""
+    tokens, cols = node.inputs[0].shape
+    first = 2 + (node.attrs.get("norm") is not None)
+    norm, x = normed_input(node)
+    store = epilogue(node, first, [place(v, True) for v in (*node.inputs[first:], node.outputs[0])])
+    statement = (
+        f"const int slot = c.tile(2);\n  if (c.arg<const int32_t>({first - 1})[slot] < 0) return;\n"
+        f"  linear_rows<S, {norm}>(c, {x}, {store});"
+    )
+    return Shape.of(node, tokens, cols).body(statement, ("linear",))

@@ -1,0 +1,293 @@
+// linear: y[t][n] = epilogue(sum_k w[n][k] * x[t][k]), one tile of rows for all tokens, and what the other ops that stream
+// weights build on.
+//
+// Weights come from the ring in fragment order (cuda/pack.py): panels of 16 rows in k-blocks of 512 bytes, of which a lane
+// takes 16. They are the first operand of mma.m16n8k16, tokens the second, so up to eight tokens cost what one costs.
+// Activations are staged in shared memory once, as 16-bit numbers in the order of the second operand: for bf16 weights as
+// bf16, for fp8 weights as f16, scaled by a power of two that brings the token's largest to 2^14. As one such number they
+// would be the largest error by far, so they are the sum of two, each in a column of its own: up to four tokens that costs
+// nothing. Only where two would leave no room for the ring (gpu.py), f16 has one part.
+//
+// The order of every sum is fixed. k-block b of a panel belongs to partial sum b mod 8, in ascending order; which warp
+// computes it makes no difference. The eight are added as ((0+1)+(2+3)) + ((4+5)+(6+7)), and then the sums of the first
+// and the second parts of the activations. So a token's bits depend neither on the tile nor on other tokens, but for the
+// number of parts.
+#pragma once
+
+namespace tc {
+
+constexpr int PANEL = 16;            // rows
+constexpr int BLOCK_BYTES = 512;     // of a k-block
+constexpr int SLOT_BLOCKS = SLOT / BLOCK_BYTES;
+constexpr int RESIDUES = 8;          // partial sums of a row
+constexpr int SCALE_BLOCK = 128;     // columns that share a scale
+constexpr int PARTIAL_BYTES = 16384;  // of scratch memory for partial sums, or one panel of each weight
+static_assert(RESIDUES == CONSUMER_WARPS && SLOT % BLOCK_BYTES == 0);
+
+// Numbers of activations as the second operand takes them: two neighbours in a word.
+struct Bf16 {
+  static constexpr int COLS = 16;
+  static constexpr bool SCALED = false;
+  struct Activations {
+    uint32_t b[2];
+  };
+  TC_DEVICE static uint32_t pack(float low, float high) { return pack_bf16(low, high); }
+  // What a packed number leaves of x.
+  TC_DEVICE static float rest(float x, uint32_t packed, int half) {
+    return x - __uint_as_float(half ? packed & 0xffff0000u : packed << 16);
+  }
+};
+struct Fp8 {
+  static constexpr int COLS = 32;
+  static constexpr bool SCALED = true;
+  struct Activations {
+    uint32_t b[4];
+  };
+  TC_DEVICE static uint32_t pack(float low, float high) { return pack_f16(low, high); }
+  TC_DEVICE static float rest(float x, uint32_t packed, int half) { return x - f32_of_f16(uint16_t(packed >> 16 * half)); }
+};
+
+// A product's shape: type of the weights, tokens, columns, weights whose panels alternate, how far the first column lies
+// behind the start of a block that has one scale, and of how many parts an activation is.
+template <class Weight, int Tokens, int Cols, int Weights, int Phase, int Parts>
+struct Shape {
+  using W = Weight;
+  static constexpr int T = Tokens, K = Cols, N = Weights, PHASE = Phase, PARTS = Parts;
+  static constexpr int BLOCKS = (K + W::COLS - 1) / W::COLS;          // of a panel
+  static constexpr int COLUMNS = T * PARTS;                           // of the second operand
+  static constexpr int PRODUCTS = (COLUMNS + 7) / 8;                  // second operands
+  static constexpr int SCALES = W::SCALED ? (PHASE + K + SCALE_BLOCK - 1) / SCALE_BLOCK : 0;  // of a panel
+  static constexpr int STAGED_BYTES = BLOCKS * COLUMNS * W::COLS * 2;
+  static constexpr int PANEL_BYTES = RESIDUES * COLUMNS * PANEL * 4;  // of partial sums
+  static constexpr int GROUPS = PARTIAL_BYTES / (N * PANEL_BYTES) > 1 ? PARTIAL_BYTES / (N * PANEL_BYTES) : 1;
+  static_assert(PHASE % 16 == 0 && T <= 8);
+
+  // Scratch memory, in this order; scales, and behind them what the op wants a panel, take what the largest tile needs.
+  static constexpr int SUMS = 0;        // 2 x [warps][T]
+  static constexpr int UNSCALE = 512;   // [T]
+  static constexpr int STAGED = 576;    // [BLOCKS][COLUMNS][4 lanes] Activations
+  static constexpr int PARTIAL = STAGED + STAGED_BYTES;  // [GROUPS][N][RESIDUES][COLUMNS][PANEL]
+  static constexpr int FIXED = PARTIAL + GROUPS * N * PANEL_BYTES;
+  TC_DEVICE static int head_blocks(int panels) { return (panels * SCALES * 4 + BLOCK_BYTES - 1) / BLOCK_BYTES; }
+};
+
+// The sum and the maximum over all consumers of what each has for a token, in a fixed order.
+template <class S>
+TC_DEVICE void over_threads(const Call& c, float (&sum)[S::T], float (&most)[S::T]) {
+  float* sums = reinterpret_cast<float*>(c.scratch + S::SUMS);
+  float* mosts = sums + CONSUMER_WARPS * S::T;
+  TC_UNROLL for (int t = 0; t < S::T; ++t) {
+    TC_UNROLL for (int m = 16; m > 0; m /= 2) {
+      sum[t] += shuffle_xor(sum[t], m);
+      most[t] = fmaxf(most[t], shuffle_xor(most[t], m));
+    }
+    if (lane() == 0) {
+      sums[thread() / LANES * S::T + t] = sum[t];
+      mosts[thread() / LANES * S::T + t] = most[t];
+    }
+  }
+  body_barrier();
+  TC_UNROLL for (int t = 0; t < S::T; ++t) {
+    sum[t] = most[t] = 0.f;
+    TC_UNROLL for (int w = 0; w < CONSUMER_WARPS; ++w) {
+      sum[t] += sums[w * S::T + t];
+      most[t] = fmaxf(most[t], mosts[w * S::T + t]);
+    }
+  }
+}
+
+// Stages the activations x[t][k], normed if NORM: x / sqrt(mean(x^2) + eps) * norm.
+template <class S, bool NORM>
+TC_DEVICE void stage(const Call& c, const float* x, int stride, const float* norm, float eps) {
+  using W = typename S::W;
+  constexpr int T = S::T, K = S::K;
+  float factor[T];
+  TC_UNROLL for (int t = 0; t < T; ++t) factor[t] = 1.f;
+  if constexpr (NORM || W::SCALED) {
+    float sum[T], most[T];
+    TC_UNROLL for (int t = 0; t < T; ++t) {
+      sum[t] = most[t] = 0.f;
+      for (int k = thread(); k < K; k += CONSUMERS) {
+        const float v = x[t * stride + k];
+        if (NORM) sum[t] += v * v;
+        if (W::SCALED) most[t] = fmaxf(most[t], fabsf(NORM ? v * norm[k] : v));
+      }
+    }
+    over_threads<S>(c, sum, most);
+    TC_UNROLL for (int t = 0; t < T; ++t) {
+      if (NORM) factor[t] = 1.f / sqrtf(sum[t] / float(K) + eps);
+      if (W::SCALED) {
+        const uint32_t e = __float_as_uint(most[t] * factor[t]) >> 23 & 255;
+        const uint32_t up = e == 255 ? 127 : e < 20 ? 248 : 268 - e;  // 2^(up - 127) is the scale
+        factor[t] *= __uint_as_float(up << 23);
+        if (thread() == t) reinterpret_cast<float*>(c.scratch + S::UNSCALE)[t] = __uint_as_float((254 - up) << 23);
+      }
+    }
+  }
+  constexpr int PAIRS = S::BLOCKS * W::COLS / 2, WORDS = W::COLS / 8;
+  uint32_t* staged = reinterpret_cast<uint32_t*>(c.scratch + S::STAGED);
+  TC_UNROLL for (int t = 0; t < T; ++t) {
+    for (int i = thread(); i < PAIRS; i += CONSUMERS) {
+      float v[2];
+      TC_UNROLL for (int half = 0; half < 2; ++half) {
+        const int k = 2 * i + half;
+        v[half] = k < K ? x[t * stride + k] * factor[t] : 0.f;
+        if (NORM && k < K) v[half] *= norm[k];
+      }
+      const int block = 2 * i / W::COLS, in = 2 * i % W::COLS, word = in / 16 * 2 + in % 16 / 8;
+      TC_UNROLL for (int part = 0; part < S::PARTS; ++part) {
+        const uint32_t packed = W::pack(v[0], v[1]);
+        staged[((block * S::COLUMNS + part * T + t) * 4 + in % 8 / 2) * WORDS + word] = packed;
+        if (part + 1 < S::PARTS)
+          TC_UNROLL for (int half = 0; half < 2; ++half) v[half] = W::rest(v[half], packed, half);
+      }
+    }
+  }
+  body_barrier();
+}
+
+// The k-blocks of a weight run, which every warp walks through in ascending order.
+struct Blocks {
+  const Call& c;
+  int begin = 0;
+  const char* slot;
+
+  TC_DEVICE explicit Blocks(const Call& call) : c(call), slot(call.ring.wait()) {}
+  TC_DEVICE const char* at(int i) {
+    while (i >= begin + SLOT_BLOCKS) {
+      c.ring.release();
+      slot = c.ring.wait();
+      begin += SLOT_BLOCKS;
+    }
+    return slot + (i - begin) * BLOCK_BYTES;
+  }
+  TC_DEVICE void end(int count) {
+    at(count - 1);
+    c.ring.release();
+  }
+};
+
+// The lane's part of a k-block's products with the staged activations: added to `acc`, as the fragments of 16 x 8 sums.
+template <class S>
+TC_DEVICE void add_block(float (&acc)[S::PRODUCTS][4], const char* block, const Call& c, int b, const float* scales) {
+  using A = typename S::W::Activations;
+  const uint4 w = *reinterpret_cast<const uint4*>(block + lane() * 16);
+  const A* staged = reinterpret_cast<const A*>(c.scratch + S::STAGED) + b * S::COLUMNS * 4 + lane();
+  TC_UNROLL for (int p = 0; p < S::PRODUCTS; ++p) {
+    A x = {};
+    if (p * 8 + lane() / 4 < S::COLUMNS) x = staged[p * 32];
+    if constexpr (S::W::SCALED) {
+      const uint32_t first[4] = {f16_of_e4m3(w.x), f16_of_e4m3(w.x >> 16), f16_of_e4m3(w.y), f16_of_e4m3(w.y >> 16)};
+      const uint32_t second[4] = {f16_of_e4m3(w.z), f16_of_e4m3(w.z >> 16), f16_of_e4m3(w.w), f16_of_e4m3(w.w >> 16)};
+      const uint32_t x0[2] = {x.b[0], x.b[1]}, x1[2] = {x.b[2], x.b[3]};
+      float sum[4] = {}, other[4] = {};
+      mma_f16(sum, first, x0);
+      const float scale = scales[(S::PHASE + b * 32) / SCALE_BLOCK];
+      if constexpr (S::PHASE % 32 == 0) {
+        mma_f16(sum, second, x1);
+        TC_UNROLL for (int i = 0; i < 4; ++i) acc[p][i] += scale * sum[i];
+      } else {  // a block of scales may end within the k-block, and with it the panel's last
+        const int at = (S::PHASE + b * 32 + 16) / SCALE_BLOCK;
+        const float next = scales[at < S::SCALES ? at : S::SCALES - 1];
+        mma_f16(other, second, x1);
+        TC_UNROLL for (int i = 0; i < 4; ++i) acc[p][i] += scale * sum[i] + next * other[i];
+      }
+    } else {
+      const uint32_t a[4] = {w.x, w.y, w.z, w.w};
+      mma_bf16(acc[p], a, x.b);
+    }
+  }
+}
+
+// A weight run of `panels` panels times the staged activations.
+template <class S>
+struct Stream {
+  const Call& c;
+  const int panels, head;
+  float* scales;
+  Blocks blocks;
+
+  TC_DEVICE Stream(const Call& call, int panels)
+      : c(call), panels(panels), head(S::head_blocks(panels)), scales(reinterpret_cast<float*>(c.scratch + S::FIXED)),
+        blocks(call) {
+    if constexpr (S::W::SCALED) {
+      for (int b = thread() / LANES; b < head; b += CONSUMER_WARPS)
+        reinterpret_cast<uint4*>(scales)[b * LANES + lane()] = reinterpret_cast<const uint4*>(blocks.at(b))[lane()];
+      body_barrier();
+    }
+  }
+
+  // Behind the scales, for the op.
+  TC_DEVICE char* more() const { return c.scratch + S::FIXED + head * BLOCK_BYTES; }
+
+  TC_DEVICE float* partial(int panel, int residue) const {
+    return reinterpret_cast<float*>(c.scratch + S::PARTIAL + panel * S::PANEL_BYTES) + residue * S::COLUMNS * PANEL;
+  }
+
+  // The warp's partial sum of a panel: of the k-blocks whose number in the run is the warp's, modulo 8.
+  TC_DEVICE void add_panel(int panel, float* to_panel) {
+    const int residue = (thread() / LANES - panel * S::BLOCKS) & (RESIDUES - 1);
+    float acc[S::PRODUCTS][4] = {};
+    for (int b = residue; b < S::BLOCKS;) {
+      // As many as are in the slot, without looking at the ring.
+      const char* block = blocks.at(head + panel * S::BLOCKS + b);
+      const int there = blocks.begin + SLOT_BLOCKS - head - panel * S::BLOCKS;
+      const int end = there < S::BLOCKS ? there : S::BLOCKS;
+#pragma unroll 4
+      for (; b < end; b += RESIDUES, block += RESIDUES * BLOCK_BYTES)
+        add_block<S>(acc, block, c, b, scales + panel * S::SCALES);
+    }
+    float* to = to_panel + residue * S::COLUMNS * PANEL;
+    TC_UNROLL for (int p = 0; p < S::PRODUCTS; ++p)
+      TC_UNROLL for (int i = 0; i < 4; ++i) {
+        const int column = p * 8 + lane() % 4 * 2 + i % 2;
+        if (column < S::COLUMNS) to[column * PANEL + i / 2 * 8 + lane() / 4] = acc[p][i];
+      }
+  }
+
+  // A row's sum over the partial sums of one column.
+  TC_DEVICE static float whole(const float* panel, int column, int row) {
+    float r[RESIDUES];
+    TC_UNROLL for (int i = 0; i < RESIDUES; ++i)
+      r[i] = i < S::BLOCKS ? panel[(i * S::COLUMNS + column) * PANEL + row] : 0.f;
+    return ((r[0] + r[1]) + (r[2] + r[3])) + ((r[4] + r[5]) + (r[6] + r[7]));
+  }
+
+  // Panels begin .. begin + N * groups of the run, of N weights in turn: `each(sums, t, group, row)` gets the sums of a
+  // row of each weight for token t. With `last` the run ends here. All warps have left the staged activations then.
+  template <class Each>
+  TC_DEVICE void multiply(int begin, int groups, bool last, Each&& each) {
+    for (int group = 0; group < groups; group += S::GROUPS) {
+      const int some = groups - group < S::GROUPS ? groups - group : S::GROUPS;
+      if (group) body_barrier();  // the sums before have been taken
+      for (int p = 0; p < some * S::N; ++p) add_panel(begin + group * S::N + p, partial(p, 0));
+      if (last && group + some == groups) blocks.end(head + panels * S::BLOCKS);
+      body_barrier();
+      for (int i = thread(); i < some * S::T * PANEL; i += CONSUMERS) {
+        const int row = i % PANEL, t = i / PANEL % S::T, g = i / PANEL / S::T;
+        float sums[S::N];
+        TC_UNROLL for (int n = 0; n < S::N; ++n) {
+          const float* panel = partial(g * S::N + n, 0);
+          sums[n] = whole(panel, t, row);
+          if constexpr (S::PARTS == 2) sums[n] += whole(panel, S::T + t, row);
+          if constexpr (S::W::SCALED) sums[n] *= reinterpret_cast<const float*>(c.scratch + S::UNSCALE)[t];
+        }
+        each(sums, t, group + g, row);
+      }
+    }
+  }
+};
+
+// Rows c.tile(0) .. c.tile(1): `epilogue(sums, t, row)` gets the sums of a row of each weight, and stores the result.
+template <class S, bool NORM, class Epilogue>
+TC_DEVICE void linear_rows(const Call& c, const float* x, int stride, const float* norm, float eps, Epilogue&& epilogue) {
+  const int begin = c.tile(0), end = c.tile(1), groups = (end - begin + PANEL - 1) / PANEL;
+  stage<S, NORM>(c, x, stride, norm, eps);
+  Stream<S> stream(c, groups * S::N);
+  stream.multiply(0, groups, true, [&](const float* sums, int t, int group, int in) {
+    const int row = begin + group * PANEL + in;
+    if (row < end) epilogue(sums, t, row);
+  });
+}
+
+}  // namespace tc

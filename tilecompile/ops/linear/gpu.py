@@ -1,0 +1,105 @@
+"""The GPU body of linear, and what the bodies of the other ops that stream weights are made of: see gpu.cuh."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tilecompile.cuda.body import StreamBody
+from tilecompile.errors import InputError
+from tilecompile.ops.expr import to_scalar
+from tilecompile.runtime.format import FRAGMENT_BYTES, FRAGMENT_COLS, PANEL, SCALE_BLOCK, scale_count
+
+if TYPE_CHECKING:
+    from tilecompile.ops.base import OpNode, View
+
+TYPES = {"bf16": "Bf16", "fp8": "Fp8"}
+RESIDUES = 8
+PARTIAL_BYTES = 16384
+
+TWO_PARTS_BYTES = 98304
+"""Shared memory that activations for fp8 weights take at most as two f16 each: four tokens of 6144 columns."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """`tc::Shape` of a product of a node: its C++ type, and the scratch memory that it takes."""
+
+    dtype: str
+    tokens: int
+    cols: int
+    weights: int
+    phase: int
+
+    @staticmethod
+    def of(node: OpNode, tokens: int, cols: int) -> Shape:
+        """The shape for a node's weights. InputError for those that the body can't take."""
+        weight = node.weights[0]
+        if weight.dtype not in TYPES:
+            raise InputError(f"{node.name}: weights are {weight.dtype}, the bodies for GPUs take {', '.join(TYPES)}")
+        phase = weight.offset % weight.strides[-2] % SCALE_BLOCK if weight.dtype == "fp8" else 0
+        if phase % PANEL:
+            raise InputError(
+                f"{node.name} begins at column {weight.offset % weight.strides[-2]} of {weight.tensor}, "
+                f"in fp8 it must be a multiple of {PANEL}"
+            )
+        return Shape(weight.dtype, tokens, cols, len(node.weights), phase)
+
+    @property
+    def parts(self) -> int:
+        """16-bit numbers that an activation is the sum of: two, or one f16 where two would leave the ring no room."""
+        return 2 if self.dtype == "bf16" or self.tokens * self.cols * 4 <= TWO_PARTS_BYTES else 1
+
+    @property
+    def cpp(self) -> str:
+        """The C++ type."""
+        return f"Shape<{TYPES[self.dtype]}, {self.tokens}, {self.cols}, {self.weights}, {self.phase}, {self.parts}>"
+
+    @property
+    def fixed(self) -> int:
+        """Bytes of scratch memory but for what grows with the tile: `FIXED` in gpu.cuh."""
+        width, columns = FRAGMENT_COLS[self.dtype], self.tokens * self.parts
+        staged = -(-self.cols // width) * columns * width * 2
+        group = self.weights * RESIDUES * columns * PANEL * 4
+        return 576 + staged + max(1, PARTIAL_BYTES // group) * group
+
+    def body(self, statement: str, headers: tuple[str, ...], panel_bytes: int = 0) -> StreamBody:
+        """The body that a statement over the type `S` makes, with `panel_bytes` more for each panel of a tile."""
+        scales = 4 * scale_count(self.cols, self.phase) if self.dtype == "fp8" else 0
+        head = f"using S = {self.cpp};\n  static_assert(S::FIXED == {self.fixed} && S::SCALES == {scales // 4});\n  "
+        return StreamBody(head + statement, headers, self.fixed + FRAGMENT_BYTES, scales + panel_bytes)
+
+
+def normed_input(node: OpNode) -> tuple[str, str]:
+    """Whether a norm is folded in, as a template argument, and the arguments x, stride, norm and eps."""
+    x, eps = node.inputs[0], node.attrs.get("norm")
+    if eps is None:
+        return "false", f"c.arg<const float>(0), {x.strides[0]}, nullptr, 0.f"
+    return "true", f"c.arg<const float>(0), {x.strides[0]}, c.arg<const float>(1), {eps!r}f"
+
+
+def epilogue(node: OpNode, first: int, places: list[str]) -> str:
+    """The lambda that stores a row's result: `places` are the offsets within the operands from `first` on.
+
+    Those are the epilogue's extra inputs, and the output.
+    """
+    lines = [f"const float acc{i} = sums[{i}];" for i in range(max(1, len(node.weights)))]
+    lines += [f"const float in{i} = c.arg<const float>({first + i})[{at}];" for i, at in enumerate(places[:-1])]
+    lines.append(
+        f"c.arg<float>({first + len(places) - 1})[{places[-1]}] = {to_scalar(node.attrs.get('epilogue', ('acc', 0)))};"
+    )
+    return "[&](const float* sums, int t, int row) {\n    " + "\n    ".join(lines) + "\n  }"
+
+
+def place(view: View, slot: bool = False) -> str:
+    """The offset of token t and row within a view, with a slot between them if there is one."""
+    return f"t * {view.strides[0]} + {f'slot * {view.strides[1]} + ' if slot else ''}row"
+
+
+def gpu(node: OpNode) -> StreamBody:
+    """The body for the node's shapes, prologue and epilogue."""
+    tokens, cols = node.inputs[0].shape
+    first = 1 + (node.attrs.get("norm") is not None)
+    norm, x = normed_input(node)
+    store = epilogue(node, first, [place(v) for v in (*node.inputs[first:], node.outputs[0])])
+    return Shape.of(node, tokens, cols).body(f"linear_rows<S, {norm}>(c, {x}, {store});", ("linear",))

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from tilecompile.ops.base import OpNode, TileOp, Tiling, register, whole
+from tilecompile.ops.dispatch.gpu import gpu
 
 
 @torch.library.custom_op("tilecompile::dispatch", mutates_args=())
@@ -61,4 +62,4 @@ def reference(
     return result
 
 
-register(TileOp("dispatch", tile, cpu, reference))
+register(TileOp("dispatch", tile, cpu, reference, gpu=gpu))

@@ -43,22 +43,28 @@ def build(f: Flavor, tokens: int, count: int, y_token: int, y_row: int) -> PrimF
         sixth: T.float64,
     ):
         with T.Kernel(1, threads=THREADS):
+            angle = f.fragment((THREADS,), "float64")
+            square = f.fragment((THREADS,), "float64")
+            turns = f.fragment((THREADS,), "int32")
+            sin = f.fragment((THREADS,), "float32")
+            cos = f.fragment((THREADS,), "float32")
             for k in T.serial(T.ceildiv(tokens * count, THREADS)):
                 for i in f.lanes():
-                    e = k * THREADS + i
-                    if e < tokens * count:
-                        t = T.truncdiv(e, count)
-                        j = T.truncmod(e, count)
-                        angle = T.cast(T.cast(position + t, "float32") * inv_freq[j], "float64")
-                        turns = T.cast(angle * per_quarter + 0.5, "int32")
-                        whole = T.cast(turns, "float64")
-                        rest = (angle - whole * quarter) - whole * quarter_rest
-                        square = rest * rest
-                        sin = T.cast(sine(rest, square, sixth), "float32")
-                        cos = T.cast(cosine(square), "float32")
-                        odd = T.bitwise_and(turns, 1) == 1
-                        to = t * y_token + j
-                        y[to] = T.if_then_else(odd, sin, cos) * T.cast(1 - T.bitwise_and(turns + 1, 2), "float32")
-                        y[to + y_row] = T.if_then_else(odd, cos, sin) * T.cast(1 - T.bitwise_and(turns, 2), "float32")
+                    t = T.truncdiv(k * THREADS + i, count)
+                    j = T.truncmod(k * THREADS + i, count)
+                    if t < tokens:
+                        angle[i] = T.cast(T.cast(position + t, "float32") * inv_freq[j], "float64")
+                        turns[i] = T.cast(angle[i] * per_quarter + 0.5, "int32")
+                        angle[i] -= T.cast(turns[i], "float64") * quarter
+                        angle[i] -= T.cast(turns[i], "float64") * quarter_rest
+                        square[i] = angle[i] * angle[i]
+                        sin[i] = T.cast(sine(angle[i], square[i], sixth), "float32")
+                        cos[i] = T.cast(cosine(square[i]), "float32")
+                        if T.bitwise_and(turns[i], 1) == 1:
+                            y[t * y_token + j] = sin[i] * T.cast(1 - T.bitwise_and(turns[i] + 1, 2), "float32")
+                            y[t * y_token + y_row + j] = cos[i] * T.cast(1 - T.bitwise_and(turns[i], 2), "float32")
+                        else:
+                            y[t * y_token + j] = cos[i] * T.cast(1 - T.bitwise_and(turns[i] + 1, 2), "float32")
+                            y[t * y_token + y_row + j] = sin[i] * T.cast(1 - T.bitwise_and(turns[i], 2), "float32")
 
     return body

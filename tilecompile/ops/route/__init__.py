@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from tilecompile.ops.base import OpNode, TileOp, Tiling, register, whole
+from tilecompile.ops.route.gpu import gpu
 
 
 @torch.library.custom_op("tilecompile::route", mutates_args=())
@@ -72,4 +73,4 @@ def reference(
     return result
 
 
-register(TileOp("route", tile, cpu, reference))
+register(TileOp("route", tile, cpu, reference, gpu=gpu))

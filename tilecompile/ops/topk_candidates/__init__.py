@@ -12,6 +12,7 @@ import torch
 
 from tilecompile.ops.base import OpNode, TileOp, Tiling, register, whole
 from tilecompile.ops.context import Context
+from tilecompile.ops.topk_candidates.gpu import gpu
 
 FIELDS = 2
 """Words of a key: complement of the position, ordered score (little-endian 64 bits)."""
@@ -67,4 +68,4 @@ def reference(node: OpNode, inputs: list[torch.Tensor], weights: list[torch.Tens
     return keys
 
 
-register(TileOp("topk_candidates", tile, cpu, reference, headers=("topk_select",)))
+register(TileOp("topk_candidates", tile, cpu, reference, headers=("topk_select",), gpu=gpu))

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from tilecompile.ops.base import OpNode, TileOp, Tiling, register, whole
+from tilecompile.ops.topk_select.gpu import gpu
 
 
 @torch.library.custom_op("tilecompile::topk_select", mutates_args=())
@@ -59,4 +60,4 @@ def reference(node: OpNode, inputs: list[torch.Tensor], weights: list[torch.Tens
     return y
 
 
-register(TileOp("topk_select", tile, cpu, reference))
+register(TileOp("topk_select", tile, cpu, reference, gpu=gpu))

@@ -31,7 +31,7 @@ def library(source: str) -> ctypes.CDLL:
     with tempfile.TemporaryDirectory(prefix="tilecompile-test-") as folder:
         path = Path(folder, "bodies.cpp")
         path.write_text(source)
-        command = [find_compiler(), "-std=c++20", "-O1", "-mf16c", "-mfma", "-ffp-contract=off", "-shared", "-fPIC"]
+        command = [find_compiler(), "-std=c++20", "-Og", "-mf16c", "-mfma", "-ffp-contract=off", "-shared", "-fPIC"]
         subprocess.run([*command, "-o", str(path.with_suffix(".so")), str(path)], check=True)
         return ctypes.CDLL(str(path.with_suffix(".so")))
 

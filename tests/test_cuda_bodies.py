@@ -50,6 +50,8 @@ def check(benches: list[Bench], seed: int = 1) -> None:
         what = f"{bench.node.op} {bench.node.name}"
         assert not got[written].isnan().any(), f"{what}: elements of the write set aren't written"
         assert got[~written].isnan().all(), f"{what}: others are"
+        if not written.any():  # a slot without an expert
+            continue
         found = error(got, bench.wanted()[0], written)
         print(f"{what}: {found:.1e}")
         assert found <= TOLERANCE[bench.dtype], f"{what}: max error / RMS {found:.2e}"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,8 +54,8 @@ def addresses(tables: Tables) -> str:
 
 def check_contract(manifest: Manifest, tables: Tables) -> None:
     """EngineError unless the kernel was built for this manifest and these tables (whose indices are in range)."""
-    path = manifest.file(KERNEL)
-    stated = _read(manifest)
+    path = manifest.file(manifest.kernel or KERNEL)
+    stated = _read(path)
     for key, value in stated.items():
         if key != ADDRESSES and manifest.data.get(key) != value:
             words = json.dumps(value)[:80], json.dumps(manifest.data.get(key))[:80]
@@ -65,8 +66,7 @@ def check_contract(manifest: Manifest, tables: Tables) -> None:
         )
 
 
-def _read(manifest: Manifest) -> dict[str, Any]:
-    path = manifest.file(KERNEL)
+def _read(path: Path) -> dict[str, Any]:
     content = read_bytes(path)
     try:
         begin = content.index(MARK.encode()) + len(MARK)

@@ -23,6 +23,7 @@ from tilecompile.runtime.version import __version__
 
 NAME = "engine.json"
 KERNEL = "kernel.so"
+CUBIN = "kernel.cubin"
 TOKENIZER = "tokenizer.json"
 
 
@@ -76,9 +77,14 @@ class Manifest:
         return sorted(self.data["arenas"], key=lambda arena: int(arena["device"]))
 
     @property
+    def kernel(self) -> str | None:
+        """Name of the kernel's file: for CPUs or GPUs, or None in an engine without one."""
+        return next((name for name in (KERNEL, CUBIN) if name in self.data["files"]), None)
+
+    @property
     def has_kernel(self) -> bool:
-        """Whether the engine has a kernel that can be loaded."""
-        return KERNEL in self.data["files"]
+        """Whether the engine has a kernel."""
+        return self.kernel is not None
 
     @property
     def has_weights(self) -> bool:

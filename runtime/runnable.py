@@ -7,7 +7,7 @@ import platform
 from tilecompile.runtime import machine
 from tilecompile.runtime.errors import EngineError
 from tilecompile.runtime.files import read_bytes
-from tilecompile.runtime.manifest import KERNEL, Manifest
+from tilecompile.runtime.manifest import CUBIN, KERNEL, Manifest
 
 _ELF_MACHINES = {3: "i386", 40: "arm", 62: "x86_64", 183: "aarch64", 243: "riscv64"}
 
@@ -18,6 +18,9 @@ def check_runnable(manifest: Manifest, threads: int) -> None:
     if not manifest.has_kernel:
         name = manifest.data["target"]["name"]
         raise EngineError(f"{path}: the engine has no kernel ({KERNEL}) for its target {name} and can't be run")
+    if manifest.kernel == CUBIN:
+        name = manifest.data["target"]["name"]
+        raise EngineError(f"{path}: the engine is for {name}, and this version of tilecompile has no CUDA runtime yet")
     if not manifest.has_weights:
         raise EngineError(f"{path}: the engine has no weights: it was compiled with --no-weights and can't be run")
     kernel = manifest.file(KERNEL)

@@ -111,6 +111,7 @@ def engine_summary(manifest: Manifest) -> dict[str, Any]:
         "placement_tables": _placement_tables(manifest),
         "pool_bytes": [pool["bytes"] for pool in manifest.pools],
         "arena_bytes": manifest.arenas,
+        "resources": data.get("resources"),
         "compile_seconds": data["compile_seconds"],
         "format": data["format"],
         "tilecompile": data["tilecompile"],
@@ -154,9 +155,25 @@ def print_engine(manifest: Manifest) -> None:
         figures = [str(program[key]) for key in ("tasks", "events", "edges")]
         programs.add_row(Text(program["name"]), *figures, size(program["bytes_per_step"]), Text(ops))
     console.print(programs)
+    if about["resources"]:
+        _print_resources(console, about["resources"])
     wide = Console(width=max(console.width, PLACEMENT_COLUMNS))
     for program, table_of in about["placement_tables"].items():
         _print_placement(wide, program, table_of)
+
+
+def _print_resources(console: Console, about: dict[str, Any]) -> None:
+    """What the kernel of a GPU takes of an SM, and each of its kinds by itself."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("kernel", "registers", "spills", "local", "shared memory")
+    ring = f"with a ring of {about['ring']['slots']} x {size(about['ring']['slot_bytes'])}"
+    rows = [("the whole", about["kernel"], ring), *((kind["kind"], kind, "") for kind in about["kinds"])]
+    for name, used, more in rows:
+        figures = [str(used["registers"]), *(size(used[key]) for key in ("spills", "local"))]
+        table.add_row(Text(name), *figures, Text(f"{size(used['shared'])} {more}".strip()))
+    console.print(table)
 
 
 PLACEMENT_COLUMNS = 118

@@ -18,17 +18,16 @@ import numpy as np
 import torch
 
 import tilecompile.ops  # noqa: F401  (registers the tile ops)
-from tilecompile.build import build
 from tilecompile.choose import DEFAULT_CONTEXT, Chosen, choose
 from tilecompile.describe import describe
 from tilecompile.dump import Dump
-from tilecompile.emit import kernel_source, task_kinds
 from tilecompile.errors import InputError
 from tilecompile.events import events
 from tilecompile.fit import check_fit, needs
 from tilecompile.fuse import fuse
 from tilecompile.graph import OpGraph
 from tilecompile.graph_json import graph_of, write_graph
+from tilecompile.kernels import check_bodies, kinds_of, no_bodies, write_kernel
 from tilecompile.listing import listing
 from tilecompile.models.config import Glm5Config
 from tilecompile.models.glm5 import Glm5Step
@@ -92,8 +91,9 @@ def compile_model(options: CompileOptions, progress: Progress = lambda stage, do
     if how == "auto":
         chosen = _choose(source.config, lambda config: fuse(traced(config)[0]), settings, max_seq_len, progress)
         how, notes = chosen.choice, (*notes, chosen.summary)
-    # A kernel's program is planned as it is; the others are of large models, of which a few layers tell all.
-    models = [] if settings.isa else [shortened(source.config, kept) for kept in KEPT]
+    # Large models, of which a few layers tell all, are for GPUs, and have no weights.
+    whole = settings.machine.is_cpu or source.weights is not None
+    models = [] if whole else [shortened(source.config, kept) for kept in KEPT]
     for config, repeat in [*models, (source.config, None)]:
         dump.begin()
         copies = repeat.copies if repeat else lambda tensor: 1
@@ -104,16 +104,18 @@ def compile_model(options: CompileOptions, progress: Progress = lambda stage, do
         placed = [dump.add("place", place(g, how, settings.devices, settings.reduction)) for g in graphs]
         if not settings.machine.is_cpu:
             check_fit(needs(placed, copies), settings.machine, max_seq_len)
+        nodes = {(p.graph.program, n.name): n for p in placed for n in p.graph.nodes}
+        if source.weights is not None:
+            check_bodies(nodes.values(), settings)
         progress("tile", 0, 1)
         parts, layout = settings.workers * settings.granularity, settings.machine.layout
         tiled = [dump.add("tile", tile(p, parts, layout)) for p in placed]
         progress("events", 0, 1)
         plans = [dump.add("events", events(t)) for t in tiled]
-        nodes = {(p.graph.program, n.name): n for p in placed for n in p.graph.nodes}
-        kinds, kind_of_node = task_kinds(nodes)
-        kind_of = dict.fromkeys(nodes, 0) | {label: kind.index for label, kind in kind_of_node.items()}
+        kinds = kinds_of(nodes, settings)
+        kind_of = dict.fromkeys(nodes, 0) | {label: kind.index for label, kind in kinds.of_node.items()}
         progress("schedule", 0, 1)
-        names = ["commit", *(k.function for k in kinds)]
+        names = ["commit", *(k.function for k in kinds.kinds)]
         short = program = schedule(plans, settings.workers, kind_of, names, repeat)
         operators = graph_of(plans)
         if repeat is None:
@@ -133,12 +135,12 @@ def compile_model(options: CompileOptions, progress: Progress = lambda stage, do
     formulas = [reads(g, max_seq_len, copies) for g in graphs]
     manifest = describe(settings, source, weights, max_seq_len, program, graphs, operators, formulas)
     with new_folder(options.output, options.force) as folder:
-        if settings.isa is not None:
+        if kinds.missing:
+            notes = (*notes, f"without a kernel: {no_bodies(kinds.missing, settings)}")
+        else:
             progress("build", 0, 1)
-            title = f"{source.name} for {settings.isa.name}, {settings.workers} workers"
-            kernel = dump.add("emit", kernel_source(kinds, title, contract(manifest, program.tables)), "cpp")
-            (folder / "kernel.cpp").write_text(kernel)
-            build(folder / "kernel.cpp", folder / "kernel.so", settings.isa)
+            terms = contract(manifest, program.tables)
+            manifest |= write_kernel(folder, kinds, tiled, settings, source.name, terms, dump)
         (folder / "listing.txt").write_text(text)
         write_graph(folder, operators)
         write_placement(folder, placed)

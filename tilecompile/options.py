@@ -15,8 +15,20 @@ from tilecompile.runtime.manifest import NAME as MANIFEST
 from tilecompile.schedules import PLACEMENTS, REDUCTIONS
 from tilecompile.schedules.machine import Machine, load_machine
 
-TARGETS = {"cpu": ("avx512", "avx2", "portable"), "cpu-avx2": ("avx2",), "cpu-portable": ("portable",)}
-"""Targets, and the instruction sets of each; the first that this machine has is taken, or else the last."""
+TARGETS: dict[str, tuple[str, ...]] = {
+    "cpu": ("avx512", "avx2", "portable"),
+    "cpu-avx2": ("avx2",),
+    "cpu-portable": ("portable",),
+    "sm_90a": (),
+    "sm_100a": (),
+}
+"""Targets, and the instruction sets of each; the first that this machine has is taken, or else the last.
+
+Those without are GPUs.
+"""
+
+MACHINES = {"sm_90a": "h100", "sm_100a": "b200"}
+"""The machine that a target is for if none is named; the others are for this one."""
 
 WEIGHT_DTYPES = ("bf16", "f32", "fp8")
 CACHE_DTYPES = ("f32", "bf16")
@@ -34,7 +46,7 @@ class Settings:
 
     Operators are cut into about `workers` times `granularity` tasks on each device.
 
-    Without an instruction set there are no bodies for the target yet, and the engine has no kernel.
+    GPUs have no instruction set.
     """
 
     target: str
@@ -92,12 +104,7 @@ class CompileOptions:
         _in_range("--max-seq-len", self.max_seq_len, 1, MAX_SEQ_LEN)
         _in_range("--context", self.context, 1, MAX_SEQ_LEN)
         _in_range("--seed", self.seed, 0, MAX_SEED)
-        machine = load_machine(self.machine or "cpu")
-        if not machine.is_cpu and not self.no_weights:
-            raise InputError(
-                f"machine {machine.name} has the target {machine.target}, for which no kernels can be made so far; "
-                "with --no-weights the engine has everything else"
-            )
+        machine = load_machine(self.machine or MACHINES.get(self.target or "", "cpu"))
         if self.tokens > 1 and not self.no_weights:
             raise InputError(
                 f"--tokens is {self.tokens}, and kernels take one token a step so far; with --no-weights "

@@ -63,7 +63,7 @@ def missing_ops(kinds: Iterable[GpuKind]) -> list[str]:
     return sorted({kind.op for kind in kinds if kind.body is None})
 
 
-def largest_tiles(tiled: Iterable[TaskGrids], of_node: Mapping[tuple[str, str], GpuKind]) -> dict[int, int]:
+def largest_tiles(tiled: Iterable[TaskGrids], of_node: Mapping[tuple[str, str], Kind]) -> dict[int, int]:
     """Panels of the largest weight tile of each kind that has any, by the kind's index."""
     most: dict[int, int] = {}
     for grids in tiled:

@@ -1,0 +1,87 @@
+"""From task kinds to an engine's kernel, for CPUs and GPUs: what `emit` and `build` are to both."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from tilecompile import emit
+from tilecompile.build import build
+from tilecompile.cuda import emit as cuda_emit
+from tilecompile.cuda.emit import GpuKind
+from tilecompile.cuda.engine import make_kernel
+from tilecompile.dump import Dump
+from tilecompile.emit import Kind
+from tilecompile.errors import InputError
+from tilecompile.ops.base import REGISTRY, OpNode
+from tilecompile.options import Settings
+from tilecompile.plan import TaskGrids
+from tilecompile.runtime.manifest import CUBIN, KERNEL
+
+Label = TypeVar("Label", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class Kinds(Generic[Label]):
+    """Task kinds, and the kind of each node by its label. Without bodies of some ops, `missing`, there is no kernel."""
+
+    kinds: Sequence[Kind]
+    of_node: Mapping[Label, Kind]
+    missing: tuple[str, ...] = ()
+
+
+def kinds_of(nodes: Mapping[Label, OpNode], settings: Settings) -> Kinds[Label]:
+    """The kinds of all nodes but the sinks."""
+    if settings.machine.is_cpu:
+        return Kinds(*emit.task_kinds(nodes))
+    missing = missing_ops(nodes.values())
+    if missing:
+        return Kinds(*emit.task_kinds(nodes), missing)
+    return Kinds(*cuda_emit.task_kinds(nodes))
+
+
+def missing_ops(nodes: Iterable[OpNode]) -> tuple[str, ...]:
+    """The ops among the nodes that have no bodies for GPUs."""
+    return tuple(sorted({node.op for node in nodes if REGISTRY[node.op].gpu is None} - {"commit"}))
+
+
+def check_bodies(nodes: Iterable[OpNode], settings: Settings) -> None:
+    """InputError if the target lacks bodies for some of the nodes."""
+    missing = () if settings.machine.is_cpu else missing_ops(nodes)
+    if missing:
+        raise InputError(f"{no_bodies(missing, settings)}; with --no-weights the engine has everything but its kernel")
+
+
+def no_bodies(missing: Sequence[str], settings: Settings) -> str:
+    """What is missing, in words."""
+    return f"the target {settings.target} has no bodies yet for {', '.join(missing)}"
+
+
+def write_kernel(
+    folder: Path,
+    kinds: Kinds[tuple[str, str]],
+    tiled: Iterable[TaskGrids],
+    settings: Settings,
+    name: str,
+    terms: Mapping[str, Any],
+    dump: Dump,
+) -> dict[str, Any]:
+    """Writes a model's kernel and its source to the engine's folder; returns what the manifest says of them.
+
+    `terms` are what it is built for (`runtime/contract.py`).
+    """
+    title = f"{name} for {settings.isa.name if settings.isa else settings.target}, {settings.workers} workers"
+    if settings.isa is not None:
+        source = dump.add("emit", emit.kernel_source(list(kinds.kinds), title, terms), "cpp")
+        (folder / "kernel.cpp").write_text(source)
+        build(folder / "kernel.cpp", folder / KERNEL, settings.isa)
+        return {}
+    gpu_kinds = [kind for kind in kinds.kinds if isinstance(kind, GpuKind)]
+    panels = cuda_emit.largest_tiles(tiled, kinds.of_node)
+    made = make_kernel(gpu_kinds, panels, settings.target, settings.machine.shared_memory_bytes, title, terms)
+    dump.add("emit", made.source, "cu")
+    (folder / "kernel.cu").write_text(made.source)
+    (folder / CUBIN).write_bytes(made.cubin)
+    return {"resources": made.resources}

@@ -20,7 +20,7 @@ from typer.testing import CliRunner, Result
 import tilecompile
 from tilecompile.cli import app
 from tilecompile.errors import InputError
-from tilecompile.options import TARGETS, CompileOptions
+from tilecompile.options import CompileOptions
 from tilecompile.runtime import machine
 from tilecompile.schedules import PLACEMENTS
 
@@ -345,10 +345,14 @@ def test_targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (set(), ("portable", "avx2", "portable")),
     ):
         monkeypatch.setattr(module, "cpu_features", lambda features=features: features)
-        for target, isa in zip(TARGETS, isas, strict=True):
+        for target, isa in zip(("cpu", "cpu-avx2", "cpu-portable"), isas, strict=True):
             settings = CompileOptions("glm5-mini", tmp_path / "e", target=target).resolve()
             assert (settings.target, settings.isa.name) == (target, isa)
             assert settings.workers == machine.usable_cores()
+    for target, name, workers in (("sm_90a", "h100", 132), ("sm_100a", "b200", 148)):
+        settings = CompileOptions("glm5-mini", tmp_path / "e", target=target).resolve()
+        assert (settings.machine.name, settings.isa, settings.devices, settings.workers) == (name, None, 1, workers)
+        assert CompileOptions("glm5-mini", tmp_path / "e", target=target, workers=5).resolve().workers == 5
 
 
 def test_placements_are_the_recipes() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -25,7 +26,7 @@ from tilecompile.fit import Needs, check_fit, needs
 from tilecompile.fuse import fuse
 from tilecompile.graph_json import read_graph
 from tilecompile.models.named import NAMED
-from tilecompile.ops.base import WeightTile
+from tilecompile.ops.base import REGISTRY, WeightTile
 from tilecompile.options import CompileOptions
 from tilecompile.place import place
 from tilecompile.placement_json import read_placement
@@ -78,8 +79,24 @@ def options(model: str, tmp_path: Path, **changes: Any) -> CompileOptions:
     return CompileOptions(model, tmp_path / "e", **{**values, **changes})
 
 
+@pytest.fixture
+def without_bodies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two ops without a body for GPUs."""
+    for op in ("rope", "mla_attention"):
+        monkeypatch.setitem(REGISTRY, op, dataclasses.replace(REGISTRY[op], gpu=None))
+
+
+@pytest.mark.usefixtures("without_bodies")
+def test_ops_without_bodies_are_named(model: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^the target sm_90a has no bodies yet for .*mla_attention.*, rope.*--no-wei"):
+        compile_model(options(model, tmp_path, no_weights=False, seed=1))
+    assert not (tmp_path / "e").exists()
+
+
+@pytest.mark.usefixtures("without_bodies")
 def test_an_engine_without_kernel(model: str, tmp_path: Path) -> None:
     compiled = compile_model(options(model, tmp_path))
+    assert any(re.match(r"without a kernel: .*mla_attention.*rope", text) for text in compiled.notes)
     manifest = read_manifest(compiled.output)
     assert (manifest.data["target"]["name"], manifest.data["cache"]) == ("sm_90a", "bf16")
     tables = load_tables(manifest)
@@ -130,7 +147,6 @@ def test_tables_that_are_short_in_a_wrong_way(model: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"no_weights": False}, r"machine small has the target sm_90a, for which no kernels .* --no-weights"),
         ({"weights": "f32"}, "weights are f32, and machine small takes bf16, fp8"),
         ({"machine": "cpu"}, "weights are fp8, and machine cpu takes f32, bf16"),
         ({"max_seq_len": 65}, "--max-seq-len is 65, the model's positions end at 64"),

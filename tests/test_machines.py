@@ -153,18 +153,6 @@ def test_no_machines(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "options", "words"),
     [
-        (
-            None,
-            {"machine": "h100x8"},
-            "machine h100x8 has the target sm_90a, for which no kernels can be made so far; "
-            "with --no-weights the engine has everything else",
-        ),
-        (
-            None,
-            {"machine": "b200"},
-            "machine b200 has the target sm_100a, for which no kernels can be made so far; "
-            "with --no-weights the engine has everything else",
-        ),
         (BASE.replace("1", "1025"), {}, "devices of machine m is 1025, want 1 to 1024"),
         (BASE + "workers = 65537", {}, "workers of machine m is 65537, want 1 to 65536"),
         (BASE + "workers = 5", {"workers": 4}, "--workers 4 contradicts --machine m, which has 5"),

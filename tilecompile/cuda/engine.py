@@ -58,7 +58,7 @@ def make_kernel(
         takes, node = -(-made.scratch[kind.index] // 1024) * 1024, kind.comment.split(":")[0]
         if takes > room:
             raise InputError(
-                f"{kind.function} ({node}) takes {takes} bytes of shared memory beside the ring, at most {room} are free"
+                f"{kind.function} ({node}) takes {takes} bytes of shared memory beside the ring, {room} are free"
             )
     head = f"// {title}\n// One resident megakernel: task bodies specialised to shapes, and the loop over the tables.\n"
     limits = f"#define TC_SHARED_BYTES {shared}\n{front(most)}"

@@ -19,6 +19,8 @@ An engine's program is a set of tables, one `.npy` file each (see `TABLES`):
     tiles         which part of which of them each weight tile is, and where it lies, for the proof
     repeats       which rows stand for more than themselves: see below
 
+A GPU's loop reads tables with addresses in the place of indices, which loading makes of these (the Device* records).
+
 A model of many equal layers may be stored short. Then `repeats` names rows of the other tables that are one period of
 layers and stand `times` times in a row, and the tables hold at least one more period before and one after them. Rows
 that refer to the period before, to their own or to the next one do so in every copy; other references are to the same
@@ -50,6 +52,15 @@ DTYPES = ("f32", "bf16", "i32", "fp8")
 DTYPE_BYTES = {"f32": 4, "bf16": 2, "i32": 4, "fp8": 1}
 
 READ, WRITE = 0, 1
+
+GATED = 1
+"""`Instruction.flags`, `DeviceRun.flags`: the body runs only in steps whose logits are wanted."""
+
+CONDITIONAL = 2
+"""The same, of a GPU's tables: a run that some steps skip, and an instruction that has one."""
+
+REMOTE = 1
+"""Lowest bit of a counter's address in a GPU's tables: other devices notify it, or it is another device's."""
 
 ALIGN = 64
 """Bytes that buffers and tiles are aligned to: a cache line, and the widest vector."""
@@ -145,7 +156,7 @@ INSTRUCTION = Record(
     64,
     (
         Field("kind", "u2", "task kind: index into the kernel's bodies"),
-        Field("flags", "u2", "reserved, zero"),
+        Field("flags", "u2", "bit 0: GATED"),
         Field("op", "u4", "operator instance, for listings and reports"),
         Field("tile", "i4", "tile coordinates within the operator's task grid", 4),
         Field("operand_begin", "u4", "first entry in `operands`"),
@@ -366,13 +377,131 @@ STATUS = Record(
         Field("stall_have", "u4", "counter as read"),
         Field("stall_want", "u4", "value waited for"),
         Field("parked", "u4", "threads that are parked"),
+        Field("request", "u4", "on a GPU: number of the request that this is about (`Mailbox.submitted`)"),
+        Field("reserved", "u4", "reserved, zero", 2),
+    ),
+)
+
+DEVICE_STREAM = Record(
+    "DeviceStream",
+    16,
+    (
+        Field("begin", "u4", "first instruction of a worker in a program"),
+        Field("end", "u4", "one past the last"),
+        Field("run_begin", "u4", "first entry in `runs`"),
+        Field("run_end", "u4", "one past the last"),
+    ),
+)
+
+DEVICE_WAIT = Record(
+    "DeviceWait",
+    16,
+    (
+        Field("counter", "u8", "address of the event's counter; bit 0: REMOTE"),
+        Field("event", "u4", "its number, for reports"),
+        Field("count", "u4", "as `Wait.count`"),
+    ),
+)
+
+DEVICE_NOTIFY = Record(
+    "DeviceNotify",
+    8,
+    (Field("counter", "u8", "address of the event's counter; bit 0: REMOTE"),),
+)
+
+DEVICE_RUN = Record(
+    "DeviceRun",
+    64,
+    (
+        Field("source", "u8", "address of the weights, of expert 0 in a gathered run"),
+        Field("stride", "u8", "bytes from one expert's tile to the next"),
+        Field("expert", "u8", "address of the slot's expert, i4; 0 in a run that isn't gathered"),
+        Field("counter", "u8", "counter of the event after which the expert is known; bit 0: REMOTE"),
+        Field("count", "u4", "as `Wait.count`"),
+        Field("event", "u4", "that event's number, for reports"),
+        Field("bytes", "u4", "length"),
+        Field("flags", "u4", "bit 0: GATED, bit 1: CONDITIONAL"),
+        Field("instruction", "u4", "instruction that takes it"),
+        Field("hint", "u4", "next run of the stream that isn't conditional, or NONE"),
+        Field("reserved", "u4", "reserved, zero", 2),
+    ),
+)
+
+DEVICE_LAUNCH = Record(
+    "DeviceLaunch",
+    192,
+    (
+        Field("streams", "u8", "address of [programs][blocks] DeviceStream"),
+        Field("instructions", "u8", "address of the instructions table; flags have CONDITIONAL too"),
+        Field("operands", "u8", "address of an array of addresses, one for each row of `operands`"),
+        Field("waits", "u8", "address of an array of DeviceWait, one for each row of `waits`"),
+        Field("notifies", "u8", "address of an array of DeviceNotify, one for each row of `notifies`"),
+        Field("runs", "u8", "address of the DeviceRun of the device's streams"),
+        Field("boards", "u8", "address of an array of the addresses of all devices' boards, BOARD_BYTES each, zeroed"),
+        Field("mailbox", "u8", "address of the Mailbox, in host memory"),
+        Field("status", "u8", "address of the Status, in host memory"),
+        Field("tokens", "u8", "address of the generated ids, i4 [max_seq_len + 1], in host memory"),
+        Field("stalls", "u8", "address of one Stall a worker of all devices, zeroed, in host memory"),
+        Field("stops", "u8", "address of the stop ids, i4"),
+        Field("logits", "u8", "address of the logits buffer [MAX_TOKENS, vocab] f32"),
+        Field("next", "u8", "address of the sampled ids, i4 [MAX_TOKENS]"),
+        Field("ids", "u8", "address that the controller writes the step's ids to"),
+        Field("position", "u8", "address that the controller writes the step's position to"),
+        Field("times", "u8", "address of the timestamps, if the kernel takes them"),
+        Field("device", "u4", "device, from 0"),
+        Field("devices", "u4", "devices"),
+        Field("first_worker", "u4", "number of the device's first worker"),
+        Field("programs", "u4", "step programs"),
+        Field("controller", "u4", "worker whose streams have the sinks: it reads the mailbox"),
+        Field("stop_count", "u4", "entries in `stops`"),
+        Field("vocab", "u4", "logits a token"),
+        Field("max_seq_len", "u4", "positions that the caches hold"),
+        Field("stall_ms", "u4", "time that a wait may last"),
+        Field("instruction_count", "u4", "entries in `instructions`"),
+        Field("blocks", "u4", "workers of the device"),
         Field("reserved", "u4", "reserved, zero", 3),
+    ),
+)
+
+BOARD_BYTES = 256
+"""What the controller tells a device, in that device's memory: two Step records, the step's number, whether to end."""
+
+MAILBOX = Record(
+    "Mailbox",
+    64,
+    (
+        Field("submitted", "u4", "requests so far; written after all that describes the last one"),
+        Field("abort", "u4", "the request of that number is to end at its next step"),
+        Field("stop", "u4", "1: the kernel is to end"),
+        Field("reserved", "u4", "reserved, zero"),
+        Field("ids", "u8", "as in Request, in host memory"),
+        Field("logits", "u8", "as in Request"),
+        Field("count", "u4", "as in Request"),
+        Field("position", "u4", "as in Request"),
+        Field("max_new", "u4", "as in Request"),
+        Field("more", "u4", "reserved, zero", 5),
+    ),
+)
+
+STALL = Record(
+    "Stall",
+    32,
+    (
+        Field("waits", "u4", "1: the worker waited when the kernel ended itself"),
+        Field("agent", "u4", "0: its bodies, 1: its loader"),
+        Field("instruction", "u4", "instruction that it could not start"),
+        Field("event", "u4", "event that it waited for"),
+        Field("have", "u4", "counter as read"),
+        Field("want", "u4", "value waited for"),
+        Field("sequence", "u4", "number of the step"),
+        Field("reserved", "u4", "reserved, zero"),
     ),
 )
 
 RECORDS = (
     *(STREAM, INSTRUCTION, OPERAND, WAIT, NOTIFY, TAPE_RUN, REGION, EVENT, BUFFER, WEIGHT, TILE, REPEAT),
     *(STEP, LAUNCH, REQUEST, STATUS),
+    *(DEVICE_STREAM, DEVICE_WAIT, DEVICE_NOTIFY, DEVICE_RUN, DEVICE_LAUNCH, MAILBOX, STALL),
 )
 
 TABLES: dict[str, Record] = {
@@ -406,6 +535,8 @@ def c_header() -> str:
         f"constexpr uint32_t FORMAT_VERSION = {FORMAT_VERSION};",
         f"constexpr int MAX_TOKENS = {MAX_TOKENS};",
         f"constexpr uint16_t COMMIT_KIND = {COMMIT_KIND};",
+        f"constexpr uint32_t GATED = {GATED}, CONDITIONAL = {CONDITIONAL}, REMOTE = {REMOTE};",
+        f"constexpr uint32_t BOARD_BYTES = {BOARD_BYTES};",
     ]
     for record in RECORDS:
         out += ["", f"struct {record.name} {{"]

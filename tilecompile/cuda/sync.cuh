@@ -1,11 +1,12 @@
 // Everything that is written in PTX: loads and stores with an order, barriers, bulk copies, matrix products.
 //
 // The rest of the kernel is plain C++ over these functions, so that tests can run its text on a host with functions of
-// their own (tests/cuda_host/shim.h). None of it has run on a GPU yet.
+// their own (tests/cuda_host/shim.cuh). None of it has run on a GPU yet.
 #pragma once
 
 #define TC_DEVICE __device__ __forceinline__
 #define TC_UNROLL _Pragma("unroll")
+#define TC_ROLLED _Pragma("unroll 1")
 
 namespace tc {
 
@@ -33,9 +34,9 @@ TC_DEVICE void store(T* p, T v) {
   *p = v;
 }
 
-// Scopes: the device, or all devices and the host.
+// Scopes: the device, or with `sys` all devices and the host.
 
-// A look at a word that others change. It orders nothing: `acquire` must follow.
+// A look at a word that others change. It orders nothing: `fence` must follow.
 TC_DEVICE uint32_t look(const uint32_t* p, bool sys) {
   uint32_t v;
   if (sys)
@@ -44,14 +45,15 @@ TC_DEVICE uint32_t look(const uint32_t* p, bool sys) {
     asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
   return v;
 }
-// What was written before the releases that the thread's looks have seen is visible from here on.
-TC_DEVICE void acquire(bool sys) {
+// What was written before the releases that the thread's looks have seen is visible from here on; and what the thread
+// has written or seen is visible to whoever acquires what it stores from here on.
+TC_DEVICE void fence(bool sys) {
   if (sys)
     asm volatile("fence.acq_rel.sys;" ::: "memory");
   else
     asm volatile("fence.acq_rel.gpu;" ::: "memory");
 }
-// A word of host memory or of a peer, with all that was written before its release.
+// A word of host memory, with all that was written before its release.
 TC_DEVICE uint32_t load_acquire_sys(const uint32_t* p) {
   uint32_t v;
   asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
@@ -81,6 +83,9 @@ TC_DEVICE uint32_t load_acquire_block(const uint32_t* p) {
 TC_DEVICE void store_release_block(uint32_t* p, uint32_t v) {
   asm volatile("st.release.cta.shared::cta.u32 [%0], %1;" ::"r"(shared(p)), "r"(v) : "memory");
 }
+
+// Whether the thread is the first of the block to claim a word of shared memory, which is 0 before.
+TC_DEVICE bool claim(uint32_t* p) { return atomicExch_block(p, 1u) == 0; }
 
 // Named barriers. 0: the whole block. 1 and 2 belong to TileLang's reductions.
 constexpr int BODY_BARRIER = 3;  // `__syncthreads` of a body: all consumers

@@ -1,0 +1,242 @@
+// Runs the loop of the GPU target, its very text, on the shim: blocks of all devices, a host that submits requests.
+//
+// The test's bodies read and write what their instruction's regions say, and take the weights of its runs from the ring.
+// What they write is a hash of all that they read, so that the memory after the last step, and every token, must be what
+// the same instructions give when they are executed one after the other.
+#include "program.h"  // c_header, shim.cuh, ring.cuh, call.cuh and the rest
+
+extern "C" {
+struct Program {
+  const Region* regions;
+  const TapeRun* tape;
+  const Instruction* instructions;
+  const uint64_t* places;      // of buffers
+  const Buffer* buffers;
+  const uint64_t* pools;       // by device
+  const uint32_t* device_of;   // by instruction
+  const uint32_t* order;       // instructions in an order that the program allows, the sink last
+  uint32_t* memory;            // all arenas
+  uint32_t* twin;              // the same, for the reference
+  uint64_t memory_words;
+  const DeviceLaunch* launches;
+  uint32_t devices, count, experts, vocab;
+};
+struct Ask {
+  int32_t ids[8];
+  uint32_t count, position, max_new, abort_at, stop_at;  // tokens after which to abort, to stop; NONE: never
+  float* logits;
+};
+struct Answer {
+  uint32_t state, reason, fed, generated;
+  int32_t tokens[64];
+};
+}
+
+static const Program* program;
+
+static uint32_t mix(uint32_t h, uint32_t v) {
+  h = (h ^ v) * 0x9E3779B1u;
+  return h ^ (h >> 15);
+}
+
+enum Kinds { PLAIN = 1, DISPATCH = 2, NEXT = 3 };
+
+// One instruction over some memory. `A` reads, writes, and gives the weights.
+template <class A>
+static void task(A& a, const Instruction& ins, const Step& step, int warp, int warps) {
+  const Region* regions = program->regions + ins.region_begin;
+  const auto words = [&](const Region& r, auto&& f) {
+    const Buffer& b = program->buffers[r.buffer];
+    for (uint32_t row = r.row_begin; row < r.row_end; ++row)
+      for (uint32_t col = r.col_begin; col < r.col_end; ++col)
+        f(program->places[r.buffer] + 4 * (uint64_t(row) * b.cols + col));
+  };
+  uint32_t h = mix(mix(1, ins.op), step.position);
+  for (int i = 0; i < ins.region_count; ++i)
+    if (regions[i].mode == 0) words(regions[i], [&](uint64_t p) { h = mix(h, a.read(p)); });
+  for (int i = 0; i < ins.tape_count; ++i) {
+    const TapeRun& run = program->tape[ins.tape_begin + i];
+    int32_t expert = 0;
+    if (run.slot >= 0 && (expert = int32_t(a.read(a.operand(0) + 4 * run.slot))) < 0) return;
+    a.weights(run, expert, [&](uint32_t w) { h = mix(h, w); });
+  }
+  a.meet();
+  uint32_t element = 0;
+  for (int i = 0; i < ins.region_count; ++i)
+    if (regions[i].mode == 1)
+      words(regions[i], [&](uint64_t p) {
+        uint32_t v = mix(h, element);
+        if (ins.kind == DISPATCH) v = v % (program->experts + 1) - 1;
+        if (ins.kind == NEXT) v %= program->vocab;
+        if (int(element++ % warps) == warp) a.write(p, v);
+      });
+}
+
+// In the kernel.
+struct InKernel {
+  const tc::Call& c;
+  uint32_t read(uint64_t p) { return tc::load(reinterpret_cast<const uint32_t*>(p)); }
+  void write(uint64_t p, uint32_t v) { tc::store(reinterpret_cast<uint32_t*>(p), v); }
+  uint64_t operand(int i) { return reinterpret_cast<uint64_t>(c.arg<char>(i)); }
+  void meet() { tc::body_barrier(); }
+  template <class F>
+  void weights(const TapeRun& run, int32_t, F&& f) {
+    for (uint64_t done = 0; done < run.bytes; done += tc::SLOT) {
+      const char* w = c.ring.wait();
+      const bool there = !tc::load_acquire_block(c.ring.leave);  // else what lies there is any
+      for (uint64_t i = done; there && i < run.bytes && i < done + tc::SLOT; i += 4)
+        f(tc::load(reinterpret_cast<const uint32_t*>(w + i - done)));
+      c.ring.release();
+    }
+  }
+};
+
+struct Bodies {
+  static void run(uint32_t, const tc::Call& c) {
+    Instruction ins = tc::load(c.ins);
+    ins.flags &= 0xFFFF;
+    InKernel a{c};
+    task(a, ins, tc::load(c.step), tc::thread(), tc::CONSUMERS);
+  }
+};
+
+// In the reference: the twin of the memory.
+struct InTwin {
+  const Instruction& ins;
+  uint32_t& at(uint64_t p) { return program->twin[(p - reinterpret_cast<uint64_t>(program->memory)) / 4]; }
+  uint32_t read(uint64_t p) { return at(p); }
+  void write(uint64_t p, uint32_t v) { at(p) = v; }
+  uint64_t operand(int i) { return reinterpret_cast<const uint64_t*>(program->launches[0].operands)[ins.operand_begin + i]; }
+  void meet() {}
+  template <class F>
+  void weights(const TapeRun& run, int32_t expert, F&& f) {
+    const uint64_t pool = program->pools[program->device_of[&ins - program->instructions]];
+    const auto* w = reinterpret_cast<const uint32_t*>(pool + run.offset + run.stride * uint64_t(expert));
+    for (uint64_t i = 0; i < run.bytes / 4; ++i) f(w[i]);
+  }
+};
+
+// What a request gives, after those before it; `answer` holds how far the kernel came.
+static std::string check(const Ask& ask, const Answer& answer) {
+  const DeviceLaunch& l = program->launches[0];
+  std::vector<int32_t> tokens;
+  uint32_t fed = 0, reason = 0;
+  int32_t id = ask.ids[0];
+  const auto in = [&](uint64_t p) -> uint32_t& { return InTwin{program->instructions[0]}.at(p); };
+  for (uint32_t position = ask.position; !reason; ++position) {
+    Step s = {};
+    s.position = position;
+    s.flags = ask.logits || fed + 1 >= ask.count;
+    in(l.ids) = uint32_t(id), in(l.position) = position;
+    for (uint32_t i = 0; i < program->count; ++i) {
+      const Instruction& ins = program->instructions[program->order[i]];
+      if (ins.kind == COMMIT_KIND || ((ins.flags & GATED) && !s.flags)) continue;
+      InTwin a{ins};
+      task(a, ins, s, 0, 1);
+    }
+    if (position < ask.position + ask.count) ++fed;
+    const uint32_t end = ask.position + ask.count;
+    if (ask.logits && position < end)
+      for (uint32_t v = 0; v < l.vocab; ++v)
+        if (memcmp(&ask.logits[(position - ask.position) * l.vocab + v], &in(l.logits + 4 * v), 4)) return "other logits";
+    if (answer.reason == tc::ABORTED && fed == answer.fed && tokens.size() == answer.generated) {
+      reason = tc::ABORTED;
+    } else if (position + 1 < end) {
+      id = ask.ids[position + 1 - ask.position];
+    } else if (!ask.max_new) {
+      reason = tc::MAX_NEW;
+    } else if (id = int32_t(in(l.next)); uint32_t(id) >= l.vocab) {
+      reason = tc::BAD_ID;
+    } else {
+      tokens.push_back(id);
+      for (uint32_t i = 0; i < l.stop_count; ++i)
+        if (reinterpret_cast<const int32_t*>(l.stops)[i] == id) reason = tc::STOP_ID;
+      if (!reason && tokens.size() >= ask.max_new) reason = tc::MAX_NEW;
+      if (!reason && position + 1 >= l.max_seq_len) reason = tc::CONTEXT_FULL;
+    }
+  }
+  if (reason != answer.reason || fed != answer.fed || tokens.size() != answer.generated)
+    return "ended for " + std::to_string(answer.reason) + " after " + std::to_string(answer.fed) + " and " +
+           std::to_string(answer.generated) + ", want " + std::to_string(reason) + ", " + std::to_string(fed) + ", " +
+           std::to_string(tokens.size());
+  if (!std::equal(tokens.begin(), tokens.end(), answer.tokens)) return "other tokens";
+  return "";
+}
+
+// The host: submits the requests one after the other, then stops the kernel.
+static void host_thread(Ask* asks, Answer* answers, uint32_t count) {
+  const DeviceLaunch& l = program->launches[0];
+  Mailbox& mail = *reinterpret_cast<Mailbox*>(l.mailbox);
+  const Status& status = *reinterpret_cast<const Status*>(l.status);
+  bool stopped = false;
+  for (uint32_t n = 1; n <= count && !stopped; ++n) {
+    const Ask& ask = asks[n - 1];
+    Answer& answer = answers[n - 1];
+    tc::store(&mail.ids, reinterpret_cast<uint64_t>(ask.ids));
+    tc::store(&mail.logits, reinterpret_cast<uint64_t>(ask.logits));
+    tc::store(&mail.count, ask.count);
+    tc::store(&mail.position, ask.position);
+    tc::store(&mail.max_new, ask.max_new);
+    tc::store_release_sys(&mail.submitted, n);
+    for (;;) {
+      const bool mine = tc::load_acquire_sys(&status.request) == n;
+      answer.state = tc::load_acquire_sys(&status.state);
+      answer.generated = tc::load_acquire_sys(&status.generated);
+      if (answer.state == tc::STALLED) return;
+      if (mine && answer.state == tc::IDLE) break;
+      if (mine && answer.generated >= ask.abort_at) tc::store_relaxed_sys(&mail.abort, n);
+      if (mine && answer.generated >= ask.stop_at) {
+        tc::store_relaxed_sys(&mail.stop, 1);
+        stopped = true;
+      }
+    }
+    answer.generated = tc::load_acquire_sys(&status.generated);
+    answer.reason = tc::load(&status.reason);
+    answer.fed = tc::load(&status.fed);
+    for (uint32_t i = 0; i < answer.generated; ++i) answer.tokens[i] = tc::load(reinterpret_cast<int32_t*>(l.tokens) + i);
+  }
+  tc::store_release_sys(&mail.stop, 1);
+}
+
+extern "C" void tc_bug(int number) { host::bug = number; }
+
+extern "C" int tc_try(const Program* p, Ask* asks, Answer* answers, uint32_t requests, uint64_t seed, uint64_t* about,
+                      char* message) {
+  host::Simulation s;
+  host::simulation = &s;
+  program = p;
+  s.random = seed * 0x9E3779B97F4A7C15u + 1;
+  for (int i = 0; i < 8; ++i) s.draw(2);
+  memcpy(p->twin, p->memory, p->memory_words * 4);
+  s.shared_bytes = tc::SHARED_BYTES;
+  int blocks = 0;
+  for (uint32_t d = 0; d < p->devices; ++d)
+    for (uint32_t b = 0; b < p->launches[d].blocks; ++b, ++blocks) {
+      s.shared.push_back(static_cast<char*>(aligned_alloc(1024, tc::SHARED_BYTES)));
+      memset(s.shared.back(), 0xA5, tc::SHARED_BYTES);
+      for (int w = 0; w < tc::THREADS; ++w)
+        s.add([p, d] { tc::resident<Bodies>(p->launches[d]); }, int(d), blocks, b, w);
+    }
+  const int warps = int(s.fibers.size());
+  s.add(
+      [&] {
+        host_thread(asks, answers, requests);
+        for (int i = 0; i < warps; ++i)
+          while (!s.fibers[i]->done) s.change();
+        s.leave();
+      },
+      0, blocks, 0, 0);
+  if (s.draw(2))
+    for (auto& f : s.fibers) f->speed = 1 + s.draw(16);
+  s.copy_odds = std::vector<uint32_t>{8, 24, 400, 2000}[s.draw(4)];
+  s.run();
+  for (char* m : s.shared) free(m);
+  host::simulation = nullptr;
+  about[0] = s.operations, about[1] = s.hints;
+  std::string error = s.error;
+  if (error.empty() && reinterpret_cast<const Status*>(p->launches[0].status)->state == tc::STALLED) error = "stalled";
+  for (uint32_t n = 0; n < requests && error.empty() && answers[n].reason; ++n) error = check(asks[n], answers[n]);
+  if (error.empty() && memcmp(p->twin, p->memory, p->memory_words * 4)) error = "other memory";
+  snprintf(message, 256, "%s", error.c_str());
+  return !error.empty();
+}

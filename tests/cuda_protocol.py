@@ -1,0 +1,337 @@
+"""The GPU's loop on the host: random programs, and what runs them on the shim of `cuda_host`."""
+
+from __future__ import annotations
+
+import ctypes
+import random
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tilecompile.build import find_compiler
+from tilecompile.runtime import format as fmt
+from tilecompile.runtime.device_tables import controller, device_tables
+
+HERE = Path(__file__).parent / "cuda_host"
+CUDA = Path(__file__).parents[1] / "tilecompile" / "cuda"
+HEADERS = ("ring.cuh", "call.cuh", "worker.cuh", "control.cuh", "loader.cuh", "loop.cuh")
+PLAIN, DISPATCH, NEXT = 1, 2, 3
+EXPERTS, SLOTS, VOCAB = 3, 3, 5
+CONSUMER_WARPS, SLOT, STAGES = 4, 64, 3
+NEVER = fmt.NONE
+
+
+def build(folder: Path, change: Callable[[str], str] = lambda text: text) -> ctypes.CDLL:
+    """The harness around the product's headers, with a change to their text."""
+    text = change("\n".join((CUDA / name).read_text() for name in HEADERS))
+    parts = [fmt.c_header(), (HERE / "shim.cuh").read_text(), text]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "program.h").write_text("\n".join(parts).replace("#pragma once\n", ""))
+    library = folder / "harness.so"
+    macros = {"CONSUMER_WARPS": CONSUMER_WARPS, "SLOT_BYTES": SLOT, "SHARED_BYTES": 2048 + SLOT * STAGES}
+    options = ["-std=c++20", "-O2", "-mavx2", "-shared", "-fPIC", "-Wall", "-Wno-clobbered", f"-I{folder}"]
+    options += [f"-DTC_{name}={value}" for name, value in macros.items()]
+    subprocess.run([find_compiler(), *options, "-o", str(library), str(HERE / "harness.cpp")], check=True)
+    return ctypes.CDLL(str(library))
+
+
+class Program(ctypes.Structure):
+    """`Program` of harness.cpp."""
+
+    _fields_ = [
+        *((n, ctypes.c_uint64) for n in ("regions", "tape", "instructions", "places", "buffers", "pools", "device_of")),
+        *((n, ctypes.c_uint64) for n in ("order", "memory", "twin", "memory_words", "launches")),
+        *((n, ctypes.c_uint32) for n in ("devices", "count", "experts", "vocab")),
+    ]
+
+
+class Ask(ctypes.Structure):
+    """A request."""
+
+    _fields_ = [
+        ("ids", ctypes.c_int32 * 8),
+        *((n, ctypes.c_uint32) for n in ("count", "position", "max_new", "abort_at", "stop_at")),
+        ("logits", ctypes.c_uint64),
+    ]
+
+
+class Answer(ctypes.Structure):
+    """What became of it."""
+
+    _fields_ = [
+        *((n, ctypes.c_uint32) for n in ("state", "reason", "fed", "generated")),
+        ("tokens", ctypes.c_int32 * 64),
+    ]
+
+
+@dataclass
+class Task:
+    """One instruction while a program is made."""
+
+    worker: int
+    kind: int
+    flags: int
+    reads: list[tuple[int, int, int, int, int]]
+    writes: list[tuple[int, int, int, int, int]]
+    tape: list[tuple[int, int, int, int]]
+    slots: int = 0  # the buffer of its experts
+    waits: list[tuple[int, int]] = None  # type: ignore[assignment]
+    notifies: list[int] = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        self.waits, self.notifies = [], []
+
+
+IDS, POSITION, SAMPLED, LOGITS = range(4)
+
+
+class Case:
+    """A random program: tables, memory, devices, blocks."""
+
+    def __init__(self, rng: random.Random, most: int = 20) -> None:
+        self.rng = rng
+        self.devices, self.blocks = rng.choice([(1, 8), (1, 8), (2, 4), (2, 4), (1, 3)])
+        self.buffers: list[tuple[str, int, int]] = [("i32", 1, 1), ("i32", 1, 1), ("i32", 1, 1), ("f32", 1, VOCAB)]
+        self.plain = [self.buffer("f32", rng.randint(1, 3), rng.randint(1, 4)) for _ in range(rng.randint(2, 6))]
+        self.events: list[tuple[int, int]] = []
+        self.tasks: list[Task] = []
+        self.pool = 0
+        self.dispatched: list[tuple[int, list[int]]] = []
+        for _ in range(rng.randint(3, most)):
+            self.add()
+        self.tasks.append(Task(self.worker(), NEXT, 0, self.boxes(2), [(SAMPLED, 0, 1, 0, 1)], []))
+        logits = [(LOGITS, 0, 1, 0, VOCAB)]
+        self.tasks.append(Task(self.worker(), PLAIN, fmt.GATED, self.boxes(2), logits, self.runs(1)))
+        self.sink = Task(self.worker(), fmt.COMMIT_KIND, 0, [(SAMPLED, 0, 1, 0, 1), *logits], [], [])
+        self.tasks.append(self.sink)
+        self.order()
+
+    def worker(self) -> int:
+        return self.rng.randrange(self.devices * self.blocks)
+
+    def buffer(self, dtype: str, rows: int, cols: int) -> int:
+        self.buffers.append((dtype, rows, cols))
+        return len(self.buffers) - 1
+
+    def box(self, buffer: int) -> tuple[int, int, int, int, int]:
+        rng, (_, rows, cols) = self.rng, self.buffers[buffer]
+        r, c = rng.randrange(rows), rng.randrange(cols)
+        return buffer, r, rng.randint(r + 1, rows), c, rng.randint(c + 1, cols)
+
+    def boxes(self, most: int, write: bool = False, io: bool = True) -> list[tuple[int, int, int, int, int]]:
+        which = self.plain if write or not io else [*self.plain, IDS, POSITION]
+        return [self.box(b) for b in self.rng.sample(which, self.rng.randint(0, most))]
+
+    def runs(self, most: int, slot: int = -1) -> list[tuple[int, int, int, int]]:
+        out = []
+        for _ in range(self.rng.randint(1, most)):
+            size = 16 * self.rng.randint(1, 14)
+            out.append((self.pool, size, size if slot >= 0 else 0, slot))
+            self.pool += size * (EXPERTS if slot >= 0 else 1)
+        return out
+
+    def add(self) -> None:
+        """An instruction, or those that fill the slots of experts."""
+        rng = self.rng
+        what = rng.random()
+        if what < 0.12:
+            slots = self.buffer("i32", 1, SLOTS)
+            cut = rng.randint(0, SLOTS - 1)
+            first = len(self.tasks)
+            for a, b in ((0, cut), (cut, SLOTS)):
+                if a < b:
+                    self.tasks.append(Task(self.worker(), DISPATCH, 0, self.boxes(2), [(slots, 0, 1, a, b)], []))
+            self.dispatched.append((slots, list(range(first, len(self.tasks)))))
+        elif what < 0.45 and self.dispatched:
+            slots, slot = rng.choice(self.dispatched)[0], rng.randrange(SLOTS)
+            reads = [(slots, 0, 1, slot, slot + 1), *self.boxes(1, io=False)]
+            flags = fmt.GATED if rng.random() < 0.15 else 0
+            self.tasks.append(Task(self.worker(), PLAIN, flags, reads, self.boxes(2, True), self.runs(2, slot), slots))
+        else:
+            flags = fmt.GATED if rng.random() < 0.15 else 0
+            tape = self.runs(2) if rng.random() < 0.7 else []
+            self.tasks.append(Task(self.worker(), PLAIN, flags, self.boxes(2), self.boxes(2, True), tape))
+
+    def order(self) -> None:
+        """Waits that order all that conflicts, mostly without those that follow from others."""
+        rng, before = self.rng, []
+        for k, task in enumerate(self.tasks):
+            near = {i for i in range(k) if task is self.sink or conflict(self.tasks[i], task)}
+            mine = [i for i in range(k) if self.tasks[i].worker == task.worker]
+            known = set(mine[-1:]).union(*(before[i] for i in mine[-1:]))
+            near -= set(mine)
+            if rng.random() < 0.8:
+                for i in sorted(near, reverse=True):
+                    if i in known:
+                        near.discard(i)
+                    known |= before[i] | {i} if i in near else set()
+            producers = sorted(near)
+            while producers:
+                some = producers[: rng.choice([1, len(producers)])]
+                producers = producers[len(some) :]
+                task.waits.append((self.event(task.worker // self.blocks, some), len(some)))
+            before.append(known.union(near, *(before[i] for i in near)))
+        for slots, writers in self.dispatched:
+            for device in {t.worker // self.blocks for t in self.tasks if t.slots == slots}:
+                self.event(device, writers)
+
+    def event(self, device: int, producers: list[int]) -> int:
+        self.events.append((device, len(producers)))
+        for i in producers:
+            self.tasks[i].notifies.append(len(self.events) - 1)
+        return len(self.events) - 1
+
+    def tables(self) -> dict[str, np.ndarray]:
+        """The engine's tables."""
+        rows: dict[str, list[tuple[Any, ...]]] = {name: [] for name in fmt.TABLES}
+        self.sequence = []
+        place = {}
+        for w in range(self.devices * self.blocks):
+            begin = len(rows["instructions"])
+            for k, t in enumerate(self.tasks):
+                if t.worker != w:
+                    continue
+                place[k] = len(rows["instructions"])
+                device = w // self.blocks
+                starts = [len(rows[n]) for n in ("operands", "waits", "notifies", "tape", "regions")]
+                rows["operands"].append((t.slots, 0, 0))
+                rows["waits"] += t.waits
+                rows["notifies"] += [(e, int(self.events[e][0] != device)) for e in t.notifies]
+                rows["tape"] += [(*r, 0) for r in t.tape]
+                rows["regions"] += [(b[0], fmt.READ, *b[1:]) for b in t.reads]
+                rows["regions"] += [(b[0], fmt.WRITE, *b[1:]) for b in t.writes]
+                counts = (len(t.waits), len(t.notifies), len(t.tape), len(t.reads) + len(t.writes), 1)
+                op = next((writers[0] for _, writers in self.dispatched if k in writers), k)  # a group is one operator
+                head = (t.kind, t.flags, op, (k, 0, 0, 0), *starts, fmt.NONE)
+                rows["instructions"].append((*head, *counts, (0, 0, 0)))
+            rows["streams"].append((0, w // self.blocks, w, 0, begin, len(rows["instructions"])))
+        self.sequence = [place[k] for k in range(len(self.tasks))]
+        rows["events"] = [(0, d, n, 0) for d, n in self.events]
+        offset = 0
+        for dtype, r, c in self.buffers:
+            rows["buffers"].append((0, 0, offset, 4 * r * c, r, c, fmt.DTYPES.index(dtype), 0))
+            offset += 4 * r * c
+        self.words = offset // 4
+        return {name: np.array(rows[name], fmt.TABLES[name].dtype) for name in fmt.TABLES}
+
+
+def conflict(a: Task, b: Task) -> bool:
+    """Whether two tasks touch the same word, one of them writing."""
+
+    def meet(r: tuple[int, ...], q: tuple[int, ...]) -> bool:
+        return r[0] == q[0] and r[1] < q[2] and q[1] < r[2] and r[3] < q[4] and q[3] < r[4]
+
+    return any(meet(r, q) for r in a.writes for q in b.reads + b.writes) or any(
+        meet(r, q) for r in a.reads for q in b.writes
+    )
+
+
+def aligned(size: int, dtype: Any = np.uint8) -> np.ndarray:
+    """Zeros, at a multiple of 64 bytes."""
+    raw = np.zeros(size * np.dtype(dtype).itemsize + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size * np.dtype(dtype).itemsize].view(dtype)
+
+
+@dataclass
+class Result:
+    """What a run gave: the message of a failure or nothing, the answers, stall records, operations, hints."""
+
+    error: str
+    answers: list[Any]
+    stalls: np.ndarray
+    operations: int
+    hints: int
+
+
+def request(rng: random.Random, **fields: int) -> Ask:
+    """A random request."""
+    ask = Ask()
+    ask.count = rng.randint(1, 3)
+    for i in range(8):
+        ask.ids[i] = rng.randrange(VOCAB)
+    ask.position, ask.max_new = rng.randint(0, 3), rng.randint(0, 3)
+    ask.abort_at = ask.stop_at = NEVER
+    for name, value in fields.items():
+        setattr(ask, name, value)
+    return ask
+
+
+def run(
+    library: ctypes.CDLL,
+    case: Case,
+    asks: list[Ask],
+    seed: int,
+    stall_ms: int = 1000,
+    stops: tuple[int, ...] = (),
+    programs: int = 1,
+    change: Callable[[dict[str, np.ndarray]], None] = lambda tables: None,
+    logits: bool = False,
+) -> Result:
+    """Runs a program on the shim, compares its tokens and memory with the reference, and says what differs."""
+    tables = case.tables()
+    change(tables)
+    rng = np.random.default_rng(seed)
+    pools = [aligned(case.pool // 4 + 4, np.uint32) for _ in range(case.devices)]
+    for pool in pools:
+        pool[:] = rng.integers(0, 1 << 32, len(pool), np.uint32)
+    memory, twin = aligned(case.words, np.uint32), aligned(case.words, np.uint32)
+    at = [array.ctypes.data for array in pools]
+    counters = [aligned(len(case.events) + 1, np.uint32) for _ in range(case.devices)]
+    boards = [aligned(fmt.BOARD_BYTES) for _ in range(case.devices)]
+    board_table = np.array([b.ctypes.data for b in boards], np.uint64)
+    mailbox, status = aligned(1, fmt.MAILBOX.dtype), aligned(1, fmt.STATUS.dtype)
+    stalls = aligned(case.devices * case.blocks, fmt.STALL.dtype)
+    tokens, stop_ids = aligned(64, np.int32), np.array([*stops, 0], np.int32)
+    places = np.uint64(memory.ctypes.data) + tables["buffers"]["offset"]
+    launches = aligned(case.devices, fmt.DEVICE_LAUNCH.dtype)
+    kept: list[Any] = []
+    for device in range(case.devices):
+        d = device_tables(tables, device, [c.ctypes.data for c in counters], places, at)
+        streams = np.concatenate([d.streams, *(np.zeros_like(d.streams) for _ in range(programs - 1))])
+        kept += [d, streams]
+        launch = launches[device]
+        for name in ("instructions", "operands", "waits", "notifies", "runs"):
+            launch[name] = getattr(d, name).ctypes.data
+        launch["streams"], launch["boards"] = streams.ctypes.data, board_table.ctypes.data
+        launch["mailbox"], launch["status"] = mailbox.ctypes.data, status.ctypes.data
+        launch["tokens"], launch["stalls"] = tokens.ctypes.data, stalls.ctypes.data
+        launch["stops"], launch["stop_count"] = stop_ids.ctypes.data, len(stops)
+        launch["ids"], launch["position"], launch["next"], launch["logits"] = places[:4]
+        launch["device"], launch["devices"], launch["first_worker"] = device, case.devices, device * case.blocks
+        launch["programs"], launch["controller"], launch["blocks"] = programs, controller(tables), case.blocks
+        launch["vocab"], launch["max_seq_len"], launch["stall_ms"] = VOCAB, 8, stall_ms
+        launch["instruction_count"] = len(tables["instructions"])
+    device_of = np.zeros(len(case.tasks), np.uint32)
+    for s in tables["streams"]:
+        device_of[s["begin"] : s["end"]] = s["device"]
+    order, pool_table = np.array(case.sequence, np.uint32), np.array(at, np.uint64)
+    program = Program()
+    named = {"regions": tables["regions"], "tape": tables["tape"], "instructions": tables["instructions"]}
+    named |= {"places": places, "buffers": tables["buffers"], "pools": pool_table, "device_of": device_of}
+    for name, array in (named | {"order": order, "memory": memory, "twin": twin, "launches": launches}).items():
+        setattr(program, name, array.ctypes.data)
+    program.memory_words, program.devices, program.count = case.words, case.devices, len(case.tasks)
+    program.experts, program.vocab = EXPERTS, VOCAB
+    for ask in asks:
+        if logits:
+            kept.append(np.zeros(8 * VOCAB, np.float32))
+            ask.logits = kept[-1].ctypes.data
+    ask_array, answers = (Ask * len(asks))(*asks), (Answer * len(asks))()
+    about, message = (ctypes.c_uint64 * 2)(), ctypes.create_string_buffer(256)
+    library.tc_try(ctypes.byref(program), ask_array, answers, len(asks), ctypes.c_uint64(seed), about, message)
+    return Result(message.value.decode(), list(answers), stalls, int(about[0]), int(about[1]))
+
+
+def random_run(library: ctypes.CDLL, seed: int) -> Result:
+    """A random program with one to three random requests."""
+    rng = random.Random(seed)
+    case = Case(rng)
+    asks = [request(rng) for _ in range(rng.randint(1, 3))]
+    stops = (rng.randrange(VOCAB),) if rng.random() < 0.3 else ()
+    programs = rng.choice([1, 1, 2])
+    return run(library, case, asks, seed, stops=stops, programs=programs, logits=rng.random() < 0.3)

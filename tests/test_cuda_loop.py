@@ -1,0 +1,238 @@
+"""The GPU's persistent loop and weight ring, their own text, on a host that tracks what orders every access.
+
+No GPU is needed, and none of this has run on one: see tests/cuda_host/shim.cuh for what stands in for it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import random
+
+import numpy as np
+import pytest
+from cuda_protocol import CUDA, HEADERS, VOCAB, Case, Result, build, random_run, request, run
+
+from tilecompile.cuda.build import ARCHITECTURES, check_instructions, check_resources, instructions
+from tilecompile.cuda.build import build as build_cubin
+from tilecompile.runtime import format as fmt
+from tilecompile.runtime.device_tables import device_tables
+from tilecompile.runtime.errors import EngineError
+from tilecompile.runtime.kernel import IDLE, REASONS
+
+ABORTED = REASONS.index("aborted")
+
+COUNTER = "      add_release(counter_of(notify.counter), notify.counter & REMOTE);"
+BUGS = {
+    "acquire missing": [("if (uint32_t(lane()) < count) fence", "if (!BUG && uint32_t(lane()) < count) fence")],
+    "early slot release": [
+        ("    return slots +", "    if (BUG && lane() == 0) mbarrier_arrive(empty + place.stage);\n    return slots +"),
+        ("if (lane() == 0) mbarrier_arrive(empty", "if (!BUG && lane() == 0) mbarrier_arrive(empty"),
+    ],
+    "wrong phase": [
+        ("mbarrier_try(full + place.stage, place.parity)", "mbarrier_try(full + place.stage, BUG ? 0 : place.parity)")
+    ],
+    "threshold off by one": [("load(&step.run) * wait.count,", "load(&step.run) * wait.count - BUG,")],
+    "counter not advanced": [(COUNTER, "      if (!BUG || i + 1 < count)" + COUNTER)],
+    "device scope between devices": [("notify.counter & REMOTE);", "!BUG && (notify.counter & REMOTE));")],
+    "no barrier before notifying": [
+        ("    meet();\n    if (warp() == 0) notify", "    if (!BUG) meet();\n    if (warp() == 0) notify")
+    ],
+    "loader a step behind": [
+        ("while (int32_t(load_acquire_block(&w.b.passed)", "while (!BUG && int32_t(load_acquire_block(&w.b.passed)")
+    ],
+    "loader doesn't acquire": [("fence(run.counter & REMOTE)", "if (!BUG) fence(run.counter & REMOTE)")],
+    "full ring overwritten": [("while (!mbarrier_try(w.b.empty", "while (!BUG && !mbarrier_try(w.b.empty")],
+    "step published without a release": [
+        (
+            "    fence(w.several);\n    TC_ROLLED for (uint32_t d = 0; d < w.l.devices; ++d) store",
+            "    if (!BUG) fence(w.several);\n    TC_ROLLED for (uint32_t d = 0; d < w.l.devices; ++d) store",
+        )
+    ],
+    "expert chosen without its event": [("      if (!w.await(run.counter", "      if (!BUG && !w.await(run.counter")],
+    "copies outlive the block": [
+        (
+            "while (!mbarrier_try(w.b.full + place.stage, place.parity ^ 1))",
+            "while (!BUG && !mbarrier_try(w.b.full + place.stage, place.parity ^ 1))",
+        )
+    ],
+}
+PLANTED = list(BUGS)[:5]
+"""The mistakes that any such protocol must be safe from; the others are this loop's own."""
+
+
+def planted(text: str) -> str:
+    """The headers with all the mistakes, each made only while it is chosen."""
+    for number, changes in enumerate(BUGS.values(), 1):
+        for old, new in changes:
+            assert text.count(old) == 1, old
+            text = text.replace(old, new.replace("BUG", f"(host::bug == {number})"))
+    return text
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """The harness with mistakes that can be chosen; none is."""
+    return build(tmp_path_factory.mktemp("cuda"), planted)
+
+
+def first_error(library: ctypes.CDLL, seeds: range) -> Result | None:
+    """The first of some random runs that goes wrong."""
+    return next((r for r in (random_run(library, seed) for seed in seeds) if r.error), None)
+
+
+def test_random_programs(library: ctypes.CDLL) -> None:
+    """Programs with waits, slots, gates, several steps, requests and devices: ordered, and with the right results."""
+    for seed in range(100):
+        assert not random_run(library, seed).error, f"seed {seed}"
+
+
+@pytest.mark.slow
+def test_many_random_programs(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The unchanged text, on 2,500 programs."""
+    plain = build(tmp_path_factory.mktemp("plain"))
+    hints = 0
+    for seed in range(1000, 3500):
+        result = random_run(plain, seed)
+        assert not result.error, f"seed {seed}"
+        hints += result.hints
+    assert hints > 1000
+
+
+@pytest.mark.parametrize("name", BUGS)
+def test_mistakes_are_caught(library: ctypes.CDLL, name: str) -> None:
+    library.tc_bug(list(BUGS).index(name) + 1)
+    try:
+        assert first_error(library, range(60)), name
+    finally:
+        library.tc_bug(0)
+
+
+def plain_case(seed: int = 1) -> Case:
+    """A program on one device."""
+    for number in range(seed, seed + 1000):
+        case = Case(random.Random(number))
+        if case.devices == 1 and len(case.events) > 3:
+            return case
+    raise AssertionError
+
+
+def test_a_stall_says_who_waits_for_what(library: ctypes.CDLL) -> None:
+    """An event that comes too seldom: all blocks leave, and the first waiting task is in the records."""
+    case = plain_case()
+    task = next(t for t in case.tasks if t.waits)
+    event, count = task.waits[0]
+
+    def too_many(tables: dict[str, np.ndarray]) -> None:
+        row = int(tables["instructions"]["wait_begin"][case.sequence[case.tasks.index(task)]])
+        assert tables["waits"][row]["event"] == event
+        tables["waits"]["count"][row] += 1
+
+    result = run(library, case, [request(random.Random(1))], 1, stall_ms=100, change=too_many)
+    assert result.error == "stalled"
+    found = {int(w): s for w, s in enumerate(result.stalls) if s["waits"]}
+    mine = found[task.worker]
+    assert (int(mine["event"]), int(mine["have"]), int(mine["want"])) == (event, count, count + 1)
+    assert (int(mine["instruction"]), int(mine["agent"])) == (case.sequence[case.tasks.index(task)], 0)
+    assert int(mine["sequence"]) == 1
+    assert found.keys() - {task.worker}, "the sink waits too"
+
+
+def test_an_abort_ends_the_request_and_nothing_else(library: ctypes.CDLL) -> None:
+    for seed in range(10):
+        rng = random.Random(seed)
+        asks = [request(rng, position=0, max_new=5, abort_at=1, count=1), request(rng, position=0, max_new=2, count=1)]
+        result = run(library, Case(rng), asks, seed)
+        assert not result.error, seed
+        first, second = result.answers
+        assert first.reason == ABORTED or first.generated >= 4, "the host may be too late"
+        assert (second.state, second.reason, second.generated) == (IDLE, REASONS.index("length"), 2)
+        if first.reason == ABORTED and first.generated < 4:
+            return
+    raise AssertionError("no abort came in time")
+
+
+def test_a_stop_ends_a_running_request(library: ctypes.CDLL) -> None:
+    """The kernel ends by itself in the middle of a request; a bulk copy must not outlive its block."""
+    reasons = []
+    for seed in range(10):
+        rng = random.Random(seed)
+        result = run(library, Case(rng), [request(rng, position=0, max_new=6, stop_at=1, count=1)], seed)
+        assert not result.error, seed
+        reasons.append(result.answers[0].reason)
+    assert ABORTED in reasons
+
+
+def test_requests_end_as_they_should(library: ctypes.CDLL) -> None:
+    """Stop ids, limits, a full context, a prompt alone; several requests on one launch."""
+    seen = set()
+    for seed in range(12):
+        rng = random.Random(seed)
+        asks = [request(rng, position=p, max_new=n) for p, n in ((0, 2), (5, 9), (1, 0))]
+        result = run(library, Case(rng, 6), asks, seed, stops=(rng.randrange(VOCAB),), logits=True)
+        assert not result.error, seed
+        seen |= {REASONS[a.reason] for a in result.answers}
+    assert seen == {"stop", "length", "context"}
+
+
+def test_a_wrong_id_ends_the_request(library: ctypes.CDLL) -> None:
+    def plain(tables: dict[str, np.ndarray]) -> None:
+        tables["instructions"]["kind"][tables["instructions"]["kind"] == 3] = 1  # ids become hashes
+
+    result = run(library, plain_case(), [request(random.Random(1), max_new=3)], 1, change=plain)
+    assert (result.error, REASONS[result.answers[0].reason], result.answers[0].generated) == ("", "bad id", 0)
+
+
+def test_what_a_gpu_can_not_run_is_refused() -> None:
+    """An expert that no event announces, and runs that bulk copies can't read."""
+    case = next(c for c in (Case(random.Random(s)) for s in range(100)) if any(t.slots for t in c.tasks))
+    tables = case.tables()
+    places = np.arange(len(tables["buffers"]), dtype=np.uint64) * 64
+
+    def resolve(changed: dict[str, np.ndarray]) -> None:
+        for device in range(case.devices):
+            device_tables(changed, device, [0] * case.devices, places, [0] * case.devices)
+
+    resolve(tables)
+    silent = tables | {"instructions": tables["instructions"].copy()}
+    silent["instructions"]["notify_count"][tables["instructions"]["kind"] == 2] = 0
+    with pytest.raises(EngineError, match="no event on device"):
+        resolve(silent)
+    odd = tables | {"tape": tables["tape"].copy()}
+    odd["tape"]["bytes"] += 4
+    with pytest.raises(EngineError, match="units of 16 bytes"):
+        resolve(odd)
+
+
+TRIVIAL = """
+struct Bodies {
+  static TC_DEVICE void run(uint32_t kind, const tc::Call& c) {
+    const char* w = c.ring.wait();
+    const float v = reinterpret_cast<const float*>(w)[tc::thread()];
+    c.ring.release();
+    c.arg<float>(0)[tc::thread()] = v + float(kind);
+  }
+};
+extern "C" __global__ void __launch_bounds__(tc::THREADS, 1) kernel(const __grid_constant__ DeviceLaunch launch) {
+  tc::resident<Bodies>(launch);
+}
+"""
+NEEDED = (
+    *("ld.relaxed.gpu", "ld.relaxed.sys", "fence.acq_rel.gpu", "fence.acq_rel.sys", "ld.acquire.sys", "st.release.sys"),
+    *(
+        "red.release.gpu",
+        "red.release.sys",
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes",
+        "bar.sync",
+    ),
+    *("cp.async.bulk.prefetch.L2.global", "mbarrier.try_wait.parity", "mbarrier.arrive.expect_tx", "mbarrier.init"),
+)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_it_compiles_for_gpus(architecture: str) -> None:
+    """NVRTC takes the same text; the PTX has the instructions that are meant and nothing in local memory."""
+    parts = [fmt.c_header(), *((CUDA / name).read_text() for name in ("sync.cuh", *HEADERS)), TRIVIAL]
+    built = build_cubin("\n".join(parts).replace("#pragma once\n", ""), architecture)
+    check_resources("the loop", built.kernels["kernel"], 227 * 1024)
+    check_instructions("the loop", instructions(built.ptx)["kernel"], NEEDED)
+    assert built.kernels["kernel"].registers <= 128, "bodies need room"

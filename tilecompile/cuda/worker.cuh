@@ -1,0 +1,100 @@
+// What a block knows: the front of its shared memory, its device's board, and waiting that can end.
+#pragma once
+
+namespace tc {
+
+enum State : uint32_t { IDLE = 0, RUNNING = 1, STALLED = 2, CLOSED = 3 };
+enum Reason : uint32_t { NO_REASON = 0, STOP_ID = 1, MAX_NEW = 2, CONTEXT_FULL = 3, ABORTED = 4, BAD_ID = 5 };
+
+constexpr uint32_t FETCHED = 8;          // waits and notifies of an instruction that are fetched ahead
+constexpr uint32_t LOOKS = 256;          // at a counter between two looks at the clock
+constexpr uint32_t HINT_BYTES = 65536;   // of the next weights, fetched into the L2 while the loader waits for experts
+constexpr uint32_t EAGER_LOOKS = 65536;  // for the next step, before a block naps between looks
+constexpr uint32_t LONGEST_NAP = 20000;  // ns
+
+// What the controller tells a device.
+struct Board {
+  Step steps[2];  // record of step n in steps[n % 2]
+  alignas(64) uint32_t sequence;
+  alignas(64) uint32_t leave;  // 1: a worker has stalled, all end
+};
+static_assert(sizeof(Board) == BOARD_BYTES);
+
+// The controller's own state.
+struct Control {
+  uint32_t request, running, fed, generated, sequence, run, steps;
+  Mailbox mail;
+};
+
+// The front of a block's shared memory.
+struct Block {
+  uint64_t full[STAGES], empty[STAGES];
+  Instruction ins[3];         // instruction k of the block in ins[k % 3]
+  DeviceWait waits[2][FETCHED];  // its first waits in waits[k % 2]
+  DeviceNotify notifies[2][FETCHED];
+  Step steps[2];    // the block's step n, from 1, in steps[n % 2]
+  uint32_t taken;   // steps that the consumers have begun
+  uint32_t begun;   // steps that the loader has begun; kept only if there are several programs
+  uint32_t passed;  // conditional runs that the loader has decided about
+  uint32_t leave;   // the block ends
+  uint32_t go;      // whether the consumers go on, between two of their barriers
+  uint32_t reported;
+  Control control;
+};
+static_assert(sizeof(Block) <= FRONT_BYTES);
+
+template <class T>
+TC_DEVICE T* at(uint64_t address) {
+  return reinterpret_cast<T*>(address);
+}
+TC_DEVICE uint32_t* counter_of(uint64_t address) { return at<uint32_t>(address & ~uint64_t(REMOTE)); }
+
+// A block's view of the launch.
+struct Worker {
+  const DeviceLaunch& l;
+  Block& b;
+  Board& board;
+  bool several;  // devices
+
+  TC_DEVICE uint32_t number() const { return l.first_worker + block(); }
+  TC_DEVICE bool controls() const { return number() == l.controller; }
+  TC_DEVICE Board& board_of(uint32_t device) const { return *at<Board>(load(at<uint64_t>(l.boards) + device)); }
+  TC_DEVICE DeviceStream stream(uint32_t program) const {
+    return load(at<DeviceStream>(l.streams) + program * l.blocks + block());
+  }
+  TC_DEVICE bool leaving() const { return load_acquire_block(&b.leave); }
+  TC_DEVICE void leave() const { store_release_block(&b.leave, 1); }
+  // Called at every look at something within the block: whether it ends. Now and then sees whether all others do.
+  TC_DEVICE bool ends(uint32_t& looks) const {
+    if (++looks % LOOKS == 0 && look(&board.leave, several)) leave();
+    return leaving();
+  }
+
+  // Waits until an event has arrived, `fence` to be called by the same thread. False if the kernel ends.
+  TC_DEVICE bool await(uint64_t counter, uint32_t event, uint32_t want, uint32_t instruction, uint32_t sequence,
+                       uint32_t agent) const {
+    uint64_t since = 0;
+    uint32_t have;
+    for (uint32_t looks = 1; int32_t((have = look(counter_of(counter), counter & REMOTE)) - want) < 0; ++looks) {
+      if (looks % LOOKS) continue;
+      const uint64_t now = nanoseconds();
+      if (!since) since = now;
+      const bool late = now - since > uint64_t(l.stall_ms) * 1000000;
+      if (!late && !look(&board.leave, several)) continue;
+      if (claim(&b.reported)) {
+        Stall& s = at<Stall>(l.stalls)[number()];
+        const uint32_t report[] = {1, agent, instruction, event, have, want, sequence};
+        for (int i = 0; i < 7; ++i) store_relaxed_sys(&s.waits + i, report[i]);
+      }
+      if (late) {
+        TC_ROLLED for (uint32_t d = 0; d < l.devices; ++d) store_relaxed_sys(&board_of(d).leave, 1);
+        store_release_sys(&at<Status>(l.status)->state, STALLED);
+      }
+      leave();
+      return false;
+    }
+    return true;
+  }
+};
+
+}  // namespace tc

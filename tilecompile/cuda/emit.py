@@ -26,6 +26,9 @@ OPS = Path(__file__).parents[1] / "ops"
 FRONT = ("sync.cuh", "ring.cuh", "call.cuh", "scalar.cuh", "reduce.cuh")
 """What bodies are written over."""
 
+LOOP = ("worker.cuh", "control.cuh", "loader.cuh", "loop.cuh")
+"""The resident loop."""
+
 KERNEL = "megakernel"
 """Name of the kernel."""
 
@@ -107,7 +110,7 @@ def _function(kind: GpuKind, statement: str) -> str:
 
 def front(scratch_bytes: int, names: Iterable[str] = FRONT) -> str:
     """The records, and what bodies are written over, with so much shared memory for them."""
-    parts = [c_header(), *((CUDA / name).read_text() for name in names if (CUDA / name).is_file())]
+    parts = [c_header(), *((CUDA / name).read_text() for name in names)]
     return f"#define TC_SCRATCH_BYTES {scratch_bytes}\n" + "\n".join(parts)
 
 

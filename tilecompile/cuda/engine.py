@@ -17,7 +17,7 @@ from tilecompile.cuda.build import (
     check_resources,
     instructions,
 )
-from tilecompile.cuda.emit import FRONT, KERNEL, GpuKind, bodies, front, once
+from tilecompile.cuda.emit import FRONT, KERNEL, LOOP, GpuKind, bodies, front, once
 from tilecompile.errors import InputError
 from tilecompile.runtime.contract import MARK
 
@@ -66,7 +66,7 @@ def make_kernel(
     of_kind = [_check(kind, probes) for kind in kinds]
     stated = json.dumps(MARK + json.dumps(contract))
     about = f'extern "C" __device__ const char tc_contract[] = {stated};\n'
-    loop = front(most, (*FRONT, "loop.cuh"))
+    loop = front(most, (*FRONT, *LOOP))
     source = once("\n".join([head, f"#define TC_SHARED_BYTES {shared}", loop, made.source, _entry(kinds), about]))
     whole = build(source, architecture)
     used = whole.kernels[KERNEL]

@@ -42,7 +42,7 @@ def addresses(tables: Tables) -> str:
     found = hashlib.sha256(tables["buffers"].tobytes())
     instructions = tables["instructions"]
     order = np.lexsort((*instructions["tile"].T[::-1], instructions["op"]))
-    for field in ("kind", "op", "tile", "operand_count", "tape_count"):
+    for field in ("kind", "flags", "op", "tile", "operand_count", "tape_count"):
         found.update(np.ascontiguousarray(instructions[field][order]).tobytes())
     for name, table in (("operand", "operands"), ("tape", "tape")):
         begin, count = (instructions[f"{name}_{part}"][order].astype(np.int64) for part in ("begin", "count"))

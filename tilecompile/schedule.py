@@ -196,7 +196,7 @@ class _Scheduler(Layout):
         rows["instructions"].append(
             (
                 kind,
-                0,
+                fmt.GATED if grid.node.attrs.get("gate") else 0,
                 op_base + grid.index,
                 tuple(map(int, grid.tiling.coords[task])),
                 operands[0],

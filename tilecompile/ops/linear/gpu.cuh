@@ -5,13 +5,13 @@
 // takes 16. They are the first operand of mma.m16n8k16, tokens the second, so up to eight tokens cost what one costs.
 // Activations are staged in shared memory once, as 16-bit numbers in the order of the second operand: for bf16 weights as
 // bf16, for fp8 weights as f16, scaled by a power of two that brings the token's largest to 2^14. As one such number they
-// would be the largest error by far, so they are the sum of two, each in a column of its own: up to four tokens that costs
-// nothing. Only where two would leave no room for the ring (gpu.py), f16 has one part.
+// would be the largest error by far, so what it leaves of them is staged too, in a column of its own, which up to four
+// tokens costs nothing. Of f16 that is stored in one byte, the upper one of another f16: for eight tokens there is no room
+// for more.
 //
 // The order of every sum is fixed. k-block b of a panel belongs to partial sum b mod 8, in ascending order; which warp
-// computes it makes no difference. The eight are added as ((0+1)+(2+3)) + ((4+5)+(6+7)), and then the sums of the first
-// and the second parts of the activations. So a token's bits depend neither on the tile nor on other tokens, but for the
-// number of parts.
+// computes it makes no difference. The eight are added as ((0+1)+(2+3)) + ((4+5)+(6+7)), and then the sums of the high and
+// the low parts of the activations. So a token's bits depend neither on the tile nor on other tokens.
 #pragma once
 
 namespace tc {
@@ -24,15 +24,18 @@ constexpr int SCALE_BLOCK = 128;     // columns that share a scale
 constexpr int PARTIAL_BYTES = 16384;  // of scratch memory for partial sums, or one panel of each weight
 static_assert(RESIDUES == CONSUMER_WARPS && SLOT % BLOCK_BYTES == 0);
 
-// Numbers of activations as the second operand takes them: two neighbours in a word.
+// A lane's part of a k-block of activations as the second operand takes it, two neighbours in a word: `High`, and `Low`,
+// what those leave, as it is stored. `rest` is what a packed number leaves of x.
 struct Bf16 {
   static constexpr int COLS = 16;
   static constexpr bool SCALED = false;
-  struct Activations {
+  struct High {
     uint32_t b[2];
   };
-  TC_DEVICE static uint32_t pack(float low, float high) { return pack_bf16(low, high); }
-  // What a packed number leaves of x.
+  using Low = High;
+  TC_DEVICE static uint32_t pack(float first, float second) { return pack_bf16(first, second); }
+  TC_DEVICE static void put_low(Low* to, int word, float first, float second) { to->b[word] = pack(first, second); }
+  TC_DEVICE static High low(const Low& from) { return from; }
   TC_DEVICE static float rest(float x, uint32_t packed, int half) {
     return x - __uint_as_float(half ? packed & 0xffff0000u : packed << 16);
   }
@@ -40,24 +43,38 @@ struct Bf16 {
 struct Fp8 {
   static constexpr int COLS = 32;
   static constexpr bool SCALED = true;
-  struct Activations {
+  struct High {
     uint32_t b[4];
   };
-  TC_DEVICE static uint32_t pack(float low, float high) { return pack_f16(low, high); }
+  struct Low {
+    uint32_t b[2];
+  };
+  TC_DEVICE static uint32_t pack(float first, float second) { return pack_f16(first, second); }
+  TC_DEVICE static void put_low(Low* to, int word, float first, float second) {
+    const uint32_t x = pack(first, second);
+    const uint32_t a = (x & 0xffff) + 0x7f + (x >> 8 & 1), b = (x >> 16) + 0x7f + (x >> 24 & 1);  // to nearest even
+    reinterpret_cast<uint16_t*>(to)[word] = uint16_t((a >> 8 & 0xff) | (b & 0xff00));
+  }
+  TC_DEVICE static High low(const Low& from) {
+    const uint32_t x = from.b[0], y = from.b[1];
+    return {{(x & 0xff) << 8 | (x & 0xff00) << 16, (x >> 8 & 0xff00) | (x & 0xff000000), (y & 0xff) << 8 | (y & 0xff00) << 16,
+             (y >> 8 & 0xff00) | (y & 0xff000000)}};
+  }
   TC_DEVICE static float rest(float x, uint32_t packed, int half) { return x - f32_of_f16(uint16_t(packed >> 16 * half)); }
 };
 
-// A product's shape: type of the weights, tokens, columns, weights whose panels alternate, how far the first column lies
-// behind the start of a block that has one scale, and of how many parts an activation is.
-template <class Weight, int Tokens, int Cols, int Weights, int Phase, int Parts>
+// A product's shape: type of the weights, tokens, columns, weights whose panels alternate, and how far the first column
+// lies behind the start of a block that has one scale.
+template <class Weight, int Tokens, int Cols, int Weights, int Phase>
 struct Shape {
   using W = Weight;
-  static constexpr int T = Tokens, K = Cols, N = Weights, PHASE = Phase, PARTS = Parts;
+  static constexpr int T = Tokens, K = Cols, N = Weights, PHASE = Phase;
   static constexpr int BLOCKS = (K + W::COLS - 1) / W::COLS;          // of a panel
-  static constexpr int COLUMNS = T * PARTS;                           // of the second operand
+  static constexpr int COLUMNS = 2 * T;                               // of the second operand
   static constexpr int PRODUCTS = (COLUMNS + 7) / 8;                  // second operands
   static constexpr int SCALES = W::SCALED ? (PHASE + K + SCALE_BLOCK - 1) / SCALE_BLOCK : 0;  // of a panel
-  static constexpr int STAGED_BYTES = BLOCKS * COLUMNS * W::COLS * 2;
+  static constexpr int HIGH_BYTES = BLOCKS * T * 4 * sizeof(typename W::High);
+  static constexpr int LOW_BYTES = BLOCKS * T * 4 * sizeof(typename W::Low);
   static constexpr int PANEL_BYTES = RESIDUES * COLUMNS * PANEL * 4;  // of partial sums
   static constexpr int GROUPS = PARTIAL_BYTES / (N * PANEL_BYTES) > 1 ? PARTIAL_BYTES / (N * PANEL_BYTES) : 1;
   static_assert(PHASE % 16 == 0 && T <= 8);
@@ -65,8 +82,9 @@ struct Shape {
   // Scratch memory, in this order; scales, and behind them what the op wants a panel, take what the largest tile needs.
   static constexpr int SUMS = 0;        // 2 x [warps][T]
   static constexpr int UNSCALE = 512;   // [T]
-  static constexpr int STAGED = 576;    // [BLOCKS][COLUMNS][4 lanes] Activations
-  static constexpr int PARTIAL = STAGED + STAGED_BYTES;  // [GROUPS][N][RESIDUES][COLUMNS][PANEL]
+  static constexpr int HIGH = 576;      // [BLOCKS][T][4 lanes]
+  static constexpr int LOW = HIGH + HIGH_BYTES;       // the same
+  static constexpr int PARTIAL = LOW + LOW_BYTES;     // [GROUPS][N][RESIDUES][COLUMNS][PANEL]
   static constexpr int FIXED = PARTIAL + GROUPS * N * PANEL_BYTES;
   TC_DEVICE static int head_blocks(int panels) { return (panels * SCALES * 4 + BLOCK_BYTES - 1) / BLOCK_BYTES; }
 };
@@ -124,8 +142,9 @@ TC_DEVICE void stage(const Call& c, const float* x, int stride, const float* nor
       }
     }
   }
-  constexpr int PAIRS = S::BLOCKS * W::COLS / 2, WORDS = W::COLS / 8;
-  uint32_t* staged = reinterpret_cast<uint32_t*>(c.scratch + S::STAGED);
+  constexpr int PAIRS = S::BLOCKS * W::COLS / 2;
+  auto* high = reinterpret_cast<typename W::High*>(c.scratch + S::HIGH);
+  auto* low = reinterpret_cast<typename W::Low*>(c.scratch + S::LOW);
   TC_UNROLL for (int t = 0; t < T; ++t) {
     for (int i = thread(); i < PAIRS; i += CONSUMERS) {
       float v[2];
@@ -135,12 +154,10 @@ TC_DEVICE void stage(const Call& c, const float* x, int stride, const float* nor
         if (NORM && k < K) v[half] *= norm[k];
       }
       const int block = 2 * i / W::COLS, in = 2 * i % W::COLS, word = in / 16 * 2 + in % 16 / 8;
-      TC_UNROLL for (int part = 0; part < S::PARTS; ++part) {
-        const uint32_t packed = W::pack(v[0], v[1]);
-        staged[((block * S::COLUMNS + part * T + t) * 4 + in % 8 / 2) * WORDS + word] = packed;
-        if (part + 1 < S::PARTS)
-          TC_UNROLL for (int half = 0; half < 2; ++half) v[half] = W::rest(v[half], packed, half);
-      }
+      const int at = (block * T + t) * 4 + in % 8 / 2;
+      const uint32_t packed = W::pack(v[0], v[1]);
+      high[at].b[word] = packed;
+      W::put_low(low + at, word, W::rest(v[0], packed, 0), W::rest(v[1], packed, 1));
     }
   }
   body_barrier();
@@ -170,13 +187,18 @@ struct Blocks {
 // The lane's part of a k-block's products with the staged activations: added to `acc`, as the fragments of 16 x 8 sums.
 template <class S>
 TC_DEVICE void add_block(float (&acc)[S::PRODUCTS][4], const char* block, const Call& c, int b, const float* scales) {
-  using A = typename S::W::Activations;
+  using W = typename S::W;
   const uint4 w = *reinterpret_cast<const uint4*>(block + lane() * 16);
-  const A* staged = reinterpret_cast<const A*>(c.scratch + S::STAGED) + b * S::COLUMNS * 4 + lane();
+  const auto* high = reinterpret_cast<const typename W::High*>(c.scratch + S::HIGH) + b * S::T * 4 + lane();
+  const auto* low = reinterpret_cast<const typename W::Low*>(c.scratch + S::LOW) + (b - 1) * S::T * 4 + lane();
   TC_UNROLL for (int p = 0; p < S::PRODUCTS; ++p) {
-    A x = {};
-    if (p * 8 + lane() / 4 < S::COLUMNS) x = staged[p * 32];
-    if constexpr (S::W::SCALED) {
+    const int column = p * 8 + lane() / 4;
+    typename W::High x = {};
+    if (column < S::T)
+      x = high[p * 32];
+    else if (column < S::COLUMNS)
+      x = W::low(low[p * 32]);
+    if constexpr (W::SCALED) {
       const uint32_t first[4] = {f16_of_e4m3(w.x), f16_of_e4m3(w.x >> 16), f16_of_e4m3(w.y), f16_of_e4m3(w.y >> 16)};
       const uint32_t second[4] = {f16_of_e4m3(w.z), f16_of_e4m3(w.z >> 16), f16_of_e4m3(w.w), f16_of_e4m3(w.w >> 16)};
       const uint32_t x0[2] = {x.b[0], x.b[1]}, x1[2] = {x.b[2], x.b[3]};
@@ -268,8 +290,7 @@ struct Stream {
         float sums[S::N];
         TC_UNROLL for (int n = 0; n < S::N; ++n) {
           const float* panel = partial(g * S::N + n, 0);
-          sums[n] = whole(panel, t, row);
-          if constexpr (S::PARTS == 2) sums[n] += whole(panel, S::T + t, row);
+          sums[n] = whole(panel, t, row) + whole(panel, S::T + t, row);
           if constexpr (S::W::SCALED) sums[n] *= reinterpret_cast<const float*>(c.scratch + S::UNSCALE)[t];
         }
         each(sums, t, group + g, row);

@@ -14,11 +14,9 @@ if TYPE_CHECKING:
     from tilecompile.ops.base import OpNode, View
 
 TYPES = {"bf16": "Bf16", "fp8": "Fp8"}
+ACTIVATION_BYTES = {"bf16": 4, "fp8": 3}
 RESIDUES = 8
 PARTIAL_BYTES = 16384
-
-TWO_PARTS_BYTES = 98304
-"""Shared memory that activations for fp8 weights take at most as two f16 each: four tokens of 6144 columns."""
 
 
 @dataclass(frozen=True)
@@ -46,21 +44,16 @@ class Shape:
         return Shape(weight.dtype, tokens, cols, len(node.weights), phase)
 
     @property
-    def parts(self) -> int:
-        """16-bit numbers that an activation is the sum of: two, or one f16 where two would leave the ring no room."""
-        return 2 if self.dtype == "bf16" or self.tokens * self.cols * 4 <= TWO_PARTS_BYTES else 1
-
-    @property
     def cpp(self) -> str:
         """The C++ type."""
-        return f"Shape<{TYPES[self.dtype]}, {self.tokens}, {self.cols}, {self.weights}, {self.phase}, {self.parts}>"
+        return f"Shape<{TYPES[self.dtype]}, {self.tokens}, {self.cols}, {self.weights}, {self.phase}>"
 
     @property
     def fixed(self) -> int:
         """Bytes of scratch memory but for what grows with the tile: `FIXED` in gpu.cuh."""
-        width, columns = FRAGMENT_COLS[self.dtype], self.tokens * self.parts
-        staged = -(-self.cols // width) * columns * width * 2
-        group = self.weights * RESIDUES * columns * PANEL * 4
+        width = FRAGMENT_COLS[self.dtype]
+        staged = -(-self.cols // width) * width * self.tokens * ACTIVATION_BYTES[self.dtype]
+        group = self.weights * RESIDUES * 2 * self.tokens * PANEL * 4
         return 576 + staged + max(1, PARTIAL_BYTES // group) * group
 
     def body(self, statement: str, headers: tuple[str, ...], panel_bytes: int = 0) -> StreamBody:

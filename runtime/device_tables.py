@@ -130,7 +130,7 @@ def _experts(
 ) -> None:
     """States for gathered runs where their expert's number lies, and after which event it is known.
 
-    An instruction reads the number of the run's slot as a single column of an i32 buffer of one row.
+    An instruction reads the numbers of its slots from the row of an i32 buffer, and none else from such a one.
     """
     address, remote = awaited_at
     slots = tables["tape"]["slot"][rows]
@@ -138,29 +138,27 @@ def _experts(
     if not len(gathered):
         return
     regions, buffers, events = (tables[name] for name in ("regions", "buffers", "events"))
-    wanted = (
-        (regions["mode"] == fmt.READ) & (regions["row_end"] == 1) & (regions["col_end"] - regions["col_begin"] == 1)
-    )
-    wanted &= buffers["dtype"][regions["buffer"]] == fmt.DTYPES.index("i32")
     owners = _owners(tables["instructions"], "region")
-    found: dict[tuple[int, int], int] = {}
-    for i in np.flatnonzero(wanted).tolist():
-        key = int(owners[i]), int(regions["col_begin"][i])
-        found[key] = -1 if key in found else int(regions["buffer"][i])
+    wanted = (regions["mode"] == fmt.READ) & (regions["row_begin"] == 0) & (regions["row_end"] == 1)
+    wanted &= buffers["dtype"][regions["buffer"]] == fmt.DTYPES.index("i32")
+    found: dict[int, list[int]] = {}
+    for row in np.flatnonzero(wanted & np.isin(owners, owner[gathered])).tolist():
+        found.setdefault(int(owners[row]), []).append(row)
     writes = np.flatnonzero(regions["mode"] == fmt.WRITE)
     known = _Known(tables, device)
     event_of: dict[tuple[int, int], int] = {}
     for i in gathered.tolist():
-        key = int(owner[i]), int(slots[i])
-        if found.get(key, -1) < 0:
-            raise EngineError(f"instruction {key[0]} doesn't read one number as the expert of its slot {key[1]}")
-        where = found[key], key[1]
+        slot = int(slots[i])
+        mine = [r for r in found.get(int(owner[i]), ()) if regions["col_begin"][r] <= slot < regions["col_end"][r]]
+        if len(mine) != 1:
+            raise EngineError(f"instruction {owner[i]} doesn't read one number as the expert of its slot {slot}")
+        where = int(regions["buffer"][mine[0]]), slot
         if where not in event_of:
-            mine = writes[regions["buffer"][writes] == where[0]]
-            mine = mine[(regions["col_begin"][mine] <= where[1]) & (regions["col_end"][mine] > where[1])]
-            event_of[where] = known.after(np.unique(owners[mine]), where)
+            those = writes[regions["buffer"][writes] == where[0]]
+            those = those[(regions["col_begin"][those] <= slot) & (regions["col_end"][those] > slot)]
+            event_of[where] = known.after(np.unique(owners[those]), where)
         event = event_of[where]
-        runs["expert"][i] = places[where[0]] + np.uint64(4 * where[1])
+        runs["expert"][i] = places[where[0]] + np.uint64(4 * slot)
         runs["event"][i], runs["count"][i] = event, events["wait_count"][event]
         runs["counter"][i] = address[event] | np.uint64(fmt.REMOTE if remote[event] else 0)
 

@@ -147,10 +147,13 @@ class Case:
                     self.tasks.append(Task(self.worker(), DISPATCH, 0, self.boxes(2), [(slots, 0, 1, a, b)], []))
             self.dispatched.append((slots, list(range(first, len(self.tasks)))))
         elif what < 0.45 and self.dispatched:
-            slots, slot = rng.choice(self.dispatched)[0], rng.randrange(SLOTS)
-            reads = [(slots, 0, 1, slot, slot + 1), *self.boxes(1, io=False)]
+            slots, several = rng.choice(self.dispatched)[0], rng.random() < 0.4
+            first = 0 if several else rng.randrange(SLOTS)
+            chosen = range(SLOTS) if several else range(first, first + 1)
+            reads = [(slots, 0, 1, first, chosen[-1] + 1), *self.boxes(1, io=False)]
             flags = fmt.GATED if rng.random() < 0.15 else 0
-            self.tasks.append(Task(self.worker(), PLAIN, flags, reads, self.boxes(2, True), self.runs(2, slot), slots))
+            runs = [run for slot in chosen for run in self.runs(2 - several, slot)]
+            self.tasks.append(Task(self.worker(), PLAIN, flags, reads, self.boxes(2, True), runs, slots))
         else:
             flags = fmt.GATED if rng.random() < 0.15 else 0
             tape = self.runs(2) if rng.random() < 0.7 else []

@@ -39,13 +39,14 @@ def assign(grids: list[TaskGrid], workers: int) -> list[Ints]:
 
     Grids whose tasks divide evenly go round the workers, so that row tile i is always worker i's; other tasks go to the
     worker with the least work so far in the layer: layers wait for each other anyway, and equal ones look the same.
+    Sinks are the first worker's in all programs: on a GPU it is the one that takes requests.
     """
     load: dict[tuple[int, int | None], np.ndarray] = defaultdict(lambda: np.zeros(workers))
     result = []
     for grid in grids:
         loads = load[grid.device, grid.node.layer]
         chosen = np.zeros(grid.tasks, np.int64)
-        for i, cost in enumerate(grid.tiling.cost):
+        for i, cost in enumerate(grid.tiling.cost if grid.node.op != "commit" else ()):
             chosen[i] = i % workers if grid.tasks % workers == 0 else int(loads.argmin())
             loads[chosen[i]] += cost
         result.append(chosen)

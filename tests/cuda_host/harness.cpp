@@ -57,7 +57,7 @@ static void task(A& a, const Instruction& ins, const Step& step, int warp, int w
   for (int i = 0; i < ins.tape_count; ++i) {
     const TapeRun& run = program->tape[ins.tape_begin + i];
     int32_t expert = 0;
-    if (run.slot >= 0 && (expert = int32_t(a.read(a.operand(0) + 4 * run.slot))) < 0) return;
+    if (run.slot >= 0 && (expert = int32_t(a.read(a.operand(0) + 4 * run.slot))) < 0) continue;
     a.weights(run, expert, [&](uint32_t w) { h = mix(h, w); });
   }
   a.meet();

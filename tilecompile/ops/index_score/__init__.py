@@ -12,6 +12,7 @@ import torch
 
 from tilecompile.ops.base import CPP_TYPES, Access, OpNode, TileOp, Tiling, register, whole
 from tilecompile.ops.context import Context, cpp_context, rows_of
+from tilecompile.ops.index_score.gpu import gpu
 
 UNIT = 128
 """Blocks of positions are multiples of this."""
@@ -99,4 +100,4 @@ def reference(node: OpNode, inputs: list[torch.Tensor], weights: list[torch.Tens
     return y
 
 
-register(TileOp("index_score", tile, cpu, reference))
+register(TileOp("index_score", tile, cpu, reference, gpu=gpu))

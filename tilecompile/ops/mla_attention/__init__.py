@@ -15,6 +15,7 @@ import torch
 
 from tilecompile.ops.base import CPP_TYPES, Access, OpNode, Shard, TileOp, Tiling, register, split, whole
 from tilecompile.ops.context import Context
+from tilecompile.ops.mla_attention.gpu import gpu
 
 FLOPS_PER_BYTE = 4.0
 """What a core computes while it reads a byte, about: turns arithmetic into cost."""
@@ -117,4 +118,4 @@ def reference(node: OpNode, inputs: list[torch.Tensor], weights: list[torch.Tens
     return y
 
 
-register(TileOp("mla_attention", tile, cpu, reference, shards={"heads": Shard({0: 1, 1: 1}, output=1)}))
+register(TileOp("mla_attention", tile, cpu, reference, shards={"heads": Shard({0: 1, 1: 1}, output=1)}, gpu=gpu))

@@ -3,7 +3,7 @@
 from tilecompile.cuda.body import THREADS, Flavor, PrimFunc, TileBody
 from tilecompile.ops.base import OpNode
 from tilecompile.ops.context import Context, position_expr, rows_expr
-from tilecompile.ops.topk_select.gpu import BINS, Selector, load_score
+from tilecompile.ops.topk_select.gpu import BINS, Selector, load_score, signed
 
 
 def gpu(node: OpNode) -> TileBody:
@@ -59,7 +59,7 @@ def build(
                         if k * THREADS + i < chosen:
                             part[i] = rows[k * THREADS + i]
                             load(own, i, scores, t * s_token + part[i])
-                            own[i] = T.bitwise_xor(own[i], T.int32(-(2**31)))
+                            own[i] = signed(own[i])
                             part[i] = -1 - position_expr(part[i], share, count, block)
                         if k * THREADS + i < room:
                             keys[t * k_token + (k * THREADS + i) * 2] = part[i]

@@ -11,6 +11,7 @@ import torch
 
 from tilecompile.ops.base import OpNode, TileOp, Tiling, register, whole
 from tilecompile.ops.context import Context
+from tilecompile.ops.topk_merge.gpu import gpu
 
 
 def tile(node: OpNode, parts: int) -> Tiling:
@@ -59,4 +60,4 @@ def reference(node: OpNode, inputs: list[torch.Tensor], weights: list[torch.Tens
     return selection
 
 
-register(TileOp("topk_merge", tile, cpu, reference, headers=("topk_select",)))
+register(TileOp("topk_merge", tile, cpu, reference, headers=("topk_select",), gpu=gpu))

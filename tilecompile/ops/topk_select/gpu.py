@@ -34,6 +34,13 @@ def ordered(bits: Any) -> Any:
     return T.bitwise_xor(bits, T.bitwise_and(T.shift_right(bits, 31), HIGHEST))
 
 
+def signed(word: Any) -> Any:
+    """The i32 that compares as a u32, in an i32's bits, does; and back."""
+    import tilelang.language as T
+
+    return T.cast(T.bitwise_xor(T.cast(word, "uint32"), T.uint32(1 << 31)), "int32")
+
+
 def above(number: Any, base: Any) -> Any:
     """How far an i32 lies above another one, u32."""
     import tilelang.language as T

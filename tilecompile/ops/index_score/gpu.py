@@ -1,0 +1,109 @@
+"""The GPU body of index_score: a thread a key and half of the heads; keys lie in registers, queries in shared memory.
+
+A dot product is four sums over d mod 4, a half adds its heads in ascending order, and the second half is added to the
+first: bits depend on neither the block nor the other tokens.
+"""
+
+from tilecompile.cuda.body import CPP, STORED, THREADS, Flavor, PrimFunc, TileBody, extent
+from tilecompile.ops.base import OpNode
+from tilecompile.ops.context import Context, rows_expr
+
+KEYS = 128
+"""Keys at a time."""
+
+HALVES = THREADS // KEYS
+
+Strides = tuple[int, ...]
+
+
+def gpu(node: OpNode) -> TileBody:
+    """The body for the node's shapes and strides."""
+    query, weight, cache, _, scores = node.operands
+    context = Context.of(node)
+    count, block = (context.count, context.block) if context else (1, 1)
+    strides = (query.strides, weight.strides[0], cache.strides[0], scores.strides[0])
+    values = (query.shape, cache.shape[0], cache.dtype, *strides, node.attrs["topk"], count, block)
+    args = (
+        *("c.arg<float>(0)", "c.arg<float>(1)", f"c.arg<{CPP[cache.dtype]}>(2)", "c.arg<int32_t>(3)[0]"),
+        *("c.arg<float>(4)", "c.tile(0)", "c.tile(1)", "c.tile(3)"),
+    )
+    return TileBody(build, values, args)
+
+
+def build(
+    f: Flavor,
+    shape: tuple[int, int, int],
+    size: int,
+    dtype: str,
+    q_strides: Strides,
+    w_token: int,
+    row: int,
+    s_token: int,
+    topk: int,
+    count: int,
+    block: int,
+) -> PrimFunc:
+    """Positions (of a share: rows) lo:hi, for the tokens that see more than `topk` positions."""
+    import tilelang.language as T
+
+    tokens, heads, width = shape
+    half = -(-heads // HALVES)
+    pitch = width + (2 if dtype == "bf16" and width % 2 == 0 else 1)  # rows begin in different banks
+
+    @T.prim_func
+    def body(
+        query: T.Tensor((extent(shape, q_strides),), T.float32),
+        weight: T.Tensor(((tokens - 1) * w_token + heads,), T.float32),
+        cache: T.Tensor(((size - 1) * row + width,), STORED[dtype]),
+        position: T.int32,
+        scores: T.Tensor(((tokens - 1) * s_token + size,), T.float32),
+        lo: T.int32,
+        hi: T.int32,
+        share: T.int32,
+    ):
+        with T.Kernel(1, threads=THREADS):
+            rows = f.shared((KEYS, pitch), STORED[dtype])
+            queries = f.shared((heads, width), "float32")
+            sums = f.shared((KEYS,), "float32")
+            key = f.fragment((THREADS, width), "float32")
+            dot = T.alloc_local((4,), "float32")  # of one thread
+            score = f.fragment((THREADS,), "float32")
+            end = T.min(hi, rows_expr(position + tokens, share, count, block))
+            if position + tokens > topk:
+                for b in T.serial(T.ceildiv(end - lo, KEYS)):
+                    for k in T.serial(T.ceildiv(KEYS * width, THREADS)):
+                        for i in f.lanes():
+                            r = T.truncdiv(k * THREADS + i, width)
+                            d = T.truncmod(k * THREADS + i, width)
+                            if r < KEYS and lo + b * KEYS + r < end:
+                                rows[r, d] = cache[(lo + b * KEYS + r) * row + d]
+                    for i in f.lanes():
+                        for d in T.unroll(width):
+                            key[i, d] = f.widen(rows[T.truncmod(i, KEYS), d], dtype)
+                    for t in T.serial(tokens):
+                        if position + t + 1 > topk:
+                            for k in T.serial(T.ceildiv(heads * width, THREADS)):
+                                for i in f.lanes():
+                                    h = T.truncdiv(k * THREADS + i, width)
+                                    d = T.truncmod(k * THREADS + i, width)
+                                    if h < heads:
+                                        queries[h, d] = query[t * q_strides[0] + h * q_strides[1] + d]
+                            for i in f.lanes():
+                                score[i] = 0
+                                for h in T.serial(half):
+                                    if T.truncdiv(i, KEYS) * half + h < heads:
+                                        for j in T.unroll(4):
+                                            dot[j] = 0
+                                        for d in T.unroll(width):
+                                            dot[d % 4] += key[i, d] * queries[T.truncdiv(i, KEYS) * half + h, d]
+                                        score[i] += weight[t * w_token + T.truncdiv(i, KEYS) * half + h] * T.max(
+                                            (dot[0] + dot[1]) + (dot[2] + dot[3]), T.float32(0)
+                                        )
+                                if i >= KEYS:
+                                    sums[i - KEYS] = score[i]
+                            seen = T.min(end, rows_expr(position + t + 1, share, count, block))
+                            for i in f.lanes():
+                                if i < KEYS and lo + b * KEYS + i < seen:
+                                    scores[t * s_token + lo + b * KEYS + i] = score[i] + sums[i]
+
+    return body

@@ -67,6 +67,8 @@ def test_every_case(op: str) -> None:
         dtype = ("bf16", "fp8")[i // 2 % 2 ^ i % 2]
         changed = with_tokens(as_type(case, dtype, f"{case.node.name}{i}_{dtype}"), (1, 3, 8)[i % 3], generator)
         benches.append(Bench(changed, (1, 3)[i % 2]))
+    if op == "linear":
+        benches.append(Bench(linear("many_rows", 8, 120, 70, "fp8", two=True), 1))
     check(benches)
 
 

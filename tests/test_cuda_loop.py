@@ -1,6 +1,6 @@
 """The GPU's persistent loop and weight ring, their own text, on a host that tracks what orders every access.
 
-No GPU is needed, and none of this has run on one: see tests/cuda_host/shim.cuh for what stands in for it.
+No GPU is needed, and none of this has run on one: see tests/cuda_host/simulation.h for what stands in for it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import random
 
 import numpy as np
 import pytest
-from cuda_protocol import CUDA, HEADERS, VOCAB, Case, Result, build, random_run, request, run
+from cuda_programs import VOCAB, Case
+from cuda_protocol import CUDA, HEADERS, Result, build, random_run, request, run
 
 from tilecompile.cuda.build import ARCHITECTURES, check_instructions, check_resources, instructions
 from tilecompile.cuda.build import build as build_cubin

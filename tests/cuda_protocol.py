@@ -22,6 +22,7 @@ CUDA = Path(__file__).parents[1] / "tilecompile" / "cuda"
 HEADERS = ("ring.cuh", "call.cuh", "worker.cuh", "control.cuh", "loader.cuh", "loop.cuh")
 CONSUMER_WARPS, SLOT, STAGES = 4, 64, 3
 NEVER = fmt.NONE
+MAX_SEQ_LEN = 8
 
 
 def build(folder: Path, change: Callable[[str], str] = lambda text: text) -> ctypes.CDLL:
@@ -141,7 +142,7 @@ def run(
         launch["ids"], launch["position"], launch["next"], launch["logits"] = places[:4]
         launch["device"], launch["devices"], launch["first_worker"] = device, case.devices, device * case.blocks
         launch["programs"], launch["controller"], launch["blocks"] = programs, controller(tables), case.blocks
-        launch["vocab"], launch["max_seq_len"], launch["stall_ms"] = VOCAB, 8, stall_ms
+        launch["vocab"], launch["max_seq_len"], launch["stall_ms"] = VOCAB, MAX_SEQ_LEN, stall_ms
         launch["instruction_count"] = len(tables["instructions"])
     device_of = np.zeros(len(case.tasks), np.uint32)
     for s in tables["streams"]:

@@ -1,0 +1,50 @@
+"""Mistakes planted in a copy of the GPU loop's text, to see that the tests would notice them."""
+
+from __future__ import annotations
+
+COUNTER = "      add_release(counter_of(notify.counter), notify.counter & REMOTE);"
+BUGS = {
+    "acquire missing": [("if (uint32_t(lane()) < count) fence", "if (!BUG && uint32_t(lane()) < count) fence")],
+    "early slot release": [
+        ("    return slots +", "    if (BUG && lane() == 0) mbarrier_arrive(empty + place.stage);\n    return slots +"),
+        ("if (lane() == 0) mbarrier_arrive(empty", "if (!BUG && lane() == 0) mbarrier_arrive(empty"),
+    ],
+    "wrong phase": [
+        ("mbarrier_try(full + place.stage, place.parity)", "mbarrier_try(full + place.stage, BUG ? 0 : place.parity)")
+    ],
+    "threshold off by one": [("load(&step.run) * wait.count,", "load(&step.run) * wait.count - BUG,")],
+    "counter not advanced": [(COUNTER, "      if (!BUG || i + 1 < count)" + COUNTER)],
+    "device scope between devices": [("notify.counter & REMOTE);", "!BUG && (notify.counter & REMOTE));")],
+    "no barrier before notifying": [
+        ("    meet();\n    if (warp() == 0) notify", "    if (!BUG) meet();\n    if (warp() == 0) notify")
+    ],
+    "loader a step behind": [
+        ("while (int32_t(load_acquire_block(&w.b.passed)", "while (!BUG && int32_t(load_acquire_block(&w.b.passed)")
+    ],
+    "loader doesn't acquire": [("fence(run.counter & REMOTE)", "if (!BUG) fence(run.counter & REMOTE)")],
+    "full ring overwritten": [("while (!mbarrier_try(w.b.empty", "while (!BUG && !mbarrier_try(w.b.empty")],
+    "step published without a release": [
+        (
+            "    fence(w.several);\n    TC_ROLLED for (uint32_t d = 0; d < w.l.devices; ++d) store",
+            "    if (!BUG) fence(w.several);\n    TC_ROLLED for (uint32_t d = 0; d < w.l.devices; ++d) store",
+        )
+    ],
+    "expert chosen without its event": [("      if (!w.await(run.counter", "      if (!BUG && !w.await(run.counter")],
+    "copies outlive the block": [
+        (
+            "while (!mbarrier_try(w.b.full + place.stage, place.parity ^ 1))",
+            "while (!BUG && !mbarrier_try(w.b.full + place.stage, place.parity ^ 1))",
+        )
+    ],
+}
+PLANTED = list(BUGS)[:5]
+"""The mistakes that any such protocol must be safe from; the others are this loop's own."""
+
+
+def planted(text: str) -> str:
+    """The headers with all the mistakes, each made only while it is chosen."""
+    for number, changes in enumerate(BUGS.values(), 1):
+        for old, new in changes:
+            assert text.count(old) == 1, old
+            text = text.replace(old, new.replace("BUG", f"(host::bug == {number})"))
+    return text

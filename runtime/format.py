@@ -490,7 +490,7 @@ STALL = Record(
         Field("waits", "u4", "1: the worker waited when the kernel ended itself"),
         Field("agent", "u4", "0: its bodies, 1: its loader"),
         Field("instruction", "u4", "instruction that it could not start"),
-        Field("event", "u4", "event that it waited for"),
+        Field("event", "u4", "event that it waited for; NONE: its bodies waited for the loader"),
         Field("have", "u4", "counter as read"),
         Field("want", "u4", "value waited for"),
         Field("sequence", "u4", "number of the step"),

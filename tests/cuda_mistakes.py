@@ -19,7 +19,7 @@ BUGS = {
         ("    meet();\n    if (warp() == 0) notify", "    if (!BUG) meet();\n    if (warp() == 0) notify")
     ],
     "loader a step behind": [
-        ("while (int32_t(load_acquire_block(&w.b.passed)", "while (!BUG && int32_t(load_acquire_block(&w.b.passed)")
+        ("if (lane() == 0) w.await_agent(&w.b.passed", "if (!BUG && lane() == 0) w.await_agent(&w.b.passed")
     ],
     "loader doesn't acquire": [("fence(run.counter & REMOTE)", "if (!BUG) fence(run.counter & REMOTE)")],
     "full ring overwritten": [("while (!mbarrier_try(w.b.empty", "while (!BUG && !mbarrier_try(w.b.empty")],

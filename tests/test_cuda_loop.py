@@ -97,6 +97,18 @@ def test_a_stall_says_who_waits_for_what(library: ctypes.CDLL) -> None:
     assert found.keys() - {task.worker}, "the sink waits too"
 
 
+@pytest.mark.parametrize("cut", [-192, 512])
+def test_a_loader_that_disagrees_is_a_stall(library: ctypes.CDLL, cut: int) -> None:
+    """A body that takes more slots than the loader gives, or fewer: the block says that it waits for its loader."""
+    case = two_tasks(NEXT, workers=1)
+    case.tasks[0].flags, case.tasks[0].tape, case.pool = fmt.GATED, [(256, 64, 0, -1)], 1024
+    case.tasks.insert(0, Task(0, PLAIN, 0, [], [], [(0, 256, 0, -1)]))
+    assert not run(library, case, [request(random.Random(1))], 1).error
+    result = run(library, case, [request(random.Random(1))], 1, stall_ms=100, cut=cut)
+    assert result.error == "stalled"
+    assert (int(result.stalls[0]["waits"]), int(result.stalls[0]["event"])) == (1, fmt.NONE)
+
+
 def test_an_abort_ends_the_request_and_nothing_else(library: ctypes.CDLL) -> None:
     for seed in range(10):
         rng = random.Random(seed)
@@ -269,11 +281,11 @@ def test_requests_end_as_on_a_cpu(library: ctypes.CDLL, tmp_path: Path) -> None:
     assert seen == {"stop", "length", "context", "bad id"}
 
 
-def two_tasks(kind: int) -> Case:
+def two_tasks(kind: int, workers: int = 2) -> Case:
     """A program that makes a token of the step's id, and its sink."""
     case = Case(random.Random(1), 3)
-    case.devices, case.blocks, case.dispatched, case.events, case.pool = 1, 2, [], [], 0
+    case.devices, case.blocks, case.dispatched, case.events, case.pool = 1, workers, [], [], 0
     case.sink = Task(0, fmt.COMMIT_KIND, 0, [(SAMPLED, 0, 1, 0, 1)], [], [])
-    case.tasks = [Task(1, kind, 0, [(IDS, 0, 1, 0, 1)], [(SAMPLED, 0, 1, 0, 1)], []), case.sink]
+    case.tasks = [Task(workers - 1, kind, 0, [(IDS, 0, 1, 0, 1)], [(SAMPLED, 0, 1, 0, 1)], []), case.sink]
     case.order()
     return case

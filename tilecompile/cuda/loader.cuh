@@ -16,9 +16,9 @@ struct Loader {
 
   // Waits until the consumers have begun the loader's step. False if the block ends.
   TC_DEVICE bool await_step() const {
-    uint32_t looks = 0;
+    Patience patience;
     while (int32_t(load_acquire_block(&w.b.taken) - steps) < 0)
-      if (w.ends(looks)) return false;
+      if (w.ends(patience)) return false;
     return true;
   }
 
@@ -45,10 +45,10 @@ struct Loader {
 
   // Copies a run slot by slot. False if the block ends.
   TC_DEVICE bool copy(const char* source, uint32_t bytes) {
-    uint32_t looks = 0;
+    Patience patience;
     for (uint32_t done = 0; done < bytes; done += SLOT) {
       while (!mbarrier_try(w.b.empty + place.stage, place.parity ^ 1))
-        if (w.ends(looks)) return false;
+        if (w.ends(patience)) return false;
       const uint32_t size = bytes - done < SLOT ? bytes - done : SLOT;
       mbarrier_expect(w.b.full + place.stage, size);
       bulk_copy(slots + size_t(place.stage) * SLOT, source + done, size, w.b.full + place.stage);

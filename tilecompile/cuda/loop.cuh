@@ -78,8 +78,7 @@ struct Consumers {
     const Controller controller{w, w.b.control};
     uint32_t looks = 0, pause = 32;
     if (w.l.programs > 1)  // the loader reads the record that the next one replaces
-      while (int32_t(load_acquire_block(&w.b.begun) - steps) < 0)
-        if (w.ends(looks)) return false;
+      if (!w.await_agent(&w.b.begun, steps, NONE, sequence)) return false;
     Step& to = w.b.steps[(steps + 1) % 2];
     for (;;) {
       if (w.controls() && !w.b.control.running) controller.poll();
@@ -97,6 +96,10 @@ struct Consumers {
         return true;
       }
       if (look(&w.board.leave, w.several)) return false;
+      if (w.leaving()) {
+        w.give_up(NONE, sequence);
+        return false;
+      }
       if (++looks < EAGER_LOOKS) continue;
       nap(pause);
       if (pause < LONGEST_NAP) pause *= 2;
@@ -128,16 +131,16 @@ struct Consumers {
     }
     if (uint32_t(lane()) < count) fence(remote);
     warp_barrier();
-    if (lane() == 0) store(&w.b.go, uint32_t(!w.leaving()));
+    if (lane() != 0) return;
+    const bool go = !w.leaving();
+    store(&w.b.go, uint32_t(go));
+    if (!go) w.give_up(pc, load(&step.sequence));
   }
 
   // Warp 0: tells who waits for the instruction that all consumers have done it, and that the loader has decided about
   // its runs: it reads what a next step writes.
-  TC_DEVICE void notify(const Instruction& ins) const {
-    uint32_t looks = 0;
-    if (lane() == 0)
-      while (int32_t(load_acquire_block(&w.b.passed) - passed) < 0)
-        if (w.ends(looks)) break;
+  TC_DEVICE void notify(const Instruction& ins, uint32_t pc) const {
+    if (lane() == 0) w.await_agent(&w.b.passed, passed, pc, load(&w.b.steps[steps % 2].sequence));
     warp_barrier();
     const uint32_t count = load(&ins.notify_count);
     for (uint32_t i = lane(); i < count; i += LANES) {
@@ -179,7 +182,7 @@ struct Consumers {
     }
     if (warp() < 3) words.put();
     meet();
-    if (warp() == 0) notify(ins);
+    if (warp() == 0) notify(ins, pc);
     stamp(pc, step, 1);
     ++k;
     return true;
@@ -224,7 +227,7 @@ TC_DEVICE void resident(const DeviceLaunch& l) {
   char* slots = shared_memory() + FRONT_BYTES + SCRATCH_BYTES;
   const Worker w{l, b, *at<Board>(load(at<uint64_t>(l.boards) + l.device)), l.devices > 1};
   if (thread() < CONSUMERS)
-    Consumers<Bodies>{w, Ring{slots, b.full, b.empty, &b.leave, {}}}.run();
+    Consumers<Bodies>{w, Ring{slots, b.full, b.empty, &b.leave, 2 * w.stall_ns(), {}}}.run();
   else if (lane() == 0)
     Loader{w, slots, {}}.run();
 }

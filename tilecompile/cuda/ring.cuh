@@ -31,6 +31,22 @@ struct Place {
   }
 };
 
+constexpr uint32_t LOOKS = 256;  // at what a thread waits for between two looks at the clock
+
+// How long a thread has been waiting.
+struct Patience {
+  uint32_t looks = 0;
+  uint64_t since = 0;
+
+  // Called at every look: whether it is one after which the thread looks around.
+  TC_DEVICE bool tick() {
+    if (++looks % LOOKS) return false;
+    if (!since) since = nanoseconds();
+    return true;
+  }
+  TC_DEVICE bool over(uint64_t ns) const { return nanoseconds() - since > ns; }
+};
+
 // What a body takes weights from. Every consumer warp takes every slot of its instruction, in order:
 //
 //   const char* w = c.ring.wait();   // the next slot's bytes, once they are there
@@ -41,12 +57,14 @@ struct RingOf {
   char* slots;
   uint64_t* full;         // one a stage: ends a phase when the bytes are there
   uint64_t* empty;        // one a stage: ends a phase when all consumer warps have released
-  const uint32_t* leave;  // the block is about to end: what waits gets what isn't there
+  uint32_t* leave;        // the block is about to end: what waits gets what isn't there
+  uint64_t stall_ns;      // time after which no weights will come any more
   Place<STAGES> place;
 
   TC_DEVICE const char* wait() {
-    while (!mbarrier_try(full + place.stage, place.parity))
-      if (load_acquire_block(leave)) break;
+    Patience patience;
+    while (!mbarrier_try(full + place.stage, place.parity) && !load_acquire_block(leave))
+      if (patience.tick() && patience.over(stall_ns)) store_release_block(leave, 1);
     return slots + size_t(place.stage) * SLOT;
   }
   TC_DEVICE void release() {

@@ -7,7 +7,6 @@ enum State : uint32_t { IDLE = 0, RUNNING = 1, STALLED = 2, CLOSED = 3 };
 enum Reason : uint32_t { NO_REASON = 0, STOP_ID = 1, MAX_NEW = 2, CONTEXT_FULL = 3, ABORTED = 4, BAD_ID = 5 };
 
 constexpr uint32_t FETCHED = 8;          // waits and notifies of an instruction that are fetched ahead
-constexpr uint32_t LOOKS = 256;          // at a counter between two looks at the clock
 constexpr uint32_t HINT_BYTES = 65536;   // of the next weights, fetched into the L2 while the loader waits for experts
 constexpr uint32_t EAGER_LOOKS = 65536;  // for the next step, before a block naps between looks
 constexpr uint32_t LONGEST_NAP = 20000;  // ns
@@ -64,32 +63,58 @@ struct Worker {
   }
   TC_DEVICE bool leaving() const { return load_acquire_block(&b.leave); }
   TC_DEVICE void leave() const { store_release_block(&b.leave, 1); }
-  // Called at every look at something within the block: whether it ends. Now and then sees whether all others do.
-  TC_DEVICE bool ends(uint32_t& looks) const {
-    if (++looks % LOOKS == 0 && look(&board.leave, several)) leave();
-    return leaving();
+  TC_DEVICE uint64_t stall_ns() const { return uint64_t(l.stall_ms) * 1000000; }
+
+  // Notes what the block waited for when the kernel ends itself, the first time; event NONE: its own loader.
+  TC_DEVICE void report(uint32_t agent, uint32_t instruction, uint32_t event, uint32_t have, uint32_t want,
+                        uint32_t sequence) const {
+    if (!claim(&b.reported)) return;
+    uint32_t* to = &at<Stall>(l.stalls)[number()].waits;
+    const uint32_t values[] = {1, agent, instruction, event, have, want, sequence};
+    for (int i = 0; i < 7; ++i) store_relaxed_sys(to + i, values[i]);
+  }
+  // Ends the kernel: all blocks of all devices.
+  TC_DEVICE void stall() const {
+    TC_ROLLED for (uint32_t d = 0; d < l.devices; ++d) store_relaxed_sys(&board_of(d).leave, 1);
+    store_release_sys(&at<Status>(l.status)->state, STALLED);
+    leave();
   }
 
+  // The block leaves: if nobody else does, a body has waited for weights in vain, before that instruction.
+  TC_DEVICE void give_up(uint32_t instruction, uint32_t sequence) const {
+    if (look(&board.leave, several)) return;
+    report(0, instruction, NONE, 0, 0, sequence);
+    stall();
+  }
+
+  // Called at every look at something within the block: whether it ends. Now and then sees whether all others do.
+  TC_DEVICE bool ends(Patience& patience) const {
+    if (patience.tick() && look(&board.leave, several)) leave();
+    return leaving();
+  }
+  // Waits until a count of the block's other agent has reached `want`. False if the kernel ends.
+  TC_DEVICE bool await_agent(const uint32_t* count, uint32_t want, uint32_t instruction, uint32_t sequence) const {
+    Patience patience;
+    uint32_t have;
+    while (int32_t((have = load_acquire_block(count)) - want) < 0) {
+      if (ends(patience)) return false;
+      if (!patience.since || !patience.over(stall_ns())) continue;
+      report(0, instruction, NONE, have, want, sequence);
+      stall();
+    }
+    return true;
+  }
   // Waits until an event has arrived, `fence` to be called by the same thread. False if the kernel ends.
   TC_DEVICE bool await(uint64_t counter, uint32_t event, uint32_t want, uint32_t instruction, uint32_t sequence,
                        uint32_t agent) const {
-    uint64_t since = 0;
+    Patience patience;
     uint32_t have;
-    for (uint32_t looks = 1; int32_t((have = look(counter_of(counter), counter & REMOTE)) - want) < 0; ++looks) {
-      if (looks % LOOKS) continue;
-      const uint64_t now = nanoseconds();
-      if (!since) since = now;
-      const bool late = now - since > uint64_t(l.stall_ms) * 1000000;
+    while (int32_t((have = look(counter_of(counter), counter & REMOTE)) - want) < 0) {
+      if (!patience.tick()) continue;
+      const bool late = patience.over(stall_ns());
       if (!late && !look(&board.leave, several)) continue;
-      if (claim(&b.reported)) {
-        Stall& s = at<Stall>(l.stalls)[number()];
-        const uint32_t report[] = {1, agent, instruction, event, have, want, sequence};
-        for (int i = 0; i < 7; ++i) store_relaxed_sys(&s.waits + i, report[i]);
-      }
-      if (late) {
-        TC_ROLLED for (uint32_t d = 0; d < l.devices; ++d) store_relaxed_sys(&board_of(d).leave, 1);
-        store_release_sys(&at<Status>(l.status)->state, STALLED);
-      }
+      report(agent, instruction, event, have, want, sequence);
+      if (late) stall();
       leave();
       return false;
     }

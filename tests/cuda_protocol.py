@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import platform
 import random
 import subprocess
 from collections.abc import Callable
@@ -33,7 +34,8 @@ def build(folder: Path, change: Callable[[str], str] = lambda text: text) -> cty
     (folder / "program.h").write_text("\n".join(parts).replace("#pragma once\n", ""))
     library = folder / "harness.so"
     macros = {"CONSUMER_WARPS": CONSUMER_WARPS, "SLOT_BYTES": SLOT, "SHARED_BYTES": 2048 + SLOT * STAGES}
-    options = ["-std=c++20", "-O2", "-mavx2", "-shared", "-fPIC", "-Wall", "-Wno-clobbered", f"-I{folder}"]
+    options = ["-std=c++20", "-O2", "-shared", "-fPIC", "-Wall", "-Wno-clobbered", f"-I{folder}"]
+    options += ["-mavx2"] if platform.machine() == "x86_64" else []
     options += [f"-DTC_{name}={value}" for name, value in macros.items()]
     subprocess.run([find_compiler(), *options, "-o", str(library), str(HERE / "harness.cpp")], check=True)
     return ctypes.CDLL(str(library))

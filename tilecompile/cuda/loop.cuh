@@ -8,6 +8,8 @@
 
 namespace tc {
 
+static_assert(CONSUMER_WARPS >= 3, "three warps fetch what comes next");
+
 // The consumers: all of them run the bodies, warp 0 waits and notifies for them.
 template <class Bodies>
 struct Consumers {

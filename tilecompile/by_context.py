@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from tilecompile.copies import Copies
-from tilecompile.ops.base import OpNode, View
+from tilecompile.ops.base import OpNode
 from tilecompile.ops.context import Context
 from tilecompile.ops.topk_candidates import FIELDS
 from tilecompile.plan import Split
@@ -35,13 +35,6 @@ def _parts(node: OpNode, split: Split) -> Iterator[tuple[int, Context, OpNode]]:
 
 def _gate(node: OpNode) -> dict[str, object]:
     return {"gate": node.attrs["gate"]} if node.attrs.get("gate") else {}
-
-
-def _slot(slots: View, index: int) -> View:
-    """Slot `index` of a view [tokens, slots, …]."""
-    rows, _, *rest = slots.shape
-    offset = index * slots.strides[1]
-    return View(slots.tensor, (rows, *rest), (slots.strides[0], *slots.strides[2:]), offset, slots.dtype)
 
 
 def _cache_append(copies: Copies, node: OpNode, split: Split) -> None:
@@ -70,7 +63,7 @@ def _topk_select(copies: Copies, node: OpNode, split: Split) -> None:
     for device, context, own in parts:
         inputs = (copies.share(scores.tensor, device, context), position)
         candidates = replace(own, name=f"{node.name}.candidates", op="topk_candidates")
-        copies.add(candidates, device, inputs, (), (_slot(keys, context.index),))
+        copies.add(candidates, device, inputs, (), (keys.select(1, context.index),))
     for device, context, own in parts:
         size = min(topk, context.rows(scores.shape[1]))
         result = copies.make_share(selection.tensor, device, context, (tokens, size))
@@ -87,7 +80,7 @@ def _mla_attention(copies: Copies, node: OpNode, split: Split) -> None:
         own = replace(own, attrs={**own.attrs, "topk": selection.shape[1]})  # of all shares together
         rows, chosen = (copies.share(v.tensor, device, context) for v in (cache, selection))
         inputs = (q_latent, q_rope, rows, chosen, position)
-        copies.add(own, device, inputs, (), (_slot(slots, context.index),))
+        copies.add(own, device, inputs, (), (slots.select(1, context.index),))
     merge = OpNode(f"{node.name}.merge", "attention_merge", (), (), (), _gate(node), node.layer)
     for part in split.adds:
         result = y.narrow(1, part.begin, part.end)

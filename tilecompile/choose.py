@@ -26,6 +26,7 @@ from tilecompile.schedules import REDUCTIONS
 from tilecompile.schedules.auto import REPLICATE, Choice, Recipe, alternatives, family, otherwise, place
 from tilecompile.schedules.machine import Machine, OpCost
 from tilecompile.simulate.step import DEFAULT, simulate, simulator_of
+from tilecompile.split_attention import split_attention
 from tilecompile.tile import tile
 
 DEFAULT_CONTEXT = 4096
@@ -177,7 +178,7 @@ def coarser(machine: Machine, workers: int) -> tuple[Machine, int]:
 
 def simulated_ms(graph: OpGraph, placement: Placement, machine: Machine, workers: int, context: int) -> float:
     """Milliseconds of a step of a graph. ValueError for a placement that can't be made."""
-    placed = PlacedGraph(distribute(graph, placement), placement)
+    placed = split_attention(PlacedGraph(distribute(graph, placement), placement), workers)
     plan = events(tile(placed, workers, machine.layout))
     nodes = [grid.node for grid in plan.grids.grids]
     ops = ["commit", *sorted({n.op for n in nodes} - {"commit"})]

@@ -1,6 +1,6 @@
 """From a model to an engine folder: the pipeline, one named pass after the other.
 
-    models/glm5.py → trace → fuse → place → tile → events → schedule → verify → emit → build → pack → engine folder
+    models/glm5.py → trace → fuse → place → split_attention → tile → events → schedule → verify → emit → build → pack
 
 Each pass is one function in the module of its name; its value can be printed, and `--dump DIR` writes them all.
 """
@@ -45,6 +45,7 @@ from tilecompile.runtime.manifest import TOKENIZER, write_manifest
 from tilecompile.schedule import schedule
 from tilecompile.schedules.auto import Choice
 from tilecompile.sources import ModelSource, open_model
+from tilecompile.split_attention import split_attention
 from tilecompile.tile import tile
 from tilecompile.trace import trace
 from tilecompile.traffic import reads
@@ -101,7 +102,8 @@ def compile_model(options: CompileOptions, progress: Progress = lambda stage, do
         graphs = [dump.add("fuse", fuse(g)) for g in graphs]
         if chosen is not None:
             dump.add("place", chosen)
-        placed = [dump.add("place", place(g, how, settings.devices, settings.reduction)) for g in graphs]
+        placed = [place(g, how, settings.devices, settings.reduction) for g in graphs]
+        placed = [dump.add("place", split_attention(p, settings.workers)) for p in placed]
         if not settings.machine.is_cpu:
             check_fit(needs(placed, copies), settings.machine, max_seq_len)
         nodes = {(p.graph.program, n.name): n for p in placed for n in p.graph.nodes}

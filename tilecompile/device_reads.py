@@ -34,13 +34,16 @@ def node_reads(graph: OpGraph, node: OpNode, context: int) -> float:
         elif tensor.role == "cache" and node.op == "index_score" and context > node.attrs["topk"]:
             total += row * rows_of(node, context)
         elif tensor.role == "cache" and node.op == "mla_attention":
-            total += row * min(context, _selected(graph, node)) * rows_of(node, context) / max(1, context)
+            total += row * _selected(node, context)
     return total
 
 
-def _selected(graph: OpGraph, node: OpNode) -> int:
-    """Positions that a token attends to at most, on all devices together."""
-    return node.inputs[3].shape[1] if node.attrs.get("context") is None else int(node.attrs["topk"])
+def _selected(node: OpNode, context: int) -> float:
+    """Positions that the node attends to, on the average."""
+    selection = node.inputs[3]
+    if node.attrs.get("context") is None:
+        return max(0, min(context - selection.offset, selection.shape[1]))
+    return min(context, int(node.attrs["topk"])) * rows_of(node, context) / max(1, context)
 
 
 def device_reads(placed: PlacedGraph, context: int) -> list[float]:

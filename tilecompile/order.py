@@ -14,7 +14,13 @@ from tilecompile.ops.base import REGISTRY
 
 
 def by_depth(graph: OpGraph) -> OpGraph:
-    """The graph's operators sorted by depth; among equals the order stays.
+    """The graph's operators sorted by depth; among equals the order stays."""
+    depth = depths(graph)
+    return graph.replaced(sorted(graph.nodes, key=lambda node: depth[node.name]))
+
+
+def depths(graph: OpGraph) -> dict[str, int]:
+    """The depth of each operator, by name.
 
     The depth of an operator is one more than that of any operator whose result it reads, whose result it overwrites, or
     that read what it overwrites. Different columns of a tensor are different things.
@@ -28,13 +34,13 @@ def by_depth(graph: OpGraph) -> OpGraph:
         views = [(v, i < mutated) for i, v in enumerate(node.inputs)] + [(v, True) for v in node.outputs]
         deep = 0
         for view, writes in views:
-            begin, end = view.columns
-            for b, e, other, wrote in touched[view.tensor]:
-                if (writes or wrote) and b < end and begin < e:
-                    deep = max(deep, other)
+            for begin, end in view.runs:
+                for b, e, other, wrote in touched[view.tensor]:
+                    if other > deep and (writes or wrote) and b < end and begin < e:
+                        deep = other
         if node.op == "commit":
             deep = max(depth.values(), default=0)
         depth[node.name] = deep + 1
         for view, writes in views:
-            touched[view.tensor].append((*view.columns, deep + 1, writes))
-    return graph.replaced(sorted(graph.nodes, key=lambda node: depth[node.name]))
+            touched[view.tensor] += [(*run, deep + 1, writes) for run in view.runs]
+    return depth

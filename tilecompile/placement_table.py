@@ -6,6 +6,7 @@ the partial results of a reduction.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from dataclasses import asdict, dataclass
 from math import prod
@@ -17,8 +18,8 @@ from tilecompile.ops.base import REGISTRY, OpNode
 from tilecompile.plan import PlacedGraph, Split
 from tilecompile.runtime.format import DTYPE_BYTES
 
-MADE = (".sum", ".candidates", ".merge")
-"""Endings of operators that take part in another's work (`distribute.py`, `by_context.py`)."""
+MADE = re.compile(r"\.(sum|candidates|merge|part\d+)$")
+"""Endings of operators that take part in another's work (`distribute.py`, `by_context.py`, `split_attention.py`)."""
 
 INPUTS = "the step's inputs"
 """The row of what the controller writes."""
@@ -157,7 +158,10 @@ def _chain(graph: OpGraph) -> int:
 def _operator(name: str, placed: PlacedGraph) -> str:
     """The undivided operator that a device's operator belongs to."""
     base = name.rsplit("@", 1)[0]
-    return base if base in placed.placement.splits else base.removesuffix(next(e for e in MADE if base.endswith(e)))
+    while base not in placed.placement.splits:
+        base, endings = MADE.subn("", base)
+        assert endings, name
+    return base
 
 
 def _whole(tensor: str) -> str:

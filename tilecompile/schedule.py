@@ -13,6 +13,7 @@ import numpy as np
 
 from tilecompile.elide import Pair, needed_waits
 from tilecompile.layout import Layout, Task, by_worker
+from tilecompile.order import depths
 from tilecompile.plan import EventTensors, Ints, Program, TaskGrid
 from tilecompile.repetition import Repeat
 from tilecompile.runtime import format as fmt
@@ -34,21 +35,25 @@ def schedule(
     return _Scheduler(plans, workers, kind_of, kinds, repeat).run()
 
 
-def assign(grids: list[TaskGrid], workers: int) -> list[Ints]:
-    """The worker (within its device) of each task of each grid.
+def assign(grids: list[TaskGrid], depth: Mapping[str, int], workers: int) -> list[Ints]:
+    """The worker (within its device) of each task of each grid; `depth` is that of the operators (`order.py`).
 
-    Grids whose tasks divide evenly go round the workers, so that row tile i is always worker i's; other tasks go to the
-    worker with the least work so far in the layer: layers wait for each other anyway, and equal ones look the same.
-    Sinks are the first worker's in all programs: on a GPU it is the one that takes requests.
+    Operators of equal depth don't wait for each other, so they share the workers: a task goes to the worker with the
+    least work at that depth, among equals to the one with the least in the layer. Layers wait for each other anyway,
+    and equal ones look the same. Grids whose tasks divide evenly go round the workers, so that row tile i is always
+    worker i's. Sinks are the first worker's in all programs: on a GPU it is the one that takes requests.
     """
-    load: dict[tuple[int, int | None], np.ndarray] = defaultdict(lambda: np.zeros(workers))
+    of_depth: dict[tuple[int, int], np.ndarray] = defaultdict(lambda: np.zeros(workers))
+    of_layer: dict[tuple[int, int | None], np.ndarray] = defaultdict(lambda: np.zeros(workers))
     result = []
     for grid in grids:
-        loads = load[grid.device, grid.node.layer]
+        now, so_far = of_depth[grid.device, depth[grid.node.name]], of_layer[grid.device, grid.node.layer]
         chosen = np.zeros(grid.tasks, np.int64)
         for i, cost in enumerate(grid.tiling.cost if grid.node.op != "commit" else ()):
-            chosen[i] = i % workers if grid.tasks % workers == 0 else int(loads.argmin())
-            loads[chosen[i]] += cost
+            least = np.flatnonzero(now == now.min())
+            chosen[i] = i % workers if grid.tasks % workers == 0 else int(least[so_far[least].argmin()])
+            now[chosen[i]] += cost
+            so_far[chosen[i]] += cost
         result.append(chosen)
     return result
 
@@ -70,7 +75,7 @@ class _Scheduler(Layout):
         self.scratch = ALIGN
 
     def run(self) -> Program:
-        assignments = [assign(plan.grids.grids, self.workers) for plan in self.plans]
+        assignments = [assign(plan.grids.grids, depths(plan.grids.graph), self.workers) for plan in self.plans]
         self.weight_rows()
         tasks = [by_worker(p.grids, a, self.workers) for p, a in zip(self.plans, assignments, strict=True)]
         self.place_tiles(tasks, gathered=False)

@@ -50,6 +50,20 @@ class View:
         shape = (*self.shape[:axis], end - begin, *self.shape[axis + 1 :])
         return View(self.tensor, shape, self.strides, self.offset + begin * self.strides[axis], self.dtype)
 
+    def select(self, axis: int, index: int) -> View:
+        """The view without a dimension, at one index of it."""
+        offset = self.offset + index * self.strides[axis]
+        keep = [i for i in range(len(self.shape)) if i != axis]
+        shape, strides = (tuple(values[i] for i in keep) for values in (self.shape, self.strides))
+        return View(self.tensor, shape, strides, offset, self.dtype)
+
+    def swapped(self, first: int, second: int) -> View:
+        """The view with two dimensions in each other's place."""
+        order = list(range(len(self.shape)))
+        order[first], order[second] = second, first
+        shape, strides = (tuple(values[i] for i in order) for values in (self.shape, self.strides))
+        return View(self.tensor, shape, strides, self.offset, self.dtype)
+
     def of_tensor(self, tensor: str) -> View:
         """The same window of another tensor of the same shape."""
         return View(tensor, self.shape, self.strides, self.offset, self.dtype)
@@ -228,7 +242,7 @@ GRAIN = 4096
 
 
 def pieces(parts: int, elements: int) -> int:
-    """How many tasks to make of an op that only moves `elements`: at most `parts`, and none far below GRAIN."""
+    """How many tasks to make of an op that only reads and writes `elements`: at most `parts`, none far below GRAIN."""
     return max(1, min(parts, -(-elements // GRAIN)))
 
 

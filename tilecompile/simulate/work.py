@@ -133,7 +133,8 @@ def _mla_attention(work: Work, node: OpNode, tasks: Indices, tile: Indices, cont
     share, most = Context.of(node), int(node.attrs.get("topk", selection.shape[1]))  # of all shares together
     if share and context > most:  # which positions are chosen isn't known: as many of each share
         most = -(-most // share.count)
-    heads, chosen = tile[:, 1] - tile[:, 0], min(rows_of(node, context), most)
+    first = selection.offset if share is None else 0  # of the selection's entries; those that count come first
+    heads, chosen = tile[:, 1] - tile[:, 0], max(0, min(rows_of(node, context) - first, most))
     ranks, width = latent.shape[2], latent.shape[2] + rope.shape[2]
     work.products[tasks] = chosen * heads * (width + ranks)
     work.caches[tasks] = chosen * width * DTYPE_BYTES[cache.dtype]

@@ -1,4 +1,4 @@
-"""attention_merge: the softmax over all positions from the parts that `mla_attention` makes of shares of the context.
+"""attention_merge: the softmax over all positions from the parts that `mla_attention` makes.
 
 Part s of a head has sums p, largest score m and denominator l; the result is Σ_s e^(m_s - M) p_s / Σ_s e^(m_s - M) l_s,
 M the largest m, added in the order of the shares. (FlashDecoding: Dao, Haziza, Massa, Sizov 2023.)

@@ -17,8 +17,9 @@ from tilecompile.ops.index_score.gpu import gpu
 UNIT = 128
 """Blocks of positions are multiples of this."""
 
-BLOCKS = 8
-"""Blocks a part: the context ends somewhere in the cache, and what lies before the end should spread evenly."""
+BLOCKS, ENOUGH = 8, 64
+"""Blocks a part, as the context ends somewhere in the cache, and what lies before the end should spread evenly; but not
+more than ENOUGH of them, unless there are as many parts: where these are many, single blocks are spread well."""
 
 LEAST = 256
 """Fewest positions of a block."""
@@ -55,7 +56,8 @@ def tile(node: OpNode, parts: int) -> Tiling:
     query, _, cache, _ = node.inputs
     tokens, heads, width = query.shape
     size = cache.shape[0]
-    block = max(LEAST, -(-size // (BLOCKS * parts * UNIT)) * UNIT)
+    blocks = min(BLOCKS * parts, max(parts, ENOUGH))
+    block = max(LEAST, -(-size // (blocks * UNIT)) * UNIT)
     lo = np.arange(0, size, block)
     hi = np.minimum(lo + block, size)
     coords = np.zeros((len(lo), 4), np.int32)

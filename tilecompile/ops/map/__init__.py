@@ -26,7 +26,7 @@ def tile(node: OpNode, parts: int) -> Tiling:
     """Ranges of dimension 1, for all tokens; the coordinates are (first, one past the last)."""
     shape = node.outputs[0].shape
     size = shape[1] if len(shape) > 1 else 1
-    bounds = split(size, pieces(parts, prod(shape)), unit=16 if len(shape) == 2 else 1)
+    bounds = split(size, pieces(parts, prod(shape) * (len(node.inputs) + 1) // 2), unit=16 if len(shape) == 2 else 1)
     lo, hi = bounds[:-1], bounds[1:]
     coords = np.zeros((len(lo), 4), np.int32)
     coords[:, 0], coords[:, 1] = lo, hi

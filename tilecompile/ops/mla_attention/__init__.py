@@ -2,10 +2,11 @@
 
 A cache row is a latent (R values) and a rotated key (P values); it serves all heads as key, and its latent as value.
 
-With `attrs["context"]` (see `ops/context.py`) the cache and the selection hold only some blocks of positions. The
-result is then a part of the softmax's, f32 [T, H, R + 2], for `attention_merge`: the sums of the latents weighted by
-e^(score - largest score), the largest score, and the sum of the weights; all zero without a selected position.
-(FlashDecoding: Dao, Haziza, Massa, Sizov 2023; merging by maxima: Milakov and Gimelshein, arXiv 1805.02867.)
+With `attrs["context"]` (see `ops/context.py`) the cache and the selection hold only some blocks of positions, and with
+`attrs["part"]` the selection is a range of its entries (`split_attention.py`). The result is then a part of the
+softmax's, f32 [T, H, R + 2], for `attention_merge`: the sums of the latents weighted by e^(score - largest score), the
+largest score, and the sum of the weights; all zero without a selected position. (FlashDecoding: Dao, Haziza, Massa,
+Sizov 2023; merging by maxima: Milakov and Gimelshein, arXiv 1805.02867.)
 """
 
 from __future__ import annotations
@@ -56,6 +57,11 @@ def _(
     return torch.empty(q_latent.shape, dtype=q_latent.dtype, device=q_latent.device)
 
 
+def is_part(node: OpNode) -> bool:
+    """Whether a node makes a part for `attention_merge`."""
+    return Context.of(node) is not None or bool(node.attrs.get("part"))
+
+
 def tile(node: OpNode, parts: int) -> Tiling:
     """Head ranges; the coordinates are (first head, one past the last). Each task gathers the rows for itself."""
     q_latent, q_rope, cache, selection, _ = node.inputs
@@ -89,7 +95,7 @@ def cpu(node: OpNode) -> str:
     """The call of `mla_attention` with the node's shapes and strides."""
     q_latent, q_rope, cache, selection, _, y = node.operands
     tokens, _, latent = q_latent.shape
-    part = "true" if Context.of(node) else "false"
+    part = "true" if is_part(node) else "false"
     return (
         f"mla_attention<{tokens}, {latent}, {q_rope.shape[2]}, {selection.shape[1]}, {part}>(c, "
         f"c.arg<const float>(0), {q_latent.strides[0]}, {q_latent.strides[1]}, "
@@ -102,7 +108,7 @@ def cpu(node: OpNode) -> str:
 
 def reference(node: OpNode, inputs: list[torch.Tensor], weights: list[torch.Tensor]) -> torch.Tensor:
     """The eager value of a node."""
-    if Context.of(node) is None:
+    if not is_part(node):
         y: torch.Tensor = mla_attention(*inputs, node.attrs["scale"])
         return y
     q_latent, q_rope, cache, selection, _ = inputs

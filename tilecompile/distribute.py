@@ -5,7 +5,7 @@ columns that the placement gives them, and what another device reads of them is 
 the shards are partial sums, each device's sum is a slot of one tensor, the slots are pushed to who adds them, and the
 sum of the slots, in the order of the devices, with the operator's epilogue, is an operator of its own: added by
 everybody that is a one-shot all-reduce, added in shares that are then pushed it is the two-step form. What is divided
-by blocks of the context is in `by_context.py`.
+by blocks of the context is in `by_context.py`; what needs no push of its own is in `direct.py`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from tilecompile.by_context import by_context
 from tilecompile.copies import Copies, local
+from tilecompile.direct import direct
 from tilecompile.graph import OpGraph
 from tilecompile.ops.base import REGISTRY, OpNode, Shard, View
 from tilecompile.ops.expr import Expr, substitute
@@ -27,7 +28,7 @@ def distribute(graph: OpGraph, placement: Placement) -> OpGraph:
     """The operators of all devices, sorted by depth. ValueError where a placement can't be carried out."""
     if placement.devices == 1:
         return graph
-    return by_depth(_Distributor(graph, placement).run())
+    return by_depth(direct(_Distributor(graph, placement).run()))
 
 
 class _Distributor:

@@ -13,8 +13,9 @@ from math import prod
 from typing import Any
 
 from tilecompile.device_reads import device_reads, distinct_reads
+from tilecompile.direct import pushes
 from tilecompile.graph import OpGraph
-from tilecompile.ops.base import REGISTRY, OpNode
+from tilecompile.ops.base import REGISTRY, OpNode, View
 from tilecompile.plan import PlacedGraph, Split
 from tilecompile.runtime.format import DTYPE_BYTES
 
@@ -99,35 +100,39 @@ def placement_table(placed: PlacedGraph, context: int | None = None) -> Placemen
     """The table at a context: by default that of full caches."""
     graph, devices = placed.graph, placed.placement.devices
     context = context or positions(graph)
-    producer = {view.tensor: node for node in graph.nodes for view in node.outputs if node.op != "push"}
+    producer = {
+        view.tensor: node
+        for node in graph.nodes
+        for view in node.outputs
+        if node.op != "push" and graph.tensors[view.tensor].device == node.device
+    }
     read: dict[str, list[float]] = defaultdict(lambda: [0.0] * devices)
     nodes: dict[str, list[OpNode]] = defaultdict(list)
-    pushes: dict[str, list[OpNode]] = defaultdict(list)
+    sent: dict[str, list[View]] = defaultdict(list)  # in another device's memory
     for node, size in distinct_reads(graph, context):
         if node.op == "commit":
             continue
-        if node.op == "push":
-            made = producer.get(node.inputs[0].tensor)
-            pushes[_operator(made.name, placed) if made else INPUTS].append(node)
-        else:
-            name = _operator(node.name, placed)
+        made = producer.get(node.inputs[0].tensor) if node.op == "push" else node
+        name = _operator(made.name, placed) if made else INPUTS
+        sent[name] += pushes(graph, node)
+        if node.op != "push":
             nodes[name].append(node)
             read[name][node.device] += size
     grouped: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for name in (*([INPUTS] if pushes[INPUTS] else []), *nodes):
+    for name in (*([INPUTS] if sent[INPUTS] else []), *nodes):
         layer = nodes[name][0].layer if nodes[name] else None
         axis = _axis(placed.placement.splits[name]) if nodes[name] else "whole"
         grouped[_short(name, layer), axis].append(name)
     rows = []
     for (short, axis), names in grouped.items():
         mine = [n for name in names for n in nodes[name]]
-        pushed = [n for name in names for n in pushes[name]]
+        pushed = [view for name in names for view in sent[name]]
         total = tuple(round(sum(read[name][d] for name in names)) for d in range(devices))
         ops = " + ".join(dict.fromkeys(n.op for n in mine))
         where = len({n.device for n in mine}) or 1
-        exchanges = len({_whole(n.inputs[0].tensor) for n in pushed})
-        sent = sum(int(prod(v.shape)) * DTYPE_BYTES[v.dtype] for n in pushed for v in n.inputs)
-        rows.append(Row(short, ops, len(names), where, axis, total, exchanges, len(pushed), sent))
+        exchanges = len({_whole(view.tensor) for view in pushed})
+        moved = sum(int(prod(view.shape)) * DTYPE_BYTES[view.dtype] for view in pushed)
+        rows.append(Row(short, ops, len(names), where, axis, total, exchanges, len(pushed), moved))
     return PlacementTable(context, tuple(rows), tuple(map(round, device_reads(placed, context))), _chain(graph))
 
 
@@ -148,10 +153,10 @@ def _chain(graph: OpGraph) -> int:
     for node in graph.nodes:
         read = ((b, e, v.tensor) for v in node.inputs for b, e in v.runs)
         level = max((n for b, e, t in read for x, y, n in after[t] if x < e and b < y), default=0)
-        level += node.op == "push"
-        most = max(most, level)
+        away = pushes(graph, node)
+        most = max(most, level + bool(away))
         for view in (*node.outputs, *node.inputs[: len(REGISTRY[node.op].mutated)]):
-            after[view.tensor] += [(b, e, level) for b, e in view.runs]
+            after[view.tensor] += [(b, e, level + (view in away)) for b, e in view.runs]
     return most
 
 

@@ -141,7 +141,7 @@ def structure(manifest: Manifest, tables: Tables, program: int) -> Structure:
     operators, of_op = _operators(manifest, rows)
     groups = of_op[rows["op"]]
     streamed = _sums(tables["tape"]["bytes"].astype(np.int64), rows["tape_begin"], rows["tape_count"])
-    pushed = np.where(np.array([o.op == "push" for o in operators])[groups], _written(tables, rows), 0)
+    pushed = _pushed(tables, rows, device)
     keys, of_task = np.unique(np.stack([groups, device]), axis=1, return_inverse=True)
     of_task = of_task.reshape(-1)
     for what, values in (("tasks", np.ones_like(groups)), ("weight_bytes", streamed), ("pushed_bytes", pushed)):
@@ -176,14 +176,17 @@ def _sums(values: Ints, begin: npt.NDArray[np.uint32], count: npt.NDArray[np.uin
     return np.asarray(total[first + count] - total[first], np.int64)
 
 
-def _written(tables: Tables, rows: npt.NDArray[np.void]) -> Ints:
-    """Bytes of the regions that each task writes."""
+def _pushed(tables: Tables, rows: npt.NDArray[np.void], device: Ints) -> Ints:
+    """Bytes that each task, of a device, writes on other devices."""
     regions, buffers = tables["regions"], tables["buffers"]
     size = (regions["row_end"].astype(np.int64) - regions["row_begin"]) * (
         regions["col_end"].astype(np.int64) - regions["col_begin"]
     )
     element = np.array([DTYPE_BYTES[d] for d in DTYPES], np.int64)[buffers["dtype"][regions["buffer"]]]
-    return _sums(size * element * (regions["mode"] == 1), rows["region_begin"], rows["region_count"])
+    index, owner = _spread(rows["region_begin"], rows["region_count"])
+    away = np.zeros(len(regions), np.bool_)
+    away[index] = buffers["device"][regions["buffer"][index]] != device[owner]
+    return _sums(size * element * (away & (regions["mode"] == 1)), rows["region_begin"], rows["region_count"])
 
 
 def _edges(tables: Tables, rows: npt.NDArray[np.void], groups: Ints, device: Ints) -> list[Edge]:

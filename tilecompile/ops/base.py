@@ -200,7 +200,8 @@ class TileOp:
     `gpu(node)` states the body of the CUDA targets; an op without it can't be compiled for them.
     `reference(node, inputs, weights)` evaluates the node as the passes left it, fused parts included; inputs are torch
     tensors, written in place where the op mutates them.
-    `shards` names the ways in which it can be divided over devices.
+    `shards` names the ways in which it can be divided over devices. An op that `stores_to_peers` takes any number of
+    outputs, which all get the same values (`direct.py`).
     """
 
     name: str
@@ -211,6 +212,7 @@ class TileOp:
     mutated: tuple[str, ...] = ()
     headers: tuple[str, ...] = ()
     shards: dict[str, Shard] = field(default_factory=dict)
+    stores_to_peers: bool = False
     gpu: Callable[[OpNode], Body] | None = None
 
     def body(self) -> str:

@@ -24,7 +24,7 @@ from tilecompile.ops.base import (
 )
 from tilecompile.ops.expert_combine.gpu import gpu
 from tilecompile.ops.expr import evaluate
-from tilecompile.ops.linear import cpu_epilogue, epilogue_inputs
+from tilecompile.ops.linear import cpu_epilogue, epilogue_inputs, output_writes
 from tilecompile.runtime.format import DTYPE_BYTES
 
 OWN = 3
@@ -71,7 +71,7 @@ def tile(node: OpNode, parts: int) -> Tiling:
     return Tiling(
         coords=coords,
         reads=(*(whole(node, i) for i in range(OWN)), *(Access(i, box) for i in epilogue_inputs(node, OWN))),
-        writes=(Access(len(node.inputs), box),),
+        writes=output_writes(node, box),
         weights=tuple(tuple((t, slot) for slot in range(slots)) for t in tiles),
         cost=np.asarray(slots * (hi - lo) * cols * element, np.float64),
         scratch=4 * tokens * PANEL * max(t.panels for t in tiles),
@@ -82,8 +82,7 @@ def cpu(node: OpNode) -> str:
     """The call of `expert_combine_rows` with the node's shapes and epilogue."""
     x, _, slot_weight = node.inputs[:OWN]
     tokens, slots, cols = x.shape
-    views = [*node.inputs[OWN:], node.outputs[0]]
-    epilogue = cpu_epilogue(node, OWN, [(f"t * {v.strides[0]} + row", v) for v in views])
+    epilogue = cpu_epilogue(node, OWN, lambda v: f"t * {v.strides[0]} + row")
     return (
         f"expert_combine_rows<{tokens}, {cols}, {slots}, {CPP_TYPES[node.weights[0].dtype]}>"
         f"(c, c.arg<const float>(0), {x.strides[0]}, {x.strides[1]}, c.arg<const int32_t>(1), "
@@ -101,5 +100,15 @@ def reference(node: OpNode, inputs: list[torch.Tensor], weights: list[torch.Tens
 SHARDS = {"rows": Shard(weights=1, output=1, extra=1, own=OWN), "cols": Shard({0: 2}, weights=2, own=OWN)}
 
 register(
-    TileOp("expert_combine", tile, cpu, reference, weight_args=("weight",), headers=("linear",), shards=SHARDS, gpu=gpu)
+    TileOp(
+        "expert_combine",
+        tile,
+        cpu,
+        reference,
+        weight_args=("weight",),
+        headers=("linear",),
+        shards=SHARDS,
+        gpu=gpu,
+        stores_to_peers=True,
+    )
 )

@@ -86,8 +86,7 @@ def cpu(node: OpNode) -> str:
     x, weight = node.inputs[0], node.weights[0]
     source, stride = cpu_input(node)
     first = epilogue_begin(node, OWN)
-    views = [*node.inputs[first:], node.outputs[0]]
-    epilogue = cpu_epilogue(node, first, [(f"t * {v.strides[0]} + slot * {v.strides[1]} + row", v) for v in views])
+    epilogue = cpu_epilogue(node, first, lambda v: f"t * {v.strides[0]} + slot * {v.strides[1]} + row")
     return (
         f"const int slot = c.tile(2), expert = c.arg<const int32_t>({first - 1})[slot];\n"
         f"  if (expert < 0) return;\n"

@@ -7,12 +7,15 @@ second weight of the same shape, and an elementwise epilogue over the products a
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
 from tilecompile.ops.base import (
     CPP_TYPES,
     Access,
+    Bound,
     OpNode,
     Shard,
     TileOp,
@@ -50,6 +53,11 @@ def epilogue_inputs(node: OpNode, own: int = 1) -> list[int]:
     return list(range(epilogue_begin(node, own), len(node.inputs)))
 
 
+def output_writes(node: OpNode, box: tuple[tuple[Bound, Bound], ...]) -> tuple[Access, ...]:
+    """Accesses to the same box of every output."""
+    return tuple(Access(len(node.inputs) + i, box) for i in range(len(node.outputs)))
+
+
 def norm_reads(node: OpNode) -> tuple[Access, ...]:
     """Accesses to x and, if a norm is folded in, to its weight."""
     return (whole(node, 0),) if node.attrs.get("norm") is None else (whole(node, 0), whole(node, 1))
@@ -71,17 +79,17 @@ def cpu_input(node: OpNode) -> tuple[str, int]:
     return call, cols
 
 
-def cpu_epilogue(node: OpNode, first: int, strides: list[tuple[str, View]]) -> str:
-    """C++ lambda body that loads the extra inputs, evaluates the epilogue and stores 16 rows.
+def cpu_epilogue(node: OpNode, first: int, offset: Callable[[View], str]) -> str:
+    """C++ lambda body that loads the extra inputs, evaluates the epilogue and stores 16 rows to every output.
 
-    `strides` pairs the C++ offset expression within each operand from `first` on with the operand's view; the last one
-    is the output.
+    `offset` gives the C++ expression of the offset within an operand; extra inputs are those from number `first` on.
     """
     lines = [f"const v16 acc{i} = a[{i}];" for i in range(max(1, len(node.weights)))]
-    for i, (offset, _) in enumerate(strides[:-1]):
-        lines.append(f"const v16 in{i} = load_n(c.arg<const float>({first + i}) + {offset}, n);")
-    lines.append(f"store_n(c.arg<float>({first + len(strides) - 1}) + {strides[-1][0]}, ")
-    lines[-1] += f"{to_cpp(node.attrs.get('epilogue', ('acc', 0)))}, n);"
+    for i, view in enumerate(node.inputs[first:]):
+        lines.append(f"const v16 in{i} = load_n(c.arg<const float>({first + i}) + {offset(view)}, n);")
+    lines.append(f"const v16 y = {to_cpp(node.attrs.get('epilogue', ('acc', 0)))};")
+    for i, view in enumerate(node.outputs, len(node.inputs)):
+        lines.append(f"store_n(c.arg<float>({i}) + {offset(view)}, y, n);")
     return "\n".join("    " + line for line in lines)
 
 
@@ -99,7 +107,7 @@ def tile(node: OpNode, parts: int) -> Tiling:
     return Tiling(
         coords=coords,
         reads=norm_reads(node) + extra,
-        writes=(Access(len(node.inputs), ((0, x.shape[0]), (lo, hi))),),
+        writes=output_writes(node, ((0, x.shape[0]), (lo, hi))),
         weights=tuple(((WeightTile(names, 0, 1, int(a), int(b), cols), -1),) for a, b in zip(lo, hi, strict=True)),
         cost=np.asarray((hi - lo) * cols * element * len(names), np.float64),
         scratch=norm_scratch(node),
@@ -110,9 +118,7 @@ def cpu(node: OpNode) -> str:
     """The call of `linear_rows` with the node's shapes, prologue and epilogue."""
     x, weight = node.inputs[0], node.weights[0]
     source, stride = cpu_input(node)
-    first = epilogue_begin(node)
-    views = [*node.inputs[first:], node.outputs[0]]
-    epilogue = cpu_epilogue(node, first, [(f"t * {v.strides[0]} + row", v) for v in views])
+    epilogue = cpu_epilogue(node, epilogue_begin(node), lambda v: f"t * {v.strides[0]} + row")
     return (
         f"const float* x = {source};\n"
         f"  linear_rows<{x.shape[0]}, {x.shape[1]}, {len(node.weights)}>(c.weights<{CPP_TYPES[weight.dtype]}>(0), "
@@ -136,4 +142,16 @@ def reference(node: OpNode, inputs: list[torch.Tensor], weights: list[torch.Tens
 SHARDS = {"rows": Shard(weights=0, output=1, extra=1), "cols": Shard({0: 1}, weights=1)}
 """By rows of the weight, or by columns: then the results are partial sums."""
 
-register(TileOp("linear", tile, cpu, reference, weight_args=("weight",), headers=("rms_norm",), shards=SHARDS, gpu=gpu))
+register(
+    TileOp(
+        "linear",
+        tile,
+        cpu,
+        reference,
+        weight_args=("weight",),
+        headers=("rms_norm",),
+        shards=SHARDS,
+        gpu=gpu,
+        stores_to_peers=True,
+    )
+)

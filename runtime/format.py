@@ -35,7 +35,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 MAX_TOKENS = 8
 """Largest number of tokens that one step can carry."""
 

@@ -17,7 +17,7 @@ from tilecompile.build import find_compiler
 from tilecompile.cuda.emit import CUDA as SOURCES
 from tilecompile.cuda.emit import GpuKind, bodies, largest_tiles, once, task_kinds
 from tilecompile.cuda.pack import Quantised, pack_copy
-from tilecompile.ops.base import REGISTRY, OpNode, Tiling, View, WeightTile
+from tilecompile.ops.base import REGISTRY, OpNode, Tiling, View, WeightTile, reference_values
 from tilecompile.ops.testing import Case
 from tilecompile.runtime import format as fmt
 from tilecompile.tiles import unpack_tile
@@ -129,12 +129,11 @@ class Bench:
         inputs = [as_view(wide[v.tensor], v) for v in node.inputs]
         weights = [self.values[v.tensor][0] if len(v.shape) == 2 else self.values[v.tensor] for v in node.weights]
         weights = [torch.nan_to_num(w) for w in weights]
-        result = REGISTRY[node.op].reference(node, inputs, weights)
-        return list(result) if isinstance(result, tuple) else [result]
+        return reference_values(node, inputs, weights)
 
     def written(self) -> torch.Tensor:
         """Which elements of the output the tasks write."""
-        (access,), shape = self.tiling.writes, self.node.outputs[0].shape
+        access, shape = self.tiling.writes[0], self.node.outputs[0].shape
         found = torch.zeros(shape, dtype=torch.bool)
         for task in self.tasks:
             box = [[int(b) if np.ndim(b) == 0 else int(b[task]) for b in bounds] for bounds in access.box]

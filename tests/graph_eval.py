@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tilecompile.graph import OpGraph
-from tilecompile.ops.base import REGISTRY, View
+from tilecompile.ops.base import View, reference_values
 from tilecompile.ops.testing import TORCH_DTYPES
 
 
@@ -39,9 +39,7 @@ def evaluate(graph: OpGraph, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             continue
         inputs = [window(values, v) for v in node.inputs]
         weights = [window(values, v) for v in node.weights]
-        result = REGISTRY[node.op].reference(node, inputs, weights)
-        results = list(result) if isinstance(result, tuple) else [] if result is None else [result]
-        for view, value in zip(node.outputs, results, strict=True):
+        for view, value in zip(node.outputs, reference_values(node, inputs, weights), strict=True):
             assert value.shape == view.shape, f"{node.name}: {tuple(value.shape)}, stated {view.shape}"
             assert value.dtype == TORCH_DTYPES[view.dtype], f"{node.name}: {value.dtype}, stated {view.dtype}"
             values[view.tensor] = value.contiguous()

@@ -22,7 +22,7 @@ import torch
 import tilecompile.ops  # noqa: F401  (registers the ops)
 from tilecompile.build import ISAS, Isa, build
 from tilecompile.emit import Kind, bodies_source, task_kinds
-from tilecompile.ops.base import REGISTRY, OpNode, View, WeightTile
+from tilecompile.ops.base import REGISTRY, OpNode, View, WeightTile, reference_values
 from tilecompile.ops.testing import TORCH_DTYPES, Case
 from tilecompile.runtime import format as fmt
 from tilecompile.runtime.machine import cpu_features
@@ -262,8 +262,7 @@ def expected(case: Case) -> list[torch.Tensor]:
     node = case.node
     inputs = [as_view(case.tensors[v.tensor], v) for v in node.inputs]
     weights = [case.tensors[v.tensor] for v in node.weights]
-    result = REGISTRY[node.op].reference(node, inputs, weights)
-    return list(result) if isinstance(result, tuple) else [] if result is None else [result]
+    return reference_values(node, inputs, weights)
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:

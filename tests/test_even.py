@@ -22,7 +22,7 @@ from tilecompile.graph import OpGraph
 from tilecompile.models.config import Glm5Config
 from tilecompile.models.glm5 import Glm5Step
 from tilecompile.models.named import NAMED
-from tilecompile.ops.base import REGISTRY
+from tilecompile.ops.base import reference_values
 from tilecompile.ops.context import Context
 from tilecompile.ops.testing import TORCH_DTYPES
 from tilecompile.place import place
@@ -62,9 +62,7 @@ def on_devices(graph: OpGraph, placed: OpGraph, tensors: dict[str, Tensor]) -> d
     for node in placed.nodes:
         if node.op != "commit":
             parts = ([window(values, v) for v in views] for views in (node.inputs, node.weights))
-            result = REGISTRY[node.op].reference(node, *parts)
-            results = list(result) if isinstance(result, tuple) else [] if result is None else [result]
-            for view, value in zip(node.outputs, results, strict=True):
+            for view, value in zip(node.outputs, reference_values(node, *parts), strict=True):
                 window(values, view).copy_(value)
     return values
 

@@ -15,12 +15,13 @@ from small import glm5_graphs, trace_step
 
 import tilecompile.ops  # noqa: F401  (registers the tile ops)
 from tilecompile.compile import compile_model
+from tilecompile.direct import pushes
 from tilecompile.errors import InputError
 from tilecompile.fuse import fuse
 from tilecompile.graph import OpGraph
 from tilecompile.models.config import Glm5Config
 from tilecompile.models.glm5 import Glm5Step
-from tilecompile.ops.base import REGISTRY, OpNode, View
+from tilecompile.ops.base import OpNode, View, reference_values
 from tilecompile.options import CompileOptions
 from tilecompile.place import place
 from tilecompile.plan import Part, Split
@@ -41,11 +42,8 @@ def values(graph: OpGraph, tensors: dict[str, torch.Tensor]) -> dict[str, torch.
     for node in graph.nodes:
         if node.op == "commit":
             continue
-        result = REGISTRY[node.op].reference(
-            node, [window(known, v) for v in node.inputs], [window(known, v) for v in node.weights]
-        )
-        results = list(result) if isinstance(result, tuple) else [] if result is None else [result]
-        for view, value in zip(node.outputs, results, strict=True):
+        inputs, weights = ([window(known, v) for v in views] for views in (node.inputs, node.weights))
+        for view, value in zip(node.outputs, reference_values(node, inputs, weights), strict=True):
             window(known, view).copy_(value)
     return known
 
@@ -137,7 +135,7 @@ def test_forms_of_sums_are_printed(shared: OpGraph) -> None:
     assert "cols 0:12 12:24 24:36 36:49, sum one_shot on 4" in one
     assert "two_step" not in one
     pushed = {
-        text: sum(n.inputs[0].shape[1] for n in graph.nodes if n.op == "push" and ".partial" in n.name)
+        text: sum(v.shape[1] for n in graph.nodes for v in pushes(graph, n) if ".partial" in v.tensor)
         for text, graph in (
             ("one", place(shared, "roles", 4, "one_shot").graph),
             ("two", place(shared, "roles", 4, "two_step").graph),

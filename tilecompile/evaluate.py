@@ -19,7 +19,7 @@ from torch import Tensor
 import tilecompile.ops  # noqa: F401  (registers the tile ops)
 from tilecompile.errors import EngineError
 from tilecompile.graph_json import read_graph
-from tilecompile.ops.base import REGISTRY, OpNode, View
+from tilecompile.ops.base import OpNode, View, reference_values
 from tilecompile.ops.testing import TORCH_DTYPES
 from tilecompile.runtime.format import ARENAS, DTYPES, LAYOUTS, NONE, PANEL, WRITE, tile_bytes
 from tilecompile.runtime.manifest import Manifest
@@ -194,12 +194,9 @@ class Evaluator:
             target.copy_(values)
         weights = [self._weights[v.tensor].as_strided(v.shape, v.strides, v.offset) for v in node.weights]
         inputs, outputs = operands[: len(node.inputs)], operands[len(node.inputs) :]
-        result = REGISTRY[node.op].reference(node, inputs, weights)
+        results = reference_values(node, inputs, weights)
         for target, _ in task.rows:
             target.fill_(float("nan"))
-        results = list(result) if isinstance(result, tuple) else [] if result is None else [result]
-        if REGISTRY[node.op].stores_to_peers:
-            results *= len(outputs)
         if node.op == "expert_linear":  # its reference gives zeros in inactive slots, its body leaves them alone
             expert = inputs[1 + (node.attrs.get("norm") is not None)]
             results[0] = results[0].masked_fill((expert[0] < 0)[None, :, None], float("nan"))

@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tilecompile.cuda.body import Body
 from tilecompile.runtime import format as fmt
+
+if TYPE_CHECKING:
+    import torch
 
 PANEL = fmt.PANEL
 """Rows of a weight panel: the lanes of a `v16`."""
@@ -221,6 +224,14 @@ class TileOp:
 
 
 REGISTRY: dict[str, TileOp] = {}
+
+
+def reference_values(node: OpNode, inputs: list[torch.Tensor], weights: list[torch.Tensor]) -> list[torch.Tensor]:
+    """The eager reference's values, one for each output of the node; mutated inputs change in place."""
+    op = REGISTRY[node.op]
+    result = op.reference(node, inputs, weights)
+    found = list(result) if isinstance(result, tuple) else [] if result is None else [result]
+    return found * len(node.outputs) if op.stores_to_peers else found
 
 
 def register(op: TileOp) -> TileOp:

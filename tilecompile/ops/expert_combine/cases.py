@@ -35,6 +35,8 @@ def cases(generator: torch.Generator) -> Iterator[Case]:
         tensors["x"] = normal(generator, View.of("x", (tokens, slots + 1, cols), "f32"))
         tensors["x"][:, 1:][~used] = float("nan")
         yield Case(OpNode("plain", "expert_combine", (x, expert, weight), (w,), (y,)), tensors)
+        peer = View.of("peer", y.shape, "f32")
+        yield Case(OpNode("stored to a peer too", "expert_combine", (x, expert, weight), (w,), (y, peer)), tensors)
         attrs = {"epilogue": ("add", ("in", 0), ("add", ("in", 1), ("acc", 0)))}
         inputs = (x, expert, weight, residual, shared)
         yield Case(OpNode("fused", "expert_combine", inputs, (w,), (y,), attrs), tensors)

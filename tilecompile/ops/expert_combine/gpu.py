@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tilecompile.cuda.body import StreamBody
-from tilecompile.ops.linear.gpu import Shape, epilogue, place
+from tilecompile.ops.linear.gpu import Shape, epilogue
 from tilecompile.runtime.format import PANEL
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ def gpu(node: OpNode) -> StreamBody:
     """The body for the node's shapes and epilogue."""
     x, _, weight = node.inputs[:3]
     tokens, slots, cols = x.shape
-    store = epilogue(node, 3, [place(v) for v in (*node.inputs[3:], node.outputs[0])])
+    store = epilogue(node, 3)
     statement = (
         f"expert_combine_rows<S, {slots}>(c, c.arg<const float>(0), {x.strides[0]}, {x.strides[1]}, "
         f"c.arg<const int32_t>(1), c.arg<const float>(2), {weight.strides[0]}, {store});"

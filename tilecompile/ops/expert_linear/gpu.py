@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tilecompile.cuda.body import StreamBody
-from tilecompile.ops.linear.gpu import Shape, epilogue, normed_input, place
+from tilecompile.ops.linear.gpu import Shape, epilogue, normed_input
 
 if TYPE_CHECKING:
     from tilecompile.ops.base import OpNode
@@ -16,7 +16,7 @@ def gpu(node: OpNode) -> StreamBody:
     tokens, cols = node.inputs[0].shape
     first = 2 + (node.attrs.get("norm") is not None)
     norm, x = normed_input(node)
-    store = epilogue(node, first, [place(v, True) for v in (*node.inputs[first:], node.outputs[0])])
+    store = epilogue(node, first, slot=True)
     statement = (
         f"const int slot = c.tile(2);\n  if (c.arg<const int32_t>({first - 1})[slot] < 0) return;\n"
         f"  linear_rows<S, {norm}>(c, {x}, {store});"

@@ -24,4 +24,6 @@ def cases(generator: torch.Generator) -> Iterator[Case]:
         tensors = {v.tensor: normal(generator, v) for v in (x, w, u, norm, residual)}
         yield Case(OpNode("plain", "linear", (x,), (w,), (y,)), tensors)
         attrs = {"norm": 1e-5, "epilogue": ("add", ("in", 0), ("mul", ("silu", ("acc", 0)), ("acc", 1)))}
+        peer = View.of("peer", (tokens, rows), "f32")
+        yield Case(OpNode("stored to a peer too", "linear", (x,), (w,), (y, peer)), tensors)
         yield Case(OpNode("fused", "linear", (x, norm, residual), (w, u), (y,), attrs), tensors)

@@ -71,16 +71,16 @@ def normed_input(node: OpNode) -> tuple[str, str]:
     return "true", f"c.arg<const float>(0), {x.strides[0]}, c.arg<const float>(1), {eps!r}f"
 
 
-def epilogue(node: OpNode, first: int, places: list[str]) -> str:
-    """The lambda that stores a row's result: `places` are the offsets within the operands from `first` on.
+def epilogue(node: OpNode, first: int, slot: bool = False) -> str:
+    """The lambda that stores a row's result to every output; the epilogue's extra inputs are those from `first` on.
 
-    Those are the epilogue's extra inputs, and the output.
+    Operands have a dimension of slots between tokens and rows if there is one.
     """
     lines = [f"const float acc{i} = sums[{i}];" for i in range(max(1, len(node.weights)))]
-    lines += [f"const float in{i} = c.arg<const float>({first + i})[{at}];" for i, at in enumerate(places[:-1])]
-    lines.append(
-        f"c.arg<float>({first + len(places) - 1})[{places[-1]}] = {to_scalar(node.attrs.get('epilogue', ('acc', 0)))};"
-    )
+    for i, view in enumerate(node.inputs[first:]):
+        lines.append(f"const float in{i} = c.arg<const float>({first + i})[{place(view, slot)}];")
+    lines.append(f"const float y = {to_scalar(node.attrs.get('epilogue', ('acc', 0)))};")
+    lines += [f"c.arg<float>({i})[{place(v, slot)}] = y;" for i, v in enumerate(node.outputs, len(node.inputs))]
     return "[&](const float* sums, int t, int row) {\n    " + "\n    ".join(lines) + "\n  }"
 
 
@@ -94,5 +94,5 @@ def gpu(node: OpNode) -> StreamBody:
     tokens, cols = node.inputs[0].shape
     first = 1 + (node.attrs.get("norm") is not None)
     norm, x = normed_input(node)
-    store = epilogue(node, first, [place(v) for v in (*node.inputs[first:], node.outputs[0])])
+    store = epilogue(node, first)
     return Shape.of(node, tokens, cols).body(f"linear_rows<S, {norm}>(c, {x}, {store});", ("linear",))

@@ -36,7 +36,7 @@ def tile(node: OpNode, parts: int) -> Tiling:
     return Tiling(
         coords=coords,
         reads=tuple(Access(i, box) for i in range(len(node.inputs))),
-        writes=tuple(Access(i, box) for i in range(len(node.inputs), len(node.operands))),
+        writes=(Access(len(node.inputs), box),),
         weights=((),) * len(lo),
         cost=np.asarray((hi - lo) * bytes_each, np.float64),
     )
@@ -61,10 +61,9 @@ def cpu(node: OpNode) -> str:
     lines = [f"{' '.join(head)} each_block({begin}, {end}, [&](int k, int n) {{"]
     for i, view in enumerate(node.inputs):
         lines.append(f"  const v16 in{i} = load_n(c.arg<const {CPP_TYPES[view.dtype]}>({i}) + {offset(view)}, n);")
-    lines.append(f"  const v16 y = {to_cpp(node.attrs['expr'])};")
-    for i, view in enumerate(node.outputs, len(node.inputs)):
-        lines.append(f"  store_n(c.arg<{CPP_TYPES[view.dtype]}>({i}) + {offset(view)}, y, n);")
-    lines.append("});")
+    y = node.outputs[0]
+    out = f"c.arg<{CPP_TYPES[y.dtype]}>({len(node.inputs)}) + {offset(y)}"
+    lines += [f"  store_n({out}, {to_cpp(node.attrs['expr'])}, n);", "});"]
     return "\n  ".join(lines)
 
 
@@ -73,13 +72,4 @@ def reference(node: OpNode, inputs: list[torch.Tensor], weights: list[torch.Tens
     return evaluate(node.attrs["expr"], [], inputs)
 
 
-register(
-    TileOp(
-        "map",
-        tile,
-        cpu,
-        reference,
-        gpu=gpu,
-        stores_to_peers=True,
-    )
-)
+register(TileOp("map", tile, cpu, reference, gpu=gpu))

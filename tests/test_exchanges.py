@@ -75,7 +75,7 @@ def test_only_what_was_written_whole_is_stored_to_peers() -> None:
         return View(tensor, (2, end - begin), (12, 1), begin, "f32")
 
     x = window("x", 0, 8)
-    written = node("map", x, window("y@0", 4, 12))
+    written = node("linear", x, window("y@0", 4, 12))
     whole = [node("push", window("y@0", 4, 12), window(f"y@{i}", 4, 12), name=f"p{i}") for i in (1, 2)]
     part = node("push", window("y@0", 4, 8), window("y@1", 4, 8), name="part")
     graph = direct(OpGraph("decode", 2, tensors, [written, *whole], ()))

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from cuda_bodies import Bench, error, prepare
+from opharness import same_bits
 
 from tilecompile.errors import InputError
 from tilecompile.ops.base import REGISTRY, OpNode, View

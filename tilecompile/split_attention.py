@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from tilecompile.graph import Tensor
 from tilecompile.ops.base import OpNode, View, split
-from tilecompile.ops.mla_attention import is_part
+from tilecompile.ops.context import is_part
 from tilecompile.order import by_depth
 from tilecompile.plan import PlacedGraph
 

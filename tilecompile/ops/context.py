@@ -40,6 +40,11 @@ class Context:
         return f"Context<{self.count}, {self.block}>{{c.tile(3)}}"
 
 
+def is_part(node: OpNode) -> bool:
+    """Whether an attention's result is a part of the softmax's, for `attention_merge`."""
+    return Context.of(node) is not None or bool(node.attrs.get("part"))
+
+
 def rows_of(node: OpNode, positions: int) -> int:
     """How many of the first `positions` positions the caches of an operator hold."""
     context = Context.of(node)

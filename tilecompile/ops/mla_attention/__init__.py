@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from tilecompile.ops.base import CPP_TYPES, Access, OpNode, Shard, TileOp, Tiling, register, split, whole
-from tilecompile.ops.context import Context
+from tilecompile.ops.context import is_part
 from tilecompile.ops.mla_attention.gpu import gpu
 
 FLOPS_PER_BYTE = 4.0
@@ -55,11 +55,6 @@ def _(
     scale: float,
 ) -> torch.Tensor:
     return torch.empty(q_latent.shape, dtype=q_latent.dtype, device=q_latent.device)
-
-
-def is_part(node: OpNode) -> bool:
-    """Whether a node makes a part for `attention_merge`."""
-    return Context.of(node) is not None or bool(node.attrs.get("part"))
 
 
 def tile(node: OpNode, parts: int) -> Tiling:

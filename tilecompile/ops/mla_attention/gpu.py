@@ -7,7 +7,7 @@ added in order; the denominator is added row by row, and so is an output.
 
 from tilecompile.cuda.body import CPP, STORED, THREADS, Flavor, PrimFunc, TileBody, extent
 from tilecompile.ops.base import OpNode
-from tilecompile.ops.context import Context
+from tilecompile.ops.context import is_part
 
 ROWS = 32
 """Rows of a chunk."""
@@ -21,9 +21,8 @@ Strides = tuple[int, ...]
 def gpu(node: OpNode) -> TileBody:
     """The body for the node's shapes and strides."""
     q_latent, q_rope, cache, selection, _, y = node.operands
-    part = Context.of(node) is not None
     values = (
-        *(q_latent.shape, q_rope.shape[2], cache.shape[0], cache.dtype, selection.shape[1], part),
+        *(q_latent.shape, q_rope.shape[2], cache.shape[0], cache.dtype, selection.shape[1], is_part(node)),
         *(q_latent.strides, q_rope.strides, cache.strides[0], selection.strides[0], y.strides),
     )
     args = (

@@ -128,7 +128,7 @@ def test_graph_json_says_what_the_tables_number(built: Build, tmp_path: Path) ->
     shutil.copytree(engine, tmp_path / "old")
     data = json.loads((tmp_path / "old" / "graph.json").read_text())
     (tmp_path / "old" / "graph.json").write_text(json.dumps({**data, "format": 99}))
-    with pytest.raises(EngineError, match=r"graph\.json: format version is 99, want 5"):
+    with pytest.raises(EngineError, match=r"graph\.json: format version is 99, want 6"):
         Interpreter(rehashed(tmp_path / "old"))
     del data["programs"][0]["operators"][3]["inputs"]
     (tmp_path / "old" / "graph.json").write_text(json.dumps(data))

@@ -14,8 +14,8 @@ from tilecompile.verify import VerifyError, verify
 from tilecompile.verify_window import Window
 from tilecompile.verify_windows import Proved
 
-SAMPLE = (("tiny", 2), ("tiny reusing", 3), ("tiny reusing", 8), ("odd reusing", 2), ("shared", 3))
-ALL = tuple((model, workers) for model in MODELS for workers in (2, 3, 8))
+SAMPLE = (("tiny", 2), ("tiny reusing", 3), ("tiny reusing", 4), ("odd reusing", 2), ("shared", 3))
+ALL = (*((model, workers) for model in MODELS for workers in (2, 3, 8)), ("tiny reusing", 4), ("odd reusing", 4))
 
 Table = dict[tuple[str, str], Counter[str]]
 

@@ -102,9 +102,10 @@ def test_spills_are_seen() -> None:
 
 
 def test_limits_of_an_sm() -> None:
-    check_resources("k", Resources(224, 0, 0, 1000), 232448 - 1000)
-    with pytest.raises(InputError, match="k takes 232 registers a thread, 66816 for 288 threads, want at most 65536"):
-        check_resources("k", Resources(232, 0, 0, 0))
+    check_resources("k", Resources(168, 0, 0, 1000), 232448 - 1000)
+    check_resources("k", Resources(255, 0, 0, 1000), threads=256)
+    with pytest.raises(InputError, match="k takes 176 registers a thread, of 288 each has 170 at most"):
+        check_resources("k", Resources(176, 0, 0, 0))
     with pytest.raises(InputError, match="k takes 232449 bytes of shared memory, want at most 232448"):
         check_resources("k", Resources(1, 0, 0, 1), 232448)
 

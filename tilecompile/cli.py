@@ -98,6 +98,7 @@ def compile_command(
     cache: Annotated[str | None, typer.Option(help="f32 or bf16.  [default: f32 on a CPU, else bf16]")] = None,
     seed: Annotated[int | None, typer.Option(help="Draw the weights from this seed.")] = None,
     no_weights: Annotated[bool, typer.Option("--no-weights", help="Leave the weights out, to look at.")] = False,
+    no_kernel: Annotated[bool, typer.Option("--no-kernel", help="Leave the kernel out: only plan and prove.")] = False,
     dump: Annotated[Path | None, typer.Option(metavar="DIR", help="Write the value of every stage there.")] = None,
 ) -> None:
     """Compile a model into an engine folder."""
@@ -122,6 +123,7 @@ def compile_command(
         cache=cache,
         seed=seed,
         no_weights=no_weights,
+        no_kernel=no_kernel,
         dump=dump,
     )
     compiled = _compile(options)

@@ -70,7 +70,7 @@ def simulate(
         _step(plan_of(Path(engine)), described, contexts, threads, acceptance, output, about, as_json)
         return
     made = {"placement": placement, "weights": weights, "tokens": tokens or 1}
-    options = CompileOptions(engine, Path(), machine=machine, no_weights=True, **made)  # type: ignore[arg-type]
+    options = CompileOptions(engine, Path(), machine=machine, no_weights=True, no_kernel=True, **made)  # type: ignore[arg-type]
     if sweep:
         if acceptance is not None or threads is not None:
             raise InputError("--sweep compares steps; give --acceptance and --threads without it")

@@ -107,14 +107,14 @@ def compile_model(options: CompileOptions, progress: Progress = lambda stage, do
         if not settings.machine.is_cpu:
             check_fit(needs(placed, copies), settings.machine, max_seq_len)
         nodes = {(p.graph.program, n.name): n for p in placed for n in p.graph.nodes}
-        if source.weights is not None:
+        if source.weights is not None and not options.no_kernel:
             check_bodies(nodes.values(), settings)
         progress("tile", 0, 1)
         parts, layout = settings.workers * settings.granularity, settings.machine.layout
         tiled = [dump.add("tile", tile(p, parts, layout)) for p in placed]
         progress("events", 0, 1)
         plans = [dump.add("events", events(t)) for t in tiled]
-        kinds = kinds_of(nodes, settings)
+        kinds = kinds_of(nodes, settings, not options.no_kernel)
         kind_of = dict.fromkeys(nodes, 0) | {label: kind.index for label, kind in kinds.of_node.items()}
         progress("schedule", 0, 1)
         names = ["commit", *(k.function for k in kinds.kinds)]
@@ -139,7 +139,7 @@ def compile_model(options: CompileOptions, progress: Progress = lambda stage, do
     with new_folder(options.output, options.force) as folder:
         if kinds.missing:
             notes = (*notes, f"without a kernel: {no_bodies(kinds.missing, settings)}")
-        else:
+        elif not options.no_kernel:
             progress("build", 0, 1)
             terms = contract(manifest, program.tables)
             manifest |= write_kernel(folder, kinds, tiled, settings, source.name, terms, dump)

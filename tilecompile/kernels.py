@@ -32,9 +32,9 @@ class Kinds(Generic[Label]):
     missing: tuple[str, ...] = ()
 
 
-def kinds_of(nodes: Mapping[Label, OpNode], settings: Settings) -> Kinds[Label]:
-    """The kinds of all nodes but the sinks."""
-    if settings.machine.is_cpu:
+def kinds_of(nodes: Mapping[Label, OpNode], settings: Settings, with_kernel: bool = True) -> Kinds[Label]:
+    """The kinds of all nodes but the sinks; for GPUs their bodies too, where they are to make a kernel."""
+    if settings.machine.is_cpu or not with_kernel:
         return Kinds(*emit.task_kinds(nodes))
     missing = missing_ops(nodes.values())
     if missing:
@@ -51,7 +51,7 @@ def check_bodies(nodes: Iterable[OpNode], settings: Settings) -> None:
     """InputError if the target lacks bodies for some of the nodes."""
     missing = () if settings.machine.is_cpu else missing_ops(nodes)
     if missing:
-        raise InputError(f"{no_bodies(missing, settings)}; with --no-weights the engine has everything but its kernel")
+        raise InputError(f"{no_bodies(missing, settings)}; with --no-kernel the engine has everything else")
 
 
 def no_bodies(missing: Sequence[str], settings: Settings) -> str:

@@ -67,8 +67,8 @@ class CompileOptions:
 
     `model` is a checkpoint folder or a named configuration, `seed` is for drawn weights, `workers` counts those of
     one device, `granularity` the tasks that each of them gets of an operator, `tokens` those of a step, `context` is
-    the number of positions that placement `auto` is chosen for, `dump` is a folder for every stage's value in readable
-    form.
+    the number of positions that placement `auto` is chosen for, `no_kernel` only plans and proves, `dump` is a folder
+    for every stage's value in readable form.
     """
 
     model: str
@@ -88,6 +88,7 @@ class CompileOptions:
     cache: str | None = None
     seed: int | None = None
     no_weights: bool = False
+    no_kernel: bool = False
     dump: Path | None = None
 
     def resolve(self) -> Settings:

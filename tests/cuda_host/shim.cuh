@@ -13,6 +13,7 @@ constexpr int LANES = 1;
 
 inline int thread() { return sim().self().warp; }
 inline int lane() { return 0; }
+inline int fresh_thread() { return thread(); }
 inline uint32_t block() { return sim().self().number; }
 inline char* shared_memory() { return sim().shared[sim().self().block]; }
 

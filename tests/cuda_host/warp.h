@@ -58,6 +58,7 @@ inline Fibers fibers;
 
 inline int thread() { return fibers.current; }
 inline int lane() { return thread() % LANES; }
+inline int fresh_thread() { return thread(); }
 
 inline void yield() { swapcontext(&fibers.fiber[fibers.current], &fibers.main); }
 

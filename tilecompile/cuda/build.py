@@ -24,7 +24,7 @@ THREADS = 288
 """Threads of a block: 8 warps that run the bodies, and the loader's."""
 
 REGISTERS = 65536
-"""Registers of an SM."""
+"""Registers of an SM, a quarter for each of its four schedulers, over which a block's warps are divided."""
 
 SHARED_BYTES = 232448
 """Shared memory that one block can have: 227 KB."""
@@ -177,11 +177,9 @@ def check_resources(what: str, used: Resources, dynamic: int = 0, threads: int =
     """InputError unless one block of a kernel fits on an SM, with `dynamic` bytes of shared memory, without spills."""
     if used.spills or used.local:
         raise InputError(f"{what} keeps {used.local} bytes a thread in local memory and spills {used.spills}, want 0")
-    if used.registers * threads > REGISTERS:
-        raise InputError(
-            f"{what} takes {used.registers} registers a thread, {used.registers * threads} for {threads} threads, "
-            f"want at most {REGISTERS}"
-        )
+    most = REGISTERS // (-(-threads // 128) * 128)
+    if used.registers > most:
+        raise InputError(f"{what} takes {used.registers} registers a thread, of {threads} each has {most} at most")
     if used.shared + dynamic > SHARED_BYTES:
         raise InputError(f"{what} takes {used.shared + dynamic} bytes of shared memory, want at most {SHARED_BYTES}")
 

@@ -26,7 +26,10 @@ struct Call {
   const uint64_t* operands;  // addresses of the instruction's operands
   char* scratch;             // SCRATCH_BYTES of shared memory, 1024-byte aligned; nothing survives the body
   Ring& ring;
+  int thread = fresh_thread();
 
+  TC_DEVICE int lane() const { return thread & (LANES - 1); }
+  TC_DEVICE int warp() const { return thread / LANES; }
   TC_DEVICE int tile(int i) const { return ins->tile[i]; }
 
   // Address of operand i.

@@ -215,6 +215,8 @@ def rewrite(source: str, names: Sequence[str], shared_bytes: int) -> Lowered:
         _require(name in CALLS, f"calls {name}", text)
 
     declaration = ", ".join([*(f"{kind} {name}" for kind, name in parameters), "char* scratch"])
+    text = f"  const int thread = tc::fresh_thread();\n{text}".replace("((int)threadIdx.x)", "thread")
+    _require("threadIdx" not in text, "takes a thread's number otherwise", text)
     function = f"static __device__ __forceinline__ void @NAME@({declaration}) {{\n{text}\n}}\n"
     return Lowered(function, shared_bytes, _order(parameters, names))
 

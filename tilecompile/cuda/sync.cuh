@@ -15,6 +15,12 @@ constexpr int LANES = 32;  // threads that a warp runs in step
 // Where a thread is.
 TC_DEVICE int thread() { return threadIdx.x; }
 TC_DEVICE int lane() { return threadIdx.x & (LANES - 1); }
+// The same as `thread`, read anew: what is computed from it is not kept in registers over all bodies and the loop.
+TC_DEVICE int fresh_thread() {
+  int t;
+  asm volatile("mov.u32 %0, %tid.x;" : "=r"(t));
+  return t;
+}
 TC_DEVICE uint32_t block() { return blockIdx.x; }
 
 // The block's dynamic shared memory, 1024-byte aligned.

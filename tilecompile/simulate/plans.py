@@ -60,6 +60,8 @@ def compiled(options: CompileOptions, max_seq_len: int | None, progress: Progres
     context = options.context or max_seq_len if options.placement == "auto" else None
     with TemporaryDirectory(prefix="tilecompile-plan-") as folder:
         output = Path(folder) / "engine"
-        made = replace(options, output=output, no_weights=True, max_seq_len=max_seq_len, context=context)
+        made = replace(
+            options, output=output, no_weights=True, no_kernel=True, max_seq_len=max_seq_len, context=context
+        )
         compile_model(made, progress)
         yield plan_of(output)

@@ -12,7 +12,7 @@ TC_DEVICE void expert_combine_rows(const Call& c, const float* x, int x_token, i
                                    const float* weight, int weight_token, Epilogue&& epilogue) {
   const int begin = c.tile(0), end = c.tile(1), groups = (end - begin + PANEL - 1) / PANEL;
   float* sums = reinterpret_cast<float*>(c.scratch + S::FIXED + S::head_blocks(groups) * BLOCK_BYTES);  // [groups][T][16]
-  for (int i = thread(); i < groups * S::T * PANEL; i += CONSUMERS) sums[i] = 0.f;
+  for (int i = c.thread; i < groups * S::T * PANEL; i += CONSUMERS) sums[i] = 0.f;
   body_barrier();  // a sum's later owner is another thread, but the same in every slot
   for (int slot = 0; slot < SLOTS; ++slot) {
     if (expert[slot] < 0) continue;
@@ -25,7 +25,7 @@ TC_DEVICE void expert_combine_rows(const Call& c, const float* x, int x_token, i
     });
   }
   body_barrier();
-  for (int i = thread(); i < groups * S::T * PANEL; i += CONSUMERS) {
+  for (int i = c.thread; i < groups * S::T * PANEL; i += CONSUMERS) {
     const int row = begin + i / PANEL / S::T * PANEL + i % PANEL;
     if (row < end) epilogue(sums + i, i / PANEL % S::T, row);
   }

@@ -99,9 +99,9 @@ TC_DEVICE void over_threads(const Call& c, float (&sum)[S::T], float (&most)[S::
       sum[t] += shuffle_xor(sum[t], m);
       most[t] = fmaxf(most[t], shuffle_xor(most[t], m));
     }
-    if (lane() == 0) {
-      sums[thread() / LANES * S::T + t] = sum[t];
-      mosts[thread() / LANES * S::T + t] = most[t];
+    if (c.lane() == 0) {
+      sums[c.warp() * S::T + t] = sum[t];
+      mosts[c.warp() * S::T + t] = most[t];
     }
   }
   body_barrier();
@@ -125,7 +125,7 @@ TC_DEVICE void stage(const Call& c, const float* x, int stride, const float* nor
     float sum[T], most[T];
     TC_UNROLL for (int t = 0; t < T; ++t) {
       sum[t] = most[t] = 0.f;
-      for (int k = thread(); k < K; k += CONSUMERS) {
+      for (int k = c.thread; k < K; k += CONSUMERS) {
         const float v = x[t * stride + k];
         if (NORM) sum[t] += v * v;
         if (W::SCALED) most[t] = fmaxf(most[t], fabsf(NORM ? v * norm[k] : v));
@@ -138,7 +138,7 @@ TC_DEVICE void stage(const Call& c, const float* x, int stride, const float* nor
         const uint32_t e = __float_as_uint(most[t] * factor[t]) >> 23 & 255;
         const uint32_t up = e == 255 ? 127 : e < 20 ? 248 : 268 - e;  // 2^(up - 127) is the scale
         factor[t] *= __uint_as_float(up << 23);
-        if (thread() == t) reinterpret_cast<float*>(c.scratch + S::UNSCALE)[t] = __uint_as_float((254 - up) << 23);
+        if (c.thread == t) reinterpret_cast<float*>(c.scratch + S::UNSCALE)[t] = __uint_as_float((254 - up) << 23);
       }
     }
   }
@@ -146,7 +146,7 @@ TC_DEVICE void stage(const Call& c, const float* x, int stride, const float* nor
   auto* high = reinterpret_cast<typename W::High*>(c.scratch + S::HIGH);
   auto* low = reinterpret_cast<typename W::Low*>(c.scratch + S::LOW);
   TC_UNROLL for (int t = 0; t < T; ++t) {
-    for (int i = thread(); i < PAIRS; i += CONSUMERS) {
+    for (int i = c.thread; i < PAIRS; i += CONSUMERS) {
       float v[2];
       TC_UNROLL for (int half = 0; half < 2; ++half) {
         const int k = 2 * i + half;
@@ -188,11 +188,11 @@ struct Blocks {
 template <class S>
 TC_DEVICE void add_block(float (&acc)[S::PRODUCTS][4], const char* block, const Call& c, int b, const float* scales) {
   using W = typename S::W;
-  const uint4 w = *reinterpret_cast<const uint4*>(block + lane() * 16);
-  const auto* high = reinterpret_cast<const typename W::High*>(c.scratch + S::HIGH) + b * S::T * 4 + lane();
-  const auto* low = reinterpret_cast<const typename W::Low*>(c.scratch + S::LOW) + (b - 1) * S::T * 4 + lane();
+  const uint4 w = *reinterpret_cast<const uint4*>(block + c.lane() * 16);
+  const auto* high = reinterpret_cast<const typename W::High*>(c.scratch + S::HIGH) + b * S::T * 4 + c.lane();
+  const auto* low = reinterpret_cast<const typename W::Low*>(c.scratch + S::LOW) + (b - 1) * S::T * 4 + c.lane();
   TC_UNROLL for (int p = 0; p < S::PRODUCTS; ++p) {
-    const int column = p * 8 + lane() / 4;
+    const int column = p * 8 + c.lane() / 4;
     typename W::High x = {};
     if (column < S::T)
       x = high[p * 32];
@@ -233,8 +233,8 @@ struct Stream {
       : c(call), panels(panels), head(S::head_blocks(panels)), scales(reinterpret_cast<float*>(c.scratch + S::FIXED)),
         blocks(call) {
     if constexpr (S::W::SCALED) {
-      for (int b = thread() / LANES; b < head; b += CONSUMER_WARPS)
-        reinterpret_cast<uint4*>(scales)[b * LANES + lane()] = reinterpret_cast<const uint4*>(blocks.at(b))[lane()];
+      for (int b = c.warp(); b < head; b += CONSUMER_WARPS)
+        reinterpret_cast<uint4*>(scales)[b * LANES + c.lane()] = reinterpret_cast<const uint4*>(blocks.at(b))[c.lane()];
       body_barrier();
     }
   }
@@ -248,7 +248,7 @@ struct Stream {
 
   // The warp's partial sum of a panel: of the k-blocks whose number in the run is the warp's, modulo 8.
   TC_DEVICE void add_panel(int panel, float* to_panel) {
-    const int residue = (thread() / LANES - panel * S::BLOCKS) & (RESIDUES - 1);
+    const int residue = (c.warp() - panel * S::BLOCKS) & (RESIDUES - 1);
     float acc[S::PRODUCTS][4] = {};
     for (int b = residue; b < S::BLOCKS;) {
       // As many as are in the slot, without looking at the ring.
@@ -262,8 +262,8 @@ struct Stream {
     float* to = to_panel + residue * S::COLUMNS * PANEL;
     TC_UNROLL for (int p = 0; p < S::PRODUCTS; ++p)
       TC_UNROLL for (int i = 0; i < 4; ++i) {
-        const int column = p * 8 + lane() % 4 * 2 + i % 2;
-        if (column < S::COLUMNS) to[column * PANEL + i / 2 * 8 + lane() / 4] = acc[p][i];
+        const int column = p * 8 + c.lane() % 4 * 2 + i % 2;
+        if (column < S::COLUMNS) to[column * PANEL + i / 2 * 8 + c.lane() / 4] = acc[p][i];
       }
   }
 
@@ -285,7 +285,7 @@ struct Stream {
       for (int p = 0; p < some * S::N; ++p) add_panel(begin + group * S::N + p, partial(p, 0));
       if (last && group + some == groups) blocks.end(head + panels * S::BLOCKS);
       body_barrier();
-      for (int i = thread(); i < some * S::T * PANEL; i += CONSUMERS) {
+      for (int i = c.thread; i < some * S::T * PANEL; i += CONSUMERS) {
         const int row = i % PANEL, t = i / PANEL % S::T, g = i / PANEL / S::T;
         float sums[S::N];
         TC_UNROLL for (int n = 0; n < S::N; ++n) {

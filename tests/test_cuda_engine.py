@@ -1,0 +1,97 @@
+"""Engines for GPUs, made without one: the kernel of some kinds, and whole engines of the tiny checkpoint."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+from test_cuda_bodies import linear
+from typer.testing import CliRunner
+
+import tilecompile
+from tilecompile.cli import app
+from tilecompile.cuda.build import ARCHITECTURES, SHARED_BYTES
+from tilecompile.cuda.emit import GpuKind, task_kinds
+from tilecompile.cuda.engine import Kernel, make_kernel
+from tilecompile.errors import EngineError, InputError
+from tilecompile.ops.base import OpNode, View
+from tilecompile.runtime.contract import MARK
+
+TINY = Path(__file__).parents[1] / "examples" / "tiny-glm5"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache of its own, empty."""
+    monkeypatch.setenv("TILECOMPILE_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+def some_kinds(tokens: int = 1) -> list[GpuKind]:
+    """A product of fp8, one of bf16, and a norm."""
+    x, y = View.of("x", (tokens, 256), "f32"), View.of("y", (tokens, 256), "f32")
+    norm = OpNode("norm", "rms_norm", (x, View.of("w", (256,), "f32")), (), (y,), {"eps": 1e-5})
+    nodes = [linear("gate_up", tokens, 64, 256, "fp8", two=True).node, linear("o", tokens, 64, 256, "bf16").node, norm]
+    return task_kinds({node.name: node for node in nodes})[0]
+
+
+def kernel(shared: int = SHARED_BYTES) -> Kernel:
+    return make_kernel(some_kinds(), {1: 8, 2: 4}, "sm_90a", shared, "test", {"answer": 42})
+
+
+def test_a_kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    made = kernel()
+    for line in (
+        "// gate_up: x[1,256]f32",
+        "TC_DEVICE void k1_linear(const Call& c) {",
+        "case 3: return k3_rms_norm(c);",
+    ):
+        assert line in made.source
+    assert (MARK + '{"answer": 42}').encode() in made.cubin
+    assert [kind["kind"] for kind in made.resources["kinds"]] == ["k1_linear", "k2_linear", "k3_rms_norm"]
+    for used in (made.resources["kernel"], *made.resources["kinds"]):
+        assert (used["spills"], used["local"]) == (0, 0)
+        assert 16 <= used["registers"] <= 168
+    assert made.resources["kernel"]["shared"] == SHARED_BYTES
+    scratch = max(kind["shared"] for kind in made.resources["kinds"])
+    assert made.resources["ring"]["slots"] == (SHARED_BYTES - 2048 - -(-scratch // 1024) * 1024) // 16384
+    monkeypatch.setenv("TILECOMPILE_CACHE", str(tmp_path))
+    assert kernel() == made  # to the byte, from an empty cache again
+
+
+def test_bodies_that_leave_the_ring_no_room() -> None:
+    with pytest.raises(
+        InputError, match=r"^k1_linear \(gate_up\) takes \d+ bytes of shared memory beside the ring, 14336 are"
+    ):
+        kernel(48 * 1024)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ARCHITECTURES)
+def test_the_tiny_checkpoint(target: str, tmp_path: Path) -> None:
+    """In 90 s, the second time in 10, with the same bytes; nothing can run it yet."""
+    outputs = [tmp_path / "a", tmp_path / "b"]
+    seconds = []
+    for output in outputs:
+        begin = time.process_time()
+        result = CliRunner().invoke(app, ["compile", str(TINY), "--target", target, "-o", str(output)])
+        assert result.exit_code == 0, result.output
+        seconds.append(time.process_time() - begin)
+    assert seconds[0] <= 90
+    assert seconds[1] <= 10
+    for path in sorted(p for p in outputs[0].rglob("*") if p.is_file() and p.name != "engine.json"):
+        assert path.read_bytes() == (outputs[1] / path.relative_to(outputs[0])).read_bytes(), path
+    result = CliRunner().invoke(app, ["inspect", str(outputs[0]), "--json"])
+    about = json.loads(result.stdout)
+    assert (about["target"], about["workers"]) == (target, {"sm_90a": 132, "sm_100a": 148}[target])
+    kinds = about["resources"]["kinds"]
+    assert all((kind["spills"], kind["local"]) == (0, 0) for kind in kinds)
+    assert {"mla_attention", "linear", "topk_select", "expert_combine"} <= {k["kind"].split("_", 1)[1] for k in kinds}
+    table = CliRunner().invoke(app, ["inspect", str(outputs[0])]).stdout
+    assert "registers" in table
+    assert "k3_linear" in table
+    result = CliRunner().invoke(app, ["verify", str(outputs[0])])
+    assert result.exit_code == 0, result.output
+    with pytest.raises(EngineError, match=rf"^\S+: the engine is for {target}, and .* has no CUDA runtime yet$"):
+        tilecompile.load(outputs[0])

@@ -130,7 +130,13 @@ def test_too_many_devices_for_every_recipe(tmp_path: Path) -> None:
     path = write_machine(tmp_path / "m.toml", 1000)
     tiny_model(tmp_path / "model")
     options = CompileOptions(
-        str(tmp_path / "model"), tmp_path / "e", machine=str(path), placement="auto", workers=1, no_weights=True, no_kernel=True
+        str(tmp_path / "model"),
+        tmp_path / "e",
+        machine=str(path),
+        placement="auto",
+        workers=1,
+        no_weights=True,
+        no_kernel=True,
     )
     with pytest.raises(InputError, match=r"^no placement can use 1000 devices: .*can't be divided over 1000 devices"):
         compile_model(options)

@@ -218,7 +218,16 @@ def test_fp8_sizes() -> None:
 def test_full_size(tmp_path: Path) -> None:
     """GLM-5 on 8 x 132 workers: time and memory of the whole compilation, its size, and a sample of mutations."""
     command = [sys.executable, "-c", MEASURED, "compile", "glm-5", "--machine", "h200x8", "--placement", "even"]
-    command += ["--weights", "fp8", "--no-weights", "--no-kernel", "--max-seq-len", str(CONTEXT), "-o", str(tmp_path / "e")]
+    command += [
+        "--weights",
+        "fp8",
+        "--no-weights",
+        "--no-kernel",
+        "--max-seq-len",
+        str(CONTEXT),
+        "-o",
+        str(tmp_path / "e"),
+    ]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     seconds, peak = map(float, result.stdout.split())
     print(result.stderr, f"{seconds:.0f} s of processors, {peak / 1e6:.2f} GB")

@@ -85,7 +85,10 @@ inline void run_threads(void (*body)(void*), void* argument, uint32_t seed) {
   for (int left = CONSUMERS; left > 0;) {
     left = 0;
     seed = seed * 1664525 + 1013904223;
-    if (seed >> 28 == 0) late = seed >> 16 & seed >> 8 & 255;
+    if (idle > 20)
+      late = 0;
+    else if (seed >> 28 == 0)
+      late = seed >> 16 & seed >> 8 & 255;
     for (uint32_t i = 0; i < CONSUMERS; ++i) {
       const int next = (i * 37 + (seed >> 16)) % CONSUMERS;
       if (fibers.done[next]) continue;
@@ -96,8 +99,7 @@ inline void run_threads(void (*body)(void*), void* argument, uint32_t seed) {
     }
     idle = fibers.moves == before ? idle + 1 : 0;
     before = fibers.moves;
-    if (idle > 20) late = 0;
-    if (idle > 40) fail("threads wait for each other: not all of them meet");
+    if (idle > 25) fail("threads wait for each other: not all of them meet");
   }
 }
 

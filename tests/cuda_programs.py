@@ -37,7 +37,7 @@ class Case:
 
     def __init__(self, rng: random.Random, most: int = 20) -> None:
         self.rng = rng
-        self.devices, self.blocks = rng.choice([(1, 8), (1, 8), (2, 4), (2, 4), (1, 3)])
+        self.devices, self.blocks = rng.choice([(1, 8), (1, 8), (2, 4), (2, 4), (2, 8)])
         self.buffers: list[tuple[str, int, int]] = [("i32", 1, 1), ("i32", 1, 1), ("i32", 1, 1), ("f32", 1, VOCAB)]
         self.plain = [self.buffer("f32", rng.randint(1, 3), rng.randint(1, 4)) for _ in range(rng.randint(2, 6))]
         self.events: list[tuple[int, int]] = []

@@ -106,7 +106,7 @@ def run(
     case: Case,
     asks: list[Ask],
     seed: int,
-    stall_ms: int = 1000,
+    stall_ms: int = 2000,
     stops: tuple[int, ...] = (),
     programs: int = 1,
     change: Callable[[dict[str, np.ndarray]], None] = lambda tables: None,

@@ -228,6 +228,7 @@ extern "C" int tc_try(const Program* p, Ask* asks, Answer* answers, uint32_t req
       0, blocks, 0, 0);
   if (s.draw(2))
     for (auto& f : s.fibers) f->speed = 1 + s.draw(16);
+  s.late_odds = std::vector<uint32_t>{4, 40, 400}[s.draw(3)];
   s.copy_odds = std::vector<uint32_t>{8, 24, 400, 2000}[s.draw(4)];
   s.run();
   for (char* m : s.shared) free(m);

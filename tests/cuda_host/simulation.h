@@ -42,7 +42,7 @@ struct Fiber {
 };
 
 constexpr size_t STACK = 128 << 10;
-constexpr uint64_t MOST_OPERATIONS = 3'000'000;
+constexpr uint64_t MOST_OPERATIONS = 8'000'000;
 
 struct Simulation {
   std::vector<std::unique_ptr<Fiber>> fibers;
@@ -55,7 +55,7 @@ struct Simulation {
   std::vector<Copy> copies;
   std::vector<Late> late;
   uint64_t random, operations = 0, hints = 0;
-  uint32_t agents = 0, copy_odds = 24;  // one in so many: that a copy finishes before another fiber goes on
+  uint32_t agents = 0, copy_odds = 24, late_odds = 4;  // one in so many: that a copy, a late store is done before others go on
   int me = 0;
   ucontext_t outside;
   std::string error;
@@ -96,7 +96,7 @@ struct Simulation {
   void change() {
     if (++operations > MOST_OPERATIONS) fail("no end");
     while (!copies.empty() && draw(copy_odds) == 0) finish(draw(uint32_t(copies.size())));
-    while (!late.empty() && draw(4) == 0) land(draw(uint32_t(late.size())));
+    while (!late.empty() && draw(late_odds) == 0) land(draw(uint32_t(late.size())));
     int next;
     for (uint32_t tries = 0;; ++tries) {
       next = int(draw(uint32_t(fibers.size())));

@@ -10,8 +10,9 @@ from pathlib import Path
 import opharness
 
 from tilecompile.build import find_compiler
+from tilecompile.cuda import emit
 from tilecompile.cuda.body import TileBody
-from tilecompile.cuda.lower import to_c
+from tilecompile.cuda.lower import to_c, to_cuda
 from tilecompile.emit import CPU, Kind
 from tilecompile.ops.base import REGISTRY, OpNode
 from tilecompile.runtime.format import c_header
@@ -60,3 +61,18 @@ def build_c_bodies(nodes: list[OpNode]) -> tuple[ctypes.CDLL, dict[str, Kind]]:
         library = ctypes.CDLL(str(path.with_suffix(".so")))
     library.run.restype = ctypes.c_void_p
     return library, of_node
+
+
+def kernels_source(nodes: list[OpNode], architecture: str) -> str:
+    """CUDA source with a kernel a node, which calls its body as the resident loop does."""
+    lowered = [(body, to_cuda(body, architecture)) for body in map(tile_body, nodes)]
+    scratch = max(function.shared_bytes for _, function in lowered)
+    parts = [emit.front(scratch), "using namespace tc;"]
+    for number, (body, function) in enumerate(lowered):
+        name = f"body{number}"
+        parts.append(function.function(name))
+        parts.append(
+            f'extern "C" __global__ void __launch_bounds__(288, 1) kernel{number}(Call* call) {{\n'
+            f"  const Call& c = *call;\n  if (threadIdx.x < 256) {{ {function.call(name, body.args)} }}\n}}\n"
+        )
+    return emit.once("\n".join(parts))

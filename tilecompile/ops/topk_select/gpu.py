@@ -61,7 +61,7 @@ class Selector:
 
         @T.macro
         def scan(sums):
-            for d in T.unroll(8):
+            for d in T.serial(8):
                 for i in f.lanes():
                     sums[(d + 1) % 2, i] = sums[d % 2, i] + T.if_then_else(
                         i >= T.shift_left(1, d), sums[d % 2, T.max(i - T.shift_left(1, d), 0)], 0
@@ -87,11 +87,11 @@ class Selector:
             state[2] = want
             for _ in T.serial(ROUNDS):
                 state[3] = 0  # bits of an interval
-                for b in T.unroll(32 - BITS):
+                for b in T.serial(32 - BITS):
                     if T.shift_right(above(state[1], state[0]), T.uint32(BITS + b)) != T.uint32(0):
                         state[3] = b + 1
                 state[4] = T.if_then_else(state[0] == state[1], 0, n)  # keys to look at
-                for b in T.unroll(EACH):
+                for b in T.serial(EACH):
                     for i in f.lanes():
                         bins[b * THREADS + i] = 0
                 for i in f.lanes():

@@ -1,8 +1,8 @@
-"""The GPU body of mla_attention: a head's softmax over chunks of rows, which are gathered into shared memory.
+"""The GPU body of mla_attention: softmax over chunks of rows, which are gathered into shared memory once for 8 heads.
 
-The softmax is that of Milakov and Gimelshein (arXiv 1805.02867): sums are scaled down whenever a chunk has a larger
-score. Orders of summation depend on neither the tile nor the other tokens: a score is PIECES sums over the columns,
-added in order; the denominator is added row by row, and so is an output.
+A warp keeps a head's softmax, that of Milakov and Gimelshein (arXiv 1805.02867): sums are scaled down whenever a chunk
+has a larger score. Orders of summation depend on neither the tile nor the other tokens: a score is PIECES sums over the
+columns, added in order; the denominator is a tree over each chunk, chunk by chunk; an output adds rows as selected.
 """
 
 from tilecompile.cuda.body import CPP, STORED, THREADS, Flavor, PrimFunc, TileBody, extent
@@ -14,6 +14,9 @@ ROWS = 32
 
 PIECES = THREADS // ROWS
 """Threads that share a score."""
+
+HEADS = THREADS // ROWS
+"""Heads that share gathered rows: a warp each."""
 
 Strides = tuple[int, ...]
 
@@ -47,7 +50,7 @@ def build(
     s_token: int,
     y_strides: Strides,
 ) -> PrimFunc:
-    """Heads lo:hi of all tokens, one after the other. With `part`, sums, largest score and denominator."""
+    """Heads lo:hi of all tokens, HEADS at a time. With `part`, sums, largest score and denominator."""
     import tilelang.language as T
 
     tokens, heads, latent = shape
@@ -70,16 +73,20 @@ def build(
     ):
         with T.Kernel(1, threads=THREADS):
             rows = f.shared((ROWS, pitch), STORED[dtype])
-            query = f.shared((width,), "float32")
-            pieces = f.shared((PIECES, ROWS), "float32")
-            weights = f.shared((ROWS,), "float32")
+            query = f.shared((HEADS, width), "float32")
+            pieces = f.shared((PIECES, HEADS, ROWS), "float32")
+            weights = f.shared((HEADS, ROWS), "float32")
+            factor = f.shared((HEADS,), "float32")
+            ends = f.shared((2, HEADS), "float32")
             dot = f.fragment((THREADS,), "float32")
-            sums = f.fragment((THREADS, each), "float32")
+            sums = f.fragment((THREADS, HEADS, each), "float32")
+            score = f.fragment((HEADS, ROWS), "float32")
+            most = f.fragment((HEADS,), "float32")
+            before = f.fragment((HEADS,), "float32")
+            total = f.fragment((HEADS,), "float32")
+            added = f.fragment((HEADS,), "float32")
             counted = f.fragment((THREADS,), "int32")
             selected = f.fragment((1,), "int32")
-            most = T.alloc_local((1,), "float32")
-            before = T.alloc_local((1,), "float32")
-            total = T.alloc_local((1,), "float32")
             for t in T.serial(tokens):
                 if part:
                     for i in f.lanes():
@@ -90,22 +97,26 @@ def build(
                     T.reduce_sum(counted, selected, dim=0)
                 else:
                     selected[0] = T.min(position + t + 1, topk)
-                for h in T.serial(lo, hi):
-                    for k in T.serial(T.ceildiv(width, THREADS)):
+                for g in T.serial(T.ceildiv(hi - lo, HEADS)):
+                    first = lo + g * HEADS
+                    for k in T.serial(T.ceildiv(HEADS * width, THREADS)):
                         for i in f.lanes():
-                            if k * THREADS + i < latent:
-                                query[k * THREADS + i] = (
-                                    q_latent[t * l_strides[0] + h * l_strides[1] + k * THREADS + i] * scale
-                                )
-                            elif k * THREADS + i < width:
-                                query[k * THREADS + i] = (
-                                    q_rope[t * r_strides[0] + h * r_strides[1] + k * THREADS + i - latent] * scale
-                                )
-                    most[0] = -T.infinity("float32")
-                    total[0] = 0
+                            w = T.truncdiv(k * THREADS + i, width)
+                            d = T.truncmod(k * THREADS + i, width)
+                            if w < T.min(HEADS, hi - first):
+                                if d < latent:
+                                    query[w, d] = q_latent[t * l_strides[0] + (first + w) * l_strides[1] + d] * scale
+                                else:
+                                    query[w, d] = (
+                                        q_rope[t * r_strides[0] + (first + w) * r_strides[1] + d - latent] * scale
+                                    )
+                    for w in f.parallel(HEADS):
+                        most[w] = -T.infinity("float32")
+                        total[w] = 0
                     for i in f.lanes():
-                        for j in T.unroll(each):
-                            sums[i, j] = 0
+                        for h in T.unroll(HEADS):
+                            for j in T.unroll(each):
+                                sums[i, h, j] = 0
                     for c in T.serial(T.ceildiv(selected[0], ROWS)):
                         for k in T.serial(T.ceildiv(ROWS * width, THREADS)):
                             for i in f.lanes():
@@ -116,48 +127,58 @@ def build(
                                         rows[r, d] = cache[selection[t * s_token + c * ROWS + r] * row + d]
                                     else:
                                         rows[r, d] = 0
-                        for i in f.lanes():
-                            dot[i] = 0
-                            for d in T.serial(piece):
-                                if T.truncdiv(i, ROWS) * piece + d < width:
-                                    dot[i] += query[T.truncdiv(i, ROWS) * piece + d] * f.widen(
-                                        rows[T.truncmod(i, ROWS), T.truncdiv(i, ROWS) * piece + d], dtype
-                                    )
-                            pieces[T.truncdiv(i, ROWS), T.truncmod(i, ROWS)] = dot[i]
-                        for i in f.lanes():
-                            if i < ROWS:
+                        for h in T.serial(T.min(HEADS, hi - first)):
+                            for i in f.lanes():
                                 dot[i] = 0
-                                for p in T.unroll(PIECES):
-                                    dot[i] += pieces[p, i]
-                                weights[i] = T.if_then_else(c * ROWS + i < selected[0], dot[i], -T.infinity("float32"))
-                        before[0] = most[0]
-                        for r in T.serial(ROWS):
-                            most[0] = T.max(most[0], weights[r])
+                                for d in T.serial(piece):
+                                    if T.truncdiv(i, ROWS) * piece + d < width:
+                                        dot[i] += query[h, T.truncdiv(i, ROWS) * piece + d] * f.widen(
+                                            rows[T.truncmod(i, ROWS), T.truncdiv(i, ROWS) * piece + d], dtype
+                                        )
+                                pieces[T.truncdiv(i, ROWS), h, T.truncmod(i, ROWS)] = dot[i]
+                        for w, r in f.parallel(HEADS, ROWS):
+                            score[w, r] = -T.infinity("float32")
+                            if c * ROWS + r < selected[0] and first + w < hi:
+                                score[w, r] = 0
+                                for p in T.serial(PIECES):
+                                    score[w, r] += pieces[p, w, r]
+                        for w in f.parallel(HEADS):
+                            before[w] = most[w]
+                        T.reduce_max(score, most, dim=1, clear=False)
+                        for w, r in f.parallel(HEADS, ROWS):
+                            if first + w < hi:
+                                score[w, r] = T.exp(score[w, r] - most[w])
+                            else:
+                                score[w, r] = 0
+                            weights[w, r] = score[w, r]
+                        T.reduce_sum(score, added, dim=1)
+                        for w in f.parallel(HEADS):
+                            before[w] = T.exp(before[w] - most[w])
+                            total[w] = total[w] * before[w] + added[w]
+                            factor[w] = before[w]
                         for i in f.lanes():
-                            if i < ROWS:
-                                pieces[0, i] = T.exp(weights[i] - most[0])
-                        before[0] = T.exp(before[0] - most[0])
-                        total[0] = total[0] * before[0]
-                        for r in T.serial(ROWS):
-                            total[0] += pieces[0, r]
-                        for i in f.lanes():
-                            for j in T.unroll(each):
-                                sums[i, j] *= before[0]
-                            for r in T.serial(ROWS):
+                            for h in T.unroll(HEADS):
+                                if first + h < hi:
+                                    for j in T.unroll(each):
+                                        sums[i, h, j] *= factor[h]
+                                    for r in T.serial(ROWS):
+                                        for j in T.unroll(each):
+                                            if j * THREADS + i < latent:
+                                                sums[i, h, j] += weights[h, r] * f.widen(
+                                                    rows[r, j * THREADS + i], dtype
+                                                )
+                    for w in f.parallel(HEADS):
+                        ends[0, w] = T.if_then_else(selected[0] > 0, most[w], T.float32(0))
+                        ends[1, w] = total[w]
+                    for i in f.lanes():
+                        for h in T.unroll(HEADS):
+                            if first + h < hi:
                                 for j in T.unroll(each):
                                     if j * THREADS + i < latent:
-                                        sums[i, j] += pieces[0, r] * f.widen(rows[r, j * THREADS + i], dtype)
-                    for i in f.lanes():
-                        for j in T.unroll(each):
-                            if j * THREADS + i < latent:
-                                if part:
-                                    y[t * y_strides[0] + h * y_strides[1] + j * THREADS + i] = sums[i, j]
-                                else:
-                                    y[t * y_strides[0] + h * y_strides[1] + j * THREADS + i] = sums[i, j] / total[0]
-                        if part and i == 0:
-                            y[t * y_strides[0] + h * y_strides[1] + latent] = T.if_then_else(
-                                selected[0] > 0, most[0], T.float32(0)
-                            )
-                            y[t * y_strides[0] + h * y_strides[1] + latent + 1] = total[0]
+                                        y[t * y_strides[0] + (first + h) * y_strides[1] + j * THREADS + i] = sums[
+                                            i, h, j
+                                        ] / (T.float32(1) if part else ends[1, h])
+                                if part and i < 2:
+                                    y[t * y_strides[0] + (first + h) * y_strides[1] + latent + i] = ends[i, h]
 
     return body

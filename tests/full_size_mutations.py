@@ -237,11 +237,17 @@ def write_short(plan: Plan, rng: random.Random) -> Mutation | None:
 def pushed_elsewhere(plan: Plan, rng: random.Random) -> Mutation | None:
     """An exchange goes to a buffer of another device."""
     i = rng.randrange(len(plan.stream))
-    if ".push." not in plan.operators[int(plan.tables["instructions"]["op"][i])]:
+    regions, buffers = plan.tables["regions"], plan.tables["buffers"]
+    here = int(plan.tables["streams"]["device"][plan.stream[i]])
+    rows = [
+        int(r)
+        for r in plan.rows("regions", "region", i)
+        if regions["mode"][r] == fmt.WRITE and buffers["device"][regions["buffer"][r]] != here
+    ]
+    if not rows:
         return None
-    rows = plan.rows("regions", "region", i)
-    row = next(int(r) for r in rows if plan.tables["regions"]["mode"][r] == fmt.WRITE)
-    of, buffers = plan.tables["buffers"][plan.tables["regions"]["buffer"][row]], plan.tables["buffers"]
+    row = rng.choice(rows)
+    of = buffers[regions["buffer"][row]]
     same = (buffers["rows"] == of["rows"]) & (buffers["cols"] == of["cols"]) & (buffers["device"] != of["device"])
     others = np.flatnonzero(same & (buffers["arena"] == of["arena"]))
     if not len(others):

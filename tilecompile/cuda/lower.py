@@ -24,6 +24,7 @@ CONFIG = {
     "tl.disable_warp_specialized": True,  # roles are the loop's business
     "tl.disable_tma_lower": True,  # no descriptors, no mbarriers
     "tl.disable_safe_memory_legalize": True,  # guards are written where they are needed
+    "tl.enable_fp32x2_reduction": False,  # pairs of f32 need TileLang's library
     "tirx.disable_vectorize": True,  # operands are aligned to an element
 }
 

@@ -81,9 +81,10 @@ def build(
             dot = f.fragment((THREADS,), "float32")
             sums = f.fragment((THREADS, HEADS, each), "float32")
             score = f.fragment((HEADS, ROWS), "float32")
-            most = f.fragment((HEADS,), "float32")
-            before = f.fragment((HEADS,), "float32")
-            total = f.fragment((HEADS,), "float32")
+            most = f.fragment((HEADS, ROWS), "float32")  # the same in all threads of a warp, as are the next two
+            before = f.fragment((HEADS, ROWS), "float32")
+            total = f.fragment((HEADS, ROWS), "float32")
+            peak = f.fragment((HEADS,), "float32")
             added = f.fragment((HEADS,), "float32")
             counted = f.fragment((THREADS,), "int32")
             selected = f.fragment((1,), "int32")
@@ -110,9 +111,9 @@ def build(
                                     query[w, d] = (
                                         q_rope[t * r_strides[0] + (first + w) * r_strides[1] + d - latent] * scale
                                     )
-                    for w in f.parallel(HEADS):
-                        most[w] = -T.infinity("float32")
-                        total[w] = 0
+                    for w, r in f.parallel(HEADS, ROWS):
+                        most[w, r] = -T.infinity("float32")
+                        total[w, r] = 0
                     for i in f.lanes():
                         for h in T.unroll(HEADS):
                             for j in T.unroll(each):
@@ -142,20 +143,21 @@ def build(
                                 score[w, r] = 0
                                 for p in T.serial(PIECES):
                                     score[w, r] += pieces[p, w, r]
-                        for w in f.parallel(HEADS):
-                            before[w] = most[w]
-                        T.reduce_max(score, most, dim=1, clear=False)
+                        T.reduce_max(score, peak, dim=1)
                         for w, r in f.parallel(HEADS, ROWS):
+                            before[w, r] = most[w, r]
+                            most[w, r] = T.max(most[w, r], peak[w])
                             if first + w < hi:
-                                score[w, r] = T.exp(score[w, r] - most[w])
+                                score[w, r] = T.exp(score[w, r] - most[w, r])
                             else:
                                 score[w, r] = 0
                             weights[w, r] = score[w, r]
                         T.reduce_sum(score, added, dim=1)
-                        for w in f.parallel(HEADS):
-                            before[w] = T.exp(before[w] - most[w])
-                            total[w] = total[w] * before[w] + added[w]
-                            factor[w] = before[w]
+                        for w, r in f.parallel(HEADS, ROWS):
+                            before[w, r] = T.exp(before[w, r] - most[w, r])
+                            total[w, r] = total[w, r] * before[w, r] + added[w]
+                            if r == 0:
+                                factor[w] = before[w, r]
                         for i in f.lanes():
                             for h in T.unroll(HEADS):
                                 if first + h < hi:
@@ -167,9 +169,10 @@ def build(
                                                 sums[i, h, j] += weights[h, r] * f.widen(
                                                     rows[r, j * THREADS + i], dtype
                                                 )
-                    for w in f.parallel(HEADS):
-                        ends[0, w] = T.if_then_else(selected[0] > 0, most[w], T.float32(0))
-                        ends[1, w] = total[w]
+                    for w, r in f.parallel(HEADS, ROWS):
+                        if r == 0:
+                            ends[0, w] = T.if_then_else(selected[0] > 0, most[w, r], T.float32(0))
+                            ends[1, w] = total[w, r]
                     for i in f.lanes():
                         for h in T.unroll(HEADS):
                             if first + h < hi:

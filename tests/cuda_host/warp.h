@@ -216,10 +216,13 @@ struct Slots {
   void poison(int stage) { memset(memory[stage], 0xff, SLOT); }
   const char* wait(uint32_t n) {
     if (n >= given.size()) fail("a body waits for more slots than its weights have");
-    for (; filled <= n; ++filled) {
-      while (filled >= released + STAGES) yield();
-      if (filled > n) break;  // by another fiber meanwhile
+    while (filled <= n) {  // any fiber may fill a slot meanwhile
+      if (filled >= released + STAGES) {
+        yield();
+        continue;
+      }
       memcpy(memory[filled % STAGES], given[filled].data(), given[filled].size());
+      ++filled;
       ++fibers.moves;
     }
     return memory[n % STAGES];

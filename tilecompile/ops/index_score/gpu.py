@@ -1,7 +1,7 @@
-"""The GPU body of index_score: a thread a key and half of the heads; keys lie in registers, queries in shared memory.
+"""The GPU body of index_score: a thread a key and half of the heads, GROUP at a time; both in shared memory.
 
-A dot product is four sums over d mod 4, a half adds its heads in ascending order, and the second half is added to the
-first: bits depend on neither the block nor the other tokens.
+A dot product is one sum over d in ascending order, a half adds its heads in ascending order, and the second half is
+added to the first: bits depend on neither the block nor the other tokens.
 """
 
 from tilecompile.cuda.body import CPP, STORED, THREADS, Flavor, PrimFunc, TileBody, extent
@@ -12,6 +12,9 @@ KEYS = 128
 """Keys at a time."""
 
 HALVES = THREADS // KEYS
+
+GROUP = 4
+"""Heads whose dot products share what is read of a key."""
 
 Strides = tuple[int, ...]
 
@@ -47,7 +50,7 @@ def build(
     import tilelang.language as T
 
     tokens, heads, width = shape
-    half = -(-heads // HALVES)
+    groups = -(-heads // (HALVES * GROUP))
     pitch = width + (2 if dtype == "bf16" and width % 2 == 0 else 1)  # rows begin in different banks
 
     @T.prim_func
@@ -63,42 +66,47 @@ def build(
     ):
         with T.Kernel(1, threads=THREADS):
             rows = f.shared((KEYS, pitch), STORED[dtype])
-            queries = f.shared((heads, width), "float32")
+            queries = f.shared((HALVES * groups, width, GROUP), "float32")
             sums = f.shared((KEYS,), "float32")
-            key = f.fragment((THREADS, width), "float32")
-            dot = T.alloc_local((4,), "float32")  # of one thread
+            key = T.alloc_local((1,), "float32")
+            dot = T.alloc_local((GROUP,), "float32")
             score = f.fragment((THREADS,), "float32")
             end = T.min(hi, rows_expr(position + tokens, share, count, block))
             if position + tokens > topk:
                 for b in T.serial(T.ceildiv(end - lo, KEYS)):
-                    for k in T.serial(T.ceildiv(KEYS * width, THREADS)):
+                    for k in T.unroll(T.ceildiv(KEYS * width, THREADS), unroll_factor=8):
                         for i in f.lanes():
                             r = T.truncdiv(k * THREADS + i, width)
                             d = T.truncmod(k * THREADS + i, width)
                             if r < KEYS and lo + b * KEYS + r < end:
                                 rows[r, d] = cache[(lo + b * KEYS + r) * row + d]
-                    for i in f.lanes():
-                        for d in T.unroll(width):
-                            key[i, d] = f.widen(rows[T.truncmod(i, KEYS), d], dtype)
                     for t in T.serial(tokens):
                         if position + t + 1 > topk:
-                            for k in T.serial(T.ceildiv(heads * width, THREADS)):
+                            for k in T.serial(T.ceildiv(HALVES * groups * GROUP * width, THREADS)):
                                 for i in f.lanes():
                                     h = T.truncdiv(k * THREADS + i, width)
                                     d = T.truncmod(k * THREADS + i, width)
-                                    if h < heads:
-                                        queries[h, d] = query[t * q_strides[0] + h * q_strides[1] + d]
+                                    if h < HALVES * groups * GROUP:
+                                        if h < heads:
+                                            queries[T.truncdiv(h, GROUP), d, T.truncmod(h, GROUP)] = query[
+                                                t * q_strides[0] + h * q_strides[1] + d
+                                            ]
+                                        else:
+                                            queries[T.truncdiv(h, GROUP), d, T.truncmod(h, GROUP)] = 0
                             for i in f.lanes():
                                 score[i] = 0
-                                for h in T.serial(half):
-                                    if T.truncdiv(i, KEYS) * half + h < heads:
-                                        for j in T.unroll(4):
-                                            dot[j] = 0
-                                        for d in T.unroll(width):
-                                            dot[d % 4] += key[i, d] * queries[T.truncdiv(i, KEYS) * half + h, d]
-                                        score[i] += weight[t * w_token + T.truncdiv(i, KEYS) * half + h] * T.max(
-                                            (dot[0] + dot[1]) + (dot[2] + dot[3]), T.float32(0)
-                                        )
+                                for g in T.serial(groups):
+                                    for j in T.unroll(GROUP):
+                                        dot[j] = 0
+                                    for d in T.unroll(width, unroll_factor=8):
+                                        key[0] = f.widen(rows[T.truncmod(i, KEYS), d], dtype)
+                                        for j in T.unroll(GROUP):
+                                            dot[j] += key[0] * queries[T.truncdiv(i, KEYS) * groups + g, d, j]
+                                    for j in T.unroll(GROUP):
+                                        if (T.truncdiv(i, KEYS) * groups + g) * GROUP + j < heads:
+                                            score[i] += weight[
+                                                t * w_token + (T.truncdiv(i, KEYS) * groups + g) * GROUP + j
+                                            ] * T.max(dot[j], T.float32(0))
                                 if i >= KEYS:
                                     sums[i - KEYS] = score[i]
                             seen = T.min(end, rows_expr(position + t + 1, share, count, block))

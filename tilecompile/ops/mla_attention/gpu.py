@@ -100,7 +100,7 @@ def build(
                     selected[0] = T.min(position + t + 1, topk)
                 for g in T.serial(T.ceildiv(hi - lo, HEADS)):
                     first = lo + g * HEADS
-                    for k in T.serial(T.ceildiv(HEADS * width, THREADS)):
+                    for k in T.unroll(T.ceildiv(HEADS * width, THREADS), unroll_factor=2):
                         for i in f.lanes():
                             w = T.truncdiv(k * THREADS + i, width)
                             d = T.truncmod(k * THREADS + i, width)
@@ -119,7 +119,7 @@ def build(
                             for j in T.unroll(each):
                                 sums[i, h, j] = 0
                     for c in T.serial(T.ceildiv(selected[0], ROWS)):
-                        for k in T.serial(T.ceildiv(ROWS * width, THREADS)):
+                        for k in T.unroll(T.ceildiv(ROWS * width, THREADS), unroll_factor=4):
                             for i in f.lanes():
                                 r = T.truncdiv(k * THREADS + i, width)
                                 d = T.truncmod(k * THREADS + i, width)
@@ -131,7 +131,7 @@ def build(
                         for h in T.serial(T.min(HEADS, hi - first)):
                             for i in f.lanes():
                                 dot[i] = 0
-                                for d in T.serial(piece):
+                                for d in T.unroll(piece, unroll_factor=4):
                                     if T.truncdiv(i, ROWS) * piece + d < width:
                                         dot[i] += query[h, T.truncdiv(i, ROWS) * piece + d] * f.widen(
                                             rows[T.truncmod(i, ROWS), T.truncdiv(i, ROWS) * piece + d], dtype
@@ -163,9 +163,8 @@ def build(
                                 if first + h < hi:
                                     for j in T.unroll(each):
                                         sums[i, h, j] *= factor[h]
-                                    for r in T.serial(ROWS):
-                                        for j in T.unroll(each):
-                                            if j * THREADS + i < latent:
+                                        if j * THREADS + i < latent:
+                                            for r in T.unroll(ROWS, unroll_factor=4):
                                                 sums[i, h, j] += weights[h, r] * f.widen(
                                                     rows[r, j * THREADS + i], dtype
                                                 )

@@ -136,11 +136,13 @@ def pushes(g: torch.Generator, tokens: int) -> Iterator[Case]:
 
 
 def selects(g: torch.Generator, tokens: int) -> Iterator[Case]:
-    """All of 16,384 positions on one device."""
+    """All of 16,384 positions on one device; then with few values, so that larger scores stand between ties."""
     inputs = (view("scores", tokens, 16384), view("position", 1, dtype="i32"))
     tensors = drawn(g, inputs[0]) | number("position", 16000)
     y = view("selection", tokens, TOPK, dtype="i32")
     yield Case(OpNode("select", "topk_select", inputs, (), (y,), {"topk": TOPK}), tensors, 0)
+    tensors = tensors | {"scores": tensors["scores"].round()}
+    yield Case(OpNode("ties", "topk_select", inputs, (), (y,), {"topk": TOPK}), tensors, 0)
 
 
 def shares(g: torch.Generator, tokens: int) -> Iterator[Case]:

@@ -114,6 +114,9 @@ def draw(rows: Sequence[Row], title: str, path: Path) -> None:
         here = [r for r in mine if r["context"] == context]
         by_choice.plot([_label(r, ring) for r in here], [r["step_ms"] for r in here], "o", label=placement)
     by_context.set(xscale="log", xlabel="context, positions", ylabel="ms a step, simulated", title="placements")
+    contexts = sorted({row["context"] for row in rows})
+    by_context.set_xticks(contexts, [f"{c:,}" for c in contexts])
+    by_context.minorticks_off()
     by_choice.set(xlabel=f"tasks a worker, ring (context {context})", title="granularity and ring depth")
     for axes in (by_context, by_choice):
         axes.set_ylim(bottom=0)

@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from using import left
 
 import tilecompile
-from tilecompile import compile as compiler
+from tilecompile import kernels
 from tilecompile.compile import compile_model
 from tilecompile.errors import EngineError, InputError
 from tilecompile.models.checkpoint import Checkpoint
@@ -39,7 +39,7 @@ STAGES = ("open", "trace", "tile", "events", "schedule", "verify", "build", "pac
 @pytest.fixture
 def quick(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No C++ compiler is run."""
-    monkeypatch.setattr(compiler, "build", lambda source, output, isa: shutil.copyfile(tiny / "kernel.so", output))
+    monkeypatch.setattr(kernels, "build", lambda source, output, isa: shutil.copyfile(tiny / "kernel.so", output))
 
 
 @pytest.fixture
@@ -87,8 +87,8 @@ def test_disk_full_at_each_step(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     if step == "shutil.copyfile":
-        monkeypatch.setattr(compiler, "build", lambda source, output, isa: output.write_bytes(b""))
-    monkeypatch.setattr(f"tilecompile.compile.{step}", full)
+        monkeypatch.setattr(kernels, "build", lambda source, output, isa: output.write_bytes(b""))
+    monkeypatch.setattr(f"tilecompile.{'kernels' if step == 'build' else 'compile'}.{step}", full)
     with pytest.raises(InputError, match=r"e: can't be written: No space left on device$"):
         compile_model(options(model, place / "e", force=force))
     assert left(place) == (["e"] if force else [])
@@ -166,9 +166,9 @@ def test_killed_compile(quick: None, model: Path, tmp_path: Path) -> None:
     text = f"""
 import os, signal
 from pathlib import Path
-from tilecompile import compile as compiler
+from tilecompile import compile as compiler, kernels
 from tilecompile.options import CompileOptions
-compiler.build = lambda source, output, isa: output.write_bytes(b"")
+kernels.build = lambda source, output, isa: output.write_bytes(b"")
 def progress(stage, done, total):
     if stage == "pack": os.kill(os.getpid(), signal.SIGKILL)
 options = CompileOptions({str(model)!r}, Path({str(tmp_path / "out" / "e")!r}), seed=1, max_seq_len=256, workers=2)

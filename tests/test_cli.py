@@ -22,6 +22,7 @@ from tilecompile.cli import app
 from tilecompile.errors import InputError
 from tilecompile.options import CompileOptions
 from tilecompile.runtime import machine
+from tilecompile.runtime.format import FORMAT_VERSION
 from tilecompile.schedules import PLACEMENTS
 
 COMMANDS = ("demo", "compile", "generate", "inspect", "models")
@@ -124,7 +125,7 @@ def test_bad_engines(tmp_path: Path, command: list[str]) -> None:
     assert "has no engine.json" in refused(*command, tmp_path)
     path = fake.make_engine(tmp_path / "e")
     fake.edit_manifest(path, lambda data: data.update(format=99))
-    assert "engine.json: format version is 99, want 5" in refused(*command, path)
+    assert f"engine.json: format version is 99, want {FORMAT_VERSION}" in refused(*command, path)
     path = fake.make_engine(tmp_path / "f")
     (path / "tables" / "waits.npy").unlink()
     assert "tables/waits.npy: missing file" in refused(*command, path)

@@ -22,6 +22,7 @@ import tilecompile
 from tilecompile.errors import EngineError, EngineStalled, InputError
 from tilecompile.runtime import machine
 from tilecompile.runtime.files import ChunkHasher, file_entry
+from tilecompile.runtime.format import FORMAT_VERSION
 from tilecompile.runtime.generate import Output
 from tilecompile.runtime.manifest import read_manifest
 from tilecompile.runtime.memory import allocate, read_into
@@ -320,9 +321,9 @@ Edit = Callable[[dict[str, Any]], Any]
 @pytest.mark.parametrize(
     ("edit", "words"),
     [
-        (lambda d: d.update(format=1), "engine.json: format version is 1, want 5"),
-        (lambda d: d.pop("format"), "format version is null, want 5"),
-        (lambda d: d.update(format=True), "format version is true, want 5"),
+        (lambda d: d.update(format=1), f"engine.json: format version is 1, want {FORMAT_VERSION}"),
+        (lambda d: d.pop("format"), f"format version is null, want {FORMAT_VERSION}"),
+        (lambda d: d.update(format=True), f"format version is true, want {FORMAT_VERSION}"),
         (lambda d: d.pop("vocab_size"), "vocab_size is missing, want a whole number from 0"),
         (lambda d: d["model"].pop("name"), r"model\.name is missing, want a string"),
         (lambda d: d.update(workers="2"), 'workers is "2", want a whole number from 0'),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import re
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -32,6 +33,9 @@ ARCHITECTURES = ("sm_90a", "sm_100a")
 
 SAMPLE = ("rms_norm", "layer_norm", "cache_append")
 """Ops whose CUDA form every run of the tests looks at."""
+
+REPEATED = (*SAMPLE, "topk_select", "argmax", "mla_attention")
+"""Ops that are lowered twice; several of them have more than one reduction."""
 
 LONG = ("map", "topk_select", "topk_candidates", "topk_merge", "index_score", "mla_attention")
 """Ops whose cases take TileLang long."""
@@ -131,7 +135,7 @@ def test_lowering_repeats_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """Two processes with different hash seeds and empty caches make the same bytes."""
     program = (
         "from gpu_bodies import tile_body; from opharness import cases_of; from tilecompile.cuda.lower import to_cuda\n"
-        f"print([to_cuda(tile_body(cases_of(op, 0)[0].node), a) for op in {SAMPLE} for a in {ARCHITECTURES}])"
+        f"print([to_cuda(tile_body(cases_of(op, 0)[0].node), a) for op in {REPEATED} for a in {ARCHITECTURES}])"
     )
     printed = []
     for seed in ("1", "2"):
@@ -140,7 +144,7 @@ def test_lowering_repeats_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         command = [sys.executable, "-c", program]
         printed.append(subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, check=True).stdout)
     assert printed[0] == printed[1]
-    assert printed[0].count(b"Lowered(") == len(SAMPLE) * len(ARCHITECTURES)
+    assert printed[0].count(b"Lowered(") == len(REPEATED) * len(ARCHITECTURES)
 
 
 def test_lowered_bodies_are_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,6 +178,34 @@ def test_rewriter_makes_a_device_function() -> None:
     assert lowered.call("copy", ("c.arg<float>(0)", "c.arg<float>(1)")) == (
         "copy(c.arg<float>(1), c.arg<float>(0), c.scratch);"
     )
+
+
+REDUCTIONS = """extern "C" __global__ void __launch_bounds__(256, 1) k(float* __restrict__ y) {
+  extern __shared__ __align__(1024) uchar buf_dyn_shmem[];
+  void* bins = ((void*)((char*)buf_dyn_shmem + 0));
+  void* workspace = ((void*)((char*)buf_dyn_shmem + 1024));
+  void* workspace_1 = ((void*)((char*)buf_dyn_shmem + 2048));
+  ((int*)bins)[((int)threadIdx.x)] = 0;
+  y[0] = tl::AllReduce<tl::MaxOp, 256, 1, 0, tl::NamedBarrier<256>>::run(y[0], (&(((int*)workspace_1)[0])));
+  y[1] = tl::AllReduce<tl::MinOp, 256, 1, 0, tl::NamedBarrier<256>>::run(y[1], (&(((int*)workspace)[0])));
+}
+"""
+
+
+def test_rewriter_gives_reductions_memory_of_their_own() -> None:
+    """TileLang names and places its buffers for reductions in any order, but the text must always be the same."""
+    lowered = rewrite(REDUCTIONS, ("y",), 3080)
+    swapped = REDUCTIONS.replace("workspace_1)", "workspace_2)").replace("workspace)", "workspace_1)")
+    assert rewrite(swapped.replace("workspace_2)", "workspace)"), ("y",), 3080) == lowered
+    assert "y[0] = tc::reduce<tc::Max, 256>(y[0], scratch + 3088);" in lowered.source
+    assert "y[1] = tc::reduce<tc::Min, 256>(y[1], scratch + 3088);" in lowered.source
+    assert lowered.shared_bytes == 3088 + 8 * 4
+    alone = rewrite(re.sub(r".*bins.*\n", "", REDUCTIONS), ("y",), 3080)
+    assert "shmem" not in alone.source
+    assert "(y[0], scratch + 0);" in alone.source
+    assert alone.shared_bytes == 8 * 4
+    with pytest.raises(LoweringError, match="takes memory for a reduction otherwise"):
+        rewrite(REDUCTIONS.replace("workspace)[0]", "workspace)[1]"), ("y",), 3080)
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,9 @@ C_TYPES = {
 REDUCTIONS = {"tl::SumOp": "tc::Sum", "tl::MaxOp": "tc::Max", "tl::MinOp": "tc::Min"}
 """TileLang's operations of reductions, and those of `reduce.cuh`, which takes the place of its library."""
 
+REDUCE_BYTES = THREADS // 32 * 4
+"""Shared memory of a reduction over all threads: an element of 4 bytes a warp."""
+
 CALLS = {
     *("if", "for", "while", "return", "atomicAdd", "max", "min", "body_barrier", "__int_as_float"),
     *("expf", "tanhf", "sqrtf", "rsqrtf"),
@@ -80,6 +83,8 @@ KERNEL = re.compile(
     r'extern "C" __global__ void __launch_bounds__\((\d+), (\d+)\) (\w+)\(([^)]*)\) \{\n(.*?)\n\}\n', re.DOTALL
 )
 REDUCE = re.compile(r"tl::AllReduce<(tl::\w+), (\d+), 1, 0(?:, tl::NamedBarrier<(\d+)>)?>::run\(")
+WORKSPACE = re.compile(r"\(&\((?:\(\(\w+\*\)workspace\w*\)|workspace\w*)\[0\]\)\)\)")
+WORKSPACE_DECLARED = re.compile(r"^ *\w+\* workspace\w* = .*;\n", re.MULTILINE)
 SHARED = re.compile(r"extern __shared__ __align__\((\d+)\) (\w+) (\w+)\[\];")
 
 
@@ -191,7 +196,7 @@ def rewrite(source: str, names: Sequence[str], shared_bytes: int) -> Lowered:
 
     Pointers lose `const` and `__restrict__`: what a body reads, another SM may have written in the same launch, and a
     load through the read-only cache would miss it. `__syncthreads` becomes a barrier of the consumers, dynamic shared
-    memory a parameter, TileLang's reductions ours. Raises LoweringError on anything unknown.
+    memory a parameter, TileLang's reductions ours, with room of their own. Raises LoweringError on anything unknown.
     """
     kernels = KERNEL.findall(source)
     _require(len(kernels) == 1, "is not one kernel with a launch bound", source)
@@ -208,6 +213,7 @@ def rewrite(source: str, names: Sequence[str], shared_bytes: int) -> Lowered:
     text = text.replace("__syncthreads();", "tc::body_barrier();")
     text = text.replace("AtomicAdd(", "atomicAdd(").replace("CUDART_INF_F", "__int_as_float(0x7F800000)")
     text = REDUCE.sub(_reduction, text)
+    text, shared_bytes = _one_workspace(text, [name for _, _, name in declared], shared_bytes)
     text = re.sub(r"\b(uint|ushort|uchar)\b", lambda m: C_TYPES[m[0]], text)
 
     for word in BANNED:
@@ -220,6 +226,24 @@ def rewrite(source: str, names: Sequence[str], shared_bytes: int) -> Lowered:
     _require("threadIdx" not in text, "takes a thread's number otherwise", text)
     function = f"static __device__ __forceinline__ void @NAME@({declaration}) {{\n{text}\n}}\n"
     return Lowered(function, shared_bytes, _order(parameters, names))
+
+
+def _one_workspace(text: str, declared: Sequence[str], shared_bytes: int) -> tuple[str, int]:
+    """The text with the same memory for all reductions, behind all other, and the shared memory that it takes then.
+
+    TileLang gives each reduction a buffer. All of them have the same name, and which comes first in memory depends on
+    where its compiler's objects lie: the text would differ from process to process. `tc::reduce` shares its memory with
+    no one but other reductions, and waits for these.
+    """
+    if WORKSPACE.search(text):
+        text = WORKSPACE_DECLARED.sub("", text)
+        others = [name for name in declared if len(re.findall(rf"\b{name}\b", text)) > 1]
+        if not others:
+            text = re.sub(rf"^ *\w+\* ({'|'.join(declared)}) = .*;\n", "", text, flags=re.MULTILINE)
+        begin = -(-shared_bytes // 16) * 16 if others else 0
+        text, shared_bytes = WORKSPACE.sub(f"scratch + {begin})", text), begin + REDUCE_BYTES
+    _require("workspace" not in text, "takes memory for a reduction otherwise", text)
+    return text, shared_bytes
 
 
 def _reduction(found: re.Match[str]) -> str:

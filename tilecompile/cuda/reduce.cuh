@@ -19,16 +19,17 @@ struct Min {
   TC_DEVICE static int32_t of(int32_t a, int32_t b) { return a < b ? a : b; }
 };
 
-// Over groups of N neighbouring threads: parts of a warp, or all consumers. Those need `shared`, room for an element a
+// Over groups of N neighbouring threads: parts of a warp, or all consumers. Those need `memory`, room for an element a
 // warp, which may still be in use when the reduction begins, and is when it returns.
 template <class Op, int N, class E>
-TC_DEVICE E reduce(E x, E* shared = nullptr) {
+TC_DEVICE E reduce(E x, char* memory = nullptr) {
   constexpr int WARPS = N / LANES;
-  static_assert(N == CONSUMERS || N <= LANES);
+  static_assert((N == CONSUMERS || N <= LANES) && sizeof(E) == 4);
   TC_UNROLL
   for (int offset = (N < LANES ? N : LANES) / 2; offset > 0; offset /= 2)
     x = Op::of(x, __shfl_xor_sync(0xFFFFFFFF, x, offset));
   if constexpr (N > LANES) {
+    E* shared = reinterpret_cast<E*>(memory);
     body_barrier();
     if (lane() == 0) shared[thread() / LANES] = x;
     body_barrier();

@@ -74,10 +74,14 @@ def compile_command(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoint folder or named configuration.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="ENGINE", help="Folder to make.")],
     force: Annotated[bool, typer.Option("--force", help="Replace an engine that exists.")] = False,
-    target: Annotated[str | None, typer.Option(help="cpu (what this machine has), cpu-avx2, cpu-portable.")] = None,
+    target: Annotated[
+        str | None, typer.Option(help="cpu (what this machine has), cpu-avx2, cpu-portable, sm_90a, sm_100a.")
+    ] = None,
     machine: Annotated[str | None, typer.Option(metavar="NAME|FILE.toml", help="Sets target and devices.")] = None,
     devices: Annotated[int | None, typer.Option(help="Devices to place the model on.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Workers a device.  [default: the usable cores]")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Workers a device.  [default: the usable cores; a GPU's SMs]")
+    ] = None,
     tokens: Annotated[int, typer.Option(help="Tokens of a step; more than one to look at, not to run, so far.")] = 1,
     granularity: Annotated[int, typer.Option(help="Tasks a worker that an operator is cut into, about.")] = 1,
     placement: Annotated[

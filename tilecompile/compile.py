@@ -27,7 +27,7 @@ from tilecompile.fit import check_fit, needs
 from tilecompile.fuse import fuse
 from tilecompile.graph import OpGraph
 from tilecompile.graph_json import graph_of, write_graph
-from tilecompile.kernels import check_bodies, kinds_of, no_bodies, write_kernel
+from tilecompile.kernels import check_bodies, kinds_of, write_kernel
 from tilecompile.listing import listing
 from tilecompile.models.config import Glm5Config
 from tilecompile.models.glm5 import Glm5Step
@@ -107,7 +107,7 @@ def compile_model(options: CompileOptions, progress: Progress = lambda stage, do
         if not settings.machine.is_cpu:
             check_fit(needs(placed, copies), settings.machine, max_seq_len)
         nodes = {(p.graph.program, n.name): n for p in placed for n in p.graph.nodes}
-        if source.weights is not None and not options.no_kernel:
+        if not options.no_kernel:
             check_bodies(nodes.values(), settings)
         progress("tile", 0, 1)
         parts, layout = settings.workers * settings.granularity, settings.machine.layout
@@ -137,9 +137,7 @@ def compile_model(options: CompileOptions, progress: Progress = lambda stage, do
     formulas = [reads(g, max_seq_len, copies) for g in graphs]
     manifest = describe(settings, source, weights, max_seq_len, program, graphs, operators, formulas)
     with new_folder(options.output, options.force) as folder:
-        if kinds.missing:
-            notes = (*notes, f"without a kernel: {no_bodies(kinds.missing, settings)}")
-        elif not options.no_kernel:
+        if not options.no_kernel:
             progress("build", 0, 1)
             terms = contract(manifest, program.tables)
             manifest |= write_kernel(folder, kinds, tiled, settings, source.name, terms, dump)

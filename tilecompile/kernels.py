@@ -25,38 +25,27 @@ Label = TypeVar("Label", bound=Hashable)
 
 @dataclass(frozen=True)
 class Kinds(Generic[Label]):
-    """Task kinds, and the kind of each node by its label. Without bodies of some ops, `missing`, there is no kernel."""
+    """Task kinds, and the kind of each node by its label."""
 
     kinds: Sequence[Kind]
     of_node: Mapping[Label, Kind]
-    missing: tuple[str, ...] = ()
 
 
 def kinds_of(nodes: Mapping[Label, OpNode], settings: Settings, with_kernel: bool = True) -> Kinds[Label]:
     """The kinds of all nodes but the sinks; for GPUs their bodies too, where they are to make a kernel."""
     if settings.machine.is_cpu or not with_kernel:
         return Kinds(*emit.task_kinds(nodes))
-    missing = missing_ops(nodes.values())
-    if missing:
-        return Kinds(*emit.task_kinds(nodes), missing)
     return Kinds(*cuda_emit.task_kinds(nodes))
-
-
-def missing_ops(nodes: Iterable[OpNode]) -> tuple[str, ...]:
-    """The ops among the nodes that have no bodies for GPUs."""
-    return tuple(sorted({node.op for node in nodes if REGISTRY[node.op].gpu is None} - {"commit"}))
 
 
 def check_bodies(nodes: Iterable[OpNode], settings: Settings) -> None:
     """InputError if the target lacks bodies for some of the nodes."""
-    missing = () if settings.machine.is_cpu else missing_ops(nodes)
-    if missing:
-        raise InputError(f"{no_bodies(missing, settings)}; with --no-kernel the engine has everything else")
-
-
-def no_bodies(missing: Sequence[str], settings: Settings) -> str:
-    """What is missing, in words."""
-    return f"the target {settings.target} has no bodies yet for {', '.join(missing)}"
+    missing = sorted({node.op for node in nodes if REGISTRY[node.op].gpu is None} - {"commit"})
+    if missing and not settings.machine.is_cpu:
+        raise InputError(
+            f"the target {settings.target} has no bodies yet for {', '.join(missing)}; with --no-kernel the engine has "
+            "everything else"
+        )
 
 
 def write_kernel(

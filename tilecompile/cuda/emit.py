@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from tilecompile.cuda.body import Body, StreamBody, TileBody
+from tilecompile.cuda.body import Body, StreamBody
 from tilecompile.cuda.lower import Lowered, to_cuda
 from tilecompile.emit import Kind
 from tilecompile.ops.base import REGISTRY, OpNode
@@ -35,35 +35,28 @@ KERNEL = "megakernel"
 
 @dataclass(frozen=True)
 class GpuKind(Kind):
-    """A task kind with its body, or None where the op has none for GPUs yet."""
+    """A task kind with its body."""
 
-    body: Body | None = None
+    body: Body
 
 
 def task_kinds(nodes: Mapping[Label, OpNode]) -> tuple[list[GpuKind], dict[Label, GpuKind]]:
-    """One kind for each distinct body among the nodes, and the kind of each node by its label; sinks have none.
-
-    Where an op has no body for GPUs, its CPU body tells kinds apart.
-    """
-    kinds: dict[tuple[str, object], GpuKind] = {}
+    """One kind for each distinct body among the nodes, and the kind of each node by its label; sinks have none."""
+    kinds: dict[tuple[str, Body], GpuKind] = {}
     of_node = {}
     for label, node in nodes.items():
         if node.op == "commit":
             continue
-        op = REGISTRY[node.op]
-        body = op.gpu(node) if op.gpu else None
-        key = (node.op, body or op.cpu(node))
+        gpu = REGISTRY[node.op].gpu
+        assert gpu is not None, node.op
+        body = gpu(node)
+        key = (node.op, body)
         if key not in kinds:
             shapes = " ".join(str(v) for v in (*node.inputs, *node.weights)) + " -> " + " ".join(map(str, node.outputs))
             statement = body.statement if isinstance(body, StreamBody) else ""
             kinds[key] = GpuKind(len(kinds) + 1, node.op, f"{node.name}: {shapes}", statement, body)
         of_node[label] = kinds[key]
     return list(kinds.values()), of_node
-
-
-def missing_ops(kinds: Iterable[GpuKind]) -> list[str]:
-    """The ops that have no body for GPUs."""
-    return sorted({kind.op for kind in kinds if kind.body is None})
 
 
 def largest_tiles(tiled: Iterable[TaskGrids], of_node: Mapping[tuple[str, str], Kind]) -> dict[int, int]:
@@ -94,7 +87,7 @@ def bodies(kinds: list[GpuKind], panels: Mapping[int, int], architecture: str) -
             headers |= dict.fromkeys(kind.body.headers)
             scratch[kind.index] = kind.body.scratch + kind.body.panel_scratch * panels.get(kind.index, 0)
             functions.append(_function(kind, kind.body.statement))
-        elif isinstance(kind.body, TileBody):
+        else:
             lowered: Lowered = to_cuda(kind.body, architecture)
             scratch[kind.index] = lowered.shared_bytes
             name = f"{kind.function}_tile"

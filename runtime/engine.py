@@ -6,7 +6,8 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -19,12 +20,15 @@ from tilecompile.runtime.buffers import Arrays, check_kept, find_operator, numbe
 from tilecompile.runtime.contract import check_contract
 from tilecompile.runtime.errors import EngineError, EngineStalled, InputError
 from tilecompile.runtime.files import read_bytes
+from tilecompile.runtime.format import ARENAS
 from tilecompile.runtime.generate import Output, Run, Stats, TokenStream, check_ids, check_max_new
 from tilecompile.runtime.kernel import STALLED, Kernel, open_kernel
 from tilecompile.runtime.launch import Memory, clear, launch_kernel, load_memory, stalled
 from tilecompile.runtime.machine import usable_cores
 from tilecompile.runtime.manifest import KERNEL, Manifest, check_same, read_manifest
+from tilecompile.runtime.replay import prepared, record, replay_score
 from tilecompile.runtime.runnable import check_runnable
+from tilecompile.runtime.selections import Selections
 from tilecompile.runtime.tables import Tables, load_tables
 from tilecompile.runtime.text import Text
 
@@ -78,7 +82,7 @@ class Engine:
         self.manifest = manifest
         self.threads = threads
         self._stops = frozenset(manifest.eos_token_ids)
-        self._stall_ms = max(1, round(1e3 * stall_seconds))
+        self.stall_ms = max(1, round(1e3 * stall_seconds))
         self.tables: Tables = load_tables(manifest)
         self.library = open_kernel(manifest.file(KERNEL))
         check_contract(manifest, self.tables)
@@ -96,9 +100,7 @@ class Engine:
         self._load_ms = 1e3 * (time.perf_counter() - begin)
 
     def _launch(self) -> None:
-        self._kernel = launch_kernel(
-            self.library, self.manifest, self.tables, self.memory, self.threads, self._stall_ms
-        )
+        self._kernel = launch_kernel(self.library, self.manifest, self.tables, self.memory, self.threads, self.stall_ms)
         self._finalizer = weakref.finalize(self, self._kernel.close)
 
     def _relaunch(self) -> None:
@@ -162,18 +164,7 @@ class Engine:
         self._usable()
         claim = {"running"}
         try:
-            with self._guard:
-                if self._holder():
-                    raise EngineError(
-                        f"{self.manifest.folder}: a request is running and an engine runs one at a time; "
-                        "wait for it or close its stream"
-                    )
-                self._holder = weakref.ref(claim)
-            if self._kernel.field("state") == STALLED:
-                self._relaunch()
-            if not 0 <= position <= self._scored:
-                raise InputError(f"start is {position}, want 0 to {self._scored} (positions that score has just fed)")
-            self._scored = 0
+            self._take(claim, position)
             return Run(self._kernel, self._stalled, claim.clear, ids, max_new, logits, position)
         except BaseException:
             try:
@@ -182,6 +173,35 @@ class Engine:
             finally:
                 claim.clear()
             raise
+
+    def _take(self, claim: set[str], position: int) -> None:
+        """Makes the engine a claim's, for feeding it from a position on."""
+        with self._guard:
+            if self._holder():
+                raise EngineError(
+                    f"{self.manifest.folder}: a request is running and an engine runs one at a time; "
+                    "wait for it or close its stream"
+                )
+            self._holder = weakref.ref(claim)
+        if self._kernel.field("state") == STALLED:
+            self._relaunch()
+        if not 0 <= position <= self._scored:
+            raise InputError(f"start is {position}, want 0 to {self._scored} (positions that score has just fed)")
+        self._scored = 0
+
+    @contextmanager
+    def _taken(self, position: int, count: int) -> Iterator[None]:
+        """Takes the engine for `count` ids that others feed."""
+        self._usable()
+        claim = {"running"}
+        try:
+            self._take(claim, position)
+            yield
+            self._scored = position + count
+            self._requests += 1
+            self._prompt_tokens += count
+        finally:
+            claim.clear()
 
     def _done(self, stats: Stats) -> None:
         self._requests += 1
@@ -217,29 +237,53 @@ class Engine:
         pieces = self.text.pieces() if self.text else None
         return TokenStream(lambda: self._start(ids, max_new), self._done, pieces, self._stops)
 
-    def score(self, ids: Prompt, start: int = 0) -> npt.NDArray[np.float32]:
+    def score(self, ids: Prompt, start: int = 0, selections: Selections | None = None) -> npt.NDArray[np.float32]:
         """Logits after each id: float32 [len(ids), vocab].
 
         `start` is the position of the first id. The positions before it keep what the last call of `score` left there,
         so that a text can be scored in pieces: InputError if the last request was none that fed them.
+
+        With `selections`, of this or another engine of the model, these are the positions that attention looks at and
+        the experts, whatever this engine would choose. That is slow: a kernel of its own takes one id at a time.
         """
-        checked = self._ids(ids)
-        if isinstance(start, bool) or not isinstance(start, (int, np.integer)):
-            raise InputError(f"start is {start!r}, want a whole number")
-        if start + len(checked) > self.manifest.max_seq_len:
-            end = f"{len(checked)} ids from position {start}"
-            raise InputError(f"{end} are too many, the engine's max_seq_len is {self.manifest.max_seq_len}")
+        checked, start = self._placed(ids, start)
+        if selections is not None:
+            replay = prepared(self, selections, start, len(checked))
+            with self._taken(start, len(checked)):
+                return replay_score(self, replay, checked, selections)
         logits: npt.NDArray[np.float32] = np.zeros((len(checked), self.manifest.vocab_size), np.float32)
-        run = self._start(checked, 0, logits, int(start))
+        run = self._start(checked, 0, logits, start)
         try:
             run.wait(0)
-            self._scored = int(start) + len(checked)
+            self._scored = start + len(checked)
         finally:
             try:
                 self._end(run)
             finally:
                 run.release()
         return logits
+
+    def selections(self, ids: Prompt, start: int = 0) -> Selections:
+        """What the engine selects where `score` would feed it with the same: for `score` of this or another engine."""
+        checked, start = self._placed(ids, start)
+        with self._taken(start, len(checked)):
+            return record(self, self._kernel, checked, start)
+
+    def _placed(self, ids: Prompt, start: int) -> tuple[npt.NDArray[np.int32], int]:
+        """Ids and the position of the first, checked."""
+        checked = self._ids(ids)
+        if isinstance(start, bool) or not isinstance(start, (int, np.integer)):
+            raise InputError(f"start is {start!r}, want a whole number")
+        if start + len(checked) > self.manifest.max_seq_len:
+            end = f"{len(checked)} ids from position {start}"
+            raise InputError(f"{end} are too many, the engine's max_seq_len is {self.manifest.max_seq_len}")
+        return checked, int(start)
+
+    def contents(self, buffer: int) -> npt.NDArray[np.uint8]:
+        """The bytes of a buffer, by its number, of an idle engine."""
+        row = self.tables["buffers"][buffer]
+        area = self.memory[int(row["device"])][ARENAS[int(row["arena"])]]
+        return area[int(row["offset"]) : int(row["offset"] + row["bytes"])]
 
     def buffers_after(self, ids: Prompt, operator: str | None = None) -> Arrays:
         """Feeds ids and returns copies of the buffers that an operator (OP@LAYER) writes, by tensor.

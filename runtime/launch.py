@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,14 @@ from tilecompile.runtime.tables import Tables
 
 Memory = list[dict[str, Bytes]]
 """Arenas and weight pools, [device][arena]."""
+
+
+EXTRA_ALIGN = 256
+
+
+def extra_begin(arena: Mapping[str, int]) -> int:
+    """Offset in a device's activation arena at which its extra bytes begin, where a launch has any."""
+    return -(-int(arena["activation"]) // EXTRA_ALIGN) * EXTRA_ALIGN
 
 
 def load_memory(manifest: Manifest) -> Memory:
@@ -70,6 +79,37 @@ def launch_kernel(
         launch[f"{name}_buffer"] = data["io"][name]
     launch["stall_ms"], launch["scratch_bytes"] = stall_ms, data["scratch_bytes"]
     return Kernel(library, launch, (memory, tables, places, pools, ids))
+
+
+@contextmanager
+def launch_beside(
+    library: ctypes.CDLL,
+    manifest: Manifest,
+    tables: Tables,
+    memory: Memory,
+    extra: Sequence[int],
+    threads: int,
+    stall_ms: int,
+) -> Iterator[tuple[Kernel, Callable[[int, Bytes], None]]]:
+    """A kernel with other tables over an engine's caches and weights, with activations of its own, until it is left.
+
+    `extra`: bytes for each device beside its activations, where buffers with offsets from `extra_begin` on lie.
+    `write(device, bytes)` fills them, between requests. The engine must be idle meanwhile.
+    """
+    own = [
+        {**areas, "activation": allocate(extra_begin(arena) + size)}
+        for areas, arena, size in zip(memory, manifest.arenas, extra, strict=True)
+    ]
+
+    def write(device: int, data: Bytes) -> None:
+        begin = extra_begin(manifest.arenas[device])
+        own[device]["activation"][begin : begin + data.size] = data
+
+    kernel = launch_kernel(library, manifest, tables, own, threads, stall_ms, stops=())
+    try:
+        yield kernel, write
+    finally:
+        kernel.close()
 
 
 def stalled(manifest: Manifest, tables: Tables, kernel: Kernel) -> EngineStalled:

@@ -1,8 +1,8 @@
 """graph.json: the fused operators of an engine, for those who execute its tables without its kernel.
 
 Programs hold their operators in the order of `Instruction.op`, numbered through all programs. Views are written as
-[tensor, shape, strides, offset, dtype]. In attributes tuples become lists and lists come back as tuples. Kernels and
-the runtime don't need the file.
+[tensor, shape, strides, offset, dtype]. In attributes tuples become lists and lists come back as tuples. Kernels
+don't need the file, and the runtime only to tell which operators choose (`runtime/choices.py`).
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@
 // A run of weights comes through a ring of three slots, which are full of not-a-number before they are filled and once
 // all warps have released them.
 #pragma once
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <cmath>
@@ -46,9 +47,10 @@ constexpr uint32_t SLOT = TC_SLOT_BYTES;
 
 struct Fibers {
   static constexpr size_t STACK = 64 << 10;
-  ucontext_t main, fiber[CONSUMERS];
+  ucontext_t start[CONSUMERS];
+  jmp_buf main, fiber[CONSUMERS];  // later changes don't ask the system
   std::vector<char> stacks = std::vector<char>(STACK * CONSUMERS);
-  bool done[CONSUMERS];
+  bool begun[CONSUMERS], done[CONSUMERS];
   int current = 0;
   uint64_t moves = 0;  // what has happened: if a round of all fibers adds nothing, they wait for each other
   void (*body)(void*);
@@ -60,12 +62,24 @@ inline int thread() { return fibers.current; }
 inline int lane() { return thread() % LANES; }
 inline int fresh_thread() { return thread(); }
 
-inline void yield() { swapcontext(&fibers.fiber[fibers.current], &fibers.main); }
+inline void yield() {
+  if (!_setjmp(fibers.fiber[fibers.current])) _longjmp(fibers.main, 1);
+}
 
 inline void start() {
   fibers.body(fibers.argument);
   fibers.done[fibers.current] = true;
   ++fibers.moves;
+  _longjmp(fibers.main, 1);
+}
+
+// Runs a fiber until it yields or ends.
+inline void go_on(int which) {
+  fibers.current = which;
+  if (_setjmp(fibers.main)) return;
+  if (fibers.begun[which]) _longjmp(fibers.fiber[which], 1);
+  fibers.begun[which] = true;
+  setcontext(&fibers.start[which]);
 }
 
 // Runs `body` on all threads, in an order of threads that `seed` chooses anew in every round; it lets warps wait, too.
@@ -73,12 +87,12 @@ inline void run_threads(void (*body)(void*), void* argument, uint32_t seed) {
   fibers.body = body;
   fibers.argument = argument;
   for (int i = 0; i < CONSUMERS; ++i) {
-    fibers.done[i] = false;
-    getcontext(&fibers.fiber[i]);
-    fibers.fiber[i].uc_stack.ss_sp = fibers.stacks.data() + i * Fibers::STACK;
-    fibers.fiber[i].uc_stack.ss_size = Fibers::STACK;
-    fibers.fiber[i].uc_link = &fibers.main;
-    makecontext(&fibers.fiber[i], start, 0);
+    fibers.begun[i] = fibers.done[i] = false;
+    getcontext(&fibers.start[i]);
+    fibers.start[i].uc_stack.ss_sp = fibers.stacks.data() + i * Fibers::STACK;
+    fibers.start[i].uc_stack.ss_size = Fibers::STACK;
+    fibers.start[i].uc_link = nullptr;
+    makecontext(&fibers.start[i], start, 0);
   }
   uint64_t before = 0;
   uint32_t late = 0, idle = 0;  // warps that get no turn for a while
@@ -94,8 +108,7 @@ inline void run_threads(void (*body)(void*), void* argument, uint32_t seed) {
       if (fibers.done[next]) continue;
       ++left;
       if (late >> next / LANES & 1) continue;
-      fibers.current = next;
-      swapcontext(&fibers.main, &fibers.fiber[next]);
+      go_on(next);
     }
     idle = fibers.moves == before ? idle + 1 : 0;
     before = fibers.moves;

@@ -16,8 +16,8 @@ from tilecompile.runtime.manifest import Manifest
 from tilecompile.runtime.tables import Table, Tables
 
 Arrays = dict[str, npt.NDArray[Any]]
-Area = Callable[[int, str], npt.NDArray[np.uint8]]
-"""The bytes of an arena, by device and name."""
+Area = Callable[[int, str, int, int], npt.NDArray[np.uint8]]
+"""A copy of bytes `begin` to `end` of an arena, by device and name."""
 
 _NUMPY = {"f32": np.float32, "bf16": np.uint16, "i32": np.int32}
 
@@ -124,7 +124,7 @@ def read_buffers(manifest: Manifest, tables: Tables, numbers: Iterable[int] | No
         record = buffers[i]
         begin, size = int(record["offset"]), int(record["bytes"])
         dtype = DTYPES[int(record["dtype"])]
-        data = area(int(record["device"]), ARENAS[int(record["arena"])])[begin : begin + size].copy()
+        data = area(int(record["device"]), ARENAS[int(record["arena"])], begin, begin + size)
         values: npt.NDArray[Any] = data.view(_NUMPY[dtype])
         if dtype == "bf16":
             values = (values.astype(np.uint32) << 16).view(np.float32)

@@ -59,7 +59,7 @@ def device_tables(
     mine = mine[np.lexsort((mine["worker"], mine["program"]))]
     instructions = tables["instructions"].copy()
     conditional = np.zeros(len(instructions), bool)
-    conditional[_owners(instructions, "tape")[tables["tape"]["slot"] >= 0]] = True
+    conditional[owners(instructions, "tape")[tables["tape"]["slot"] >= 0]] = True
     conditional |= (instructions["flags"] & fmt.GATED).astype(bool)
     conditional &= instructions["tape_count"] > 0
     instructions["flags"] |= np.where(conditional, fmt.CONDITIONAL, 0).astype(np.uint16)
@@ -99,7 +99,7 @@ def _ranges(begin: Ints, end: Ints) -> Ints:
     return start + np.arange(len(start))
 
 
-def _owners(instructions: Table, table: str) -> Ints:
+def owners(instructions: Table, table: str) -> Ints:
     """The instruction that each row of a table belongs to."""
     begin, count = instructions[f"{table}_begin"].astype(np.int64), instructions[f"{table}_count"].astype(np.int64)
     out = np.zeros(int((begin + count).max(initial=0)), np.int64)
@@ -138,12 +138,12 @@ def _experts(
     if not len(gathered):
         return
     regions, buffers, events = (tables[name] for name in ("regions", "buffers", "events"))
-    owners = _owners(tables["instructions"], "region")
+    owner_of = owners(tables["instructions"], "region")
     wanted = (regions["mode"] == fmt.READ) & (regions["row_begin"] == 0) & (regions["row_end"] == 1)
     wanted &= buffers["dtype"][regions["buffer"]] == fmt.DTYPES.index("i32")
     found: dict[int, list[int]] = {}
-    for row in np.flatnonzero(wanted & np.isin(owners, owner[gathered])).tolist():
-        found.setdefault(int(owners[row]), []).append(row)
+    for row in np.flatnonzero(wanted & np.isin(owner_of, owner[gathered])).tolist():
+        found.setdefault(int(owner_of[row]), []).append(row)
     writes = np.flatnonzero(regions["mode"] == fmt.WRITE)
     known = _Known(tables, device)
     event_of: dict[tuple[int, int], int] = {}
@@ -156,7 +156,7 @@ def _experts(
         if where not in event_of:
             those = writes[regions["buffer"][writes] == where[0]]
             those = those[(regions["col_begin"][those] <= slot) & (regions["col_end"][those] > slot)]
-            event_of[where] = known.after(np.unique(owners[those]), where)
+            event_of[where] = known.after(np.unique(owner_of[those]), where)
         event = event_of[where]
         runs["expert"][i] = places[where[0]] + np.uint64(4 * slot)
         runs["event"][i], runs["count"][i] = event, events["wait_count"][event]
@@ -170,7 +170,7 @@ class _Known:
         self.tables, self.device = tables, device
         self.order = np.argsort(tables["notifies"]["event"], kind="stable")
         self.sorted = tables["notifies"]["event"][self.order]
-        self.owners = _owners(tables["instructions"], "notify")
+        self.owners = owners(tables["instructions"], "notify")
 
     def after(self, writers: Ints, where: tuple[int, int]) -> int:
         """An event that all `writers` notify, and besides them only tasks of their operators.

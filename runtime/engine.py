@@ -6,7 +6,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,23 +16,27 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
+from tilecompile.runtime.backend import Backend, CpuBackend
 from tilecompile.runtime.buffers import Arrays, check_kept, find_operator, numbers_of, read_buffers, writes
 from tilecompile.runtime.contract import check_contract
+from tilecompile.runtime.cuda.backend import CudaBackend
+from tilecompile.runtime.cuda.options import CudaOptions, cuda_options
 from tilecompile.runtime.errors import EngineError, EngineStalled, InputError
 from tilecompile.runtime.files import read_bytes
 from tilecompile.runtime.format import ARENAS
 from tilecompile.runtime.generate import Output, Run, Stats, TokenStream, check_ids, check_max_new
-from tilecompile.runtime.kernel import STALLED, Kernel, open_kernel
-from tilecompile.runtime.launch import Memory, clear, launch_kernel, load_memory, stalled
+from tilecompile.runtime.kernel import STALLED, Resident
+from tilecompile.runtime.launch import stalled
 from tilecompile.runtime.machine import usable_cores
-from tilecompile.runtime.manifest import KERNEL, Manifest, check_same, read_manifest
+from tilecompile.runtime.manifest import CUBIN, Manifest, read_manifest
 from tilecompile.runtime.replay import prepared, record, replay_score
-from tilecompile.runtime.runnable import check_runnable
+from tilecompile.runtime.runnable import check_cpu, check_runnable
 from tilecompile.runtime.selections import Selections
 from tilecompile.runtime.tables import Tables, load_tables
 from tilecompile.runtime.text import Text
 
 Prompt = str | Iterable[int]
+Progress = Callable[[int, int], None]
 
 STALL_SECONDS = 1.0
 
@@ -51,24 +55,63 @@ class EngineStats:
 
 
 def load(
-    path: str | Path, threads: int | None = None, check_weights: bool = False, stall_seconds: float = STALL_SECONDS
+    path: str | Path,
+    threads: int | None = None,
+    check_weights: bool = False,
+    stall_seconds: float = STALL_SECONDS,
+    gpus: Sequence[int] | None = None,
+    on_one_gpu: bool = False,
+    weights: str | None = None,
+    progress: Progress | None = None,
 ) -> Engine:
     """Loads an engine folder and launches its kernel.
 
-    `threads` is 1 to the engine's workers (default: the workers, but not more than the cores that the process may
-    use). `check_weights` also hashes the weight files. A kernel that makes no progress for `stall_seconds` raises
+    `check_weights` also hashes the weight files. A kernel that makes no progress for `stall_seconds` raises
     EngineStalled. EngineError if the folder is not a whole and unchanged engine that this machine can run.
+
+    For CPUs: `threads` is 1 to the engine's workers (default: the workers, but not more than the cores that the process
+    may use). For GPUs: `gpus` are their numbers, one a device (default: from 0 on); `on_one_gpu` runs all devices on
+    one, which tests everything but the order of memory between cards; `weights="random:SEED"` draws weights on the
+    devices instead of reading them, for measurements; `progress(done, total)` is told of the bytes that were read.
     """
+    options = cuda_options(gpus, on_one_gpu, weights)
+    return load_with(path, options, threads, check_weights, stall_seconds, progress)
+
+
+def load_with(
+    path: str | Path,
+    options: CudaOptions,
+    threads: int | None = None,
+    check_weights: bool = False,
+    stall_seconds: float = STALL_SECONDS,
+    progress: Progress | None = None,
+) -> Engine:
+    """`load` with all that can be said about GPUs. InputError for what the engine's target has no use for."""
     begin = time.perf_counter()
     manifest = read_manifest(path, check_weights)
+    if not 0 < stall_seconds < 1e6:
+        raise InputError(f"stall_seconds is {stall_seconds!r}, want more than 0")
+    stall_ms = max(1, round(1e3 * stall_seconds))
+    check_runnable(manifest, drawn=options.random_seed is not None)
+    on_gpus = manifest.kernel == CUBIN
+    if on_gpus and threads is not None:
+        raise InputError(f"threads is {threads!r}, want none: {manifest.folder} is an engine for GPUs")
+    if not on_gpus and options != CudaOptions():
+        raise InputError(f"gpus, on_one_gpu and weights are for GPUs, and {manifest.folder} is an engine for CPUs")
+    if on_gpus:
+        tables = load_tables(manifest)
+        check_contract(manifest, tables)
+        return Engine(manifest, tables, CudaBackend(manifest, tables, options, stall_ms, progress), begin)
     if threads is None:
         threads = min(manifest.workers, usable_cores())
     if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= manifest.workers:
         raise InputError(f"threads is {threads!r}, want 1 to {manifest.workers} (the engine's workers)")
-    if not 0 < stall_seconds < 1e6:
-        raise InputError(f"stall_seconds is {stall_seconds!r}, want more than 0")
-    check_runnable(manifest, threads)
-    return Engine(manifest, threads, stall_seconds, begin)
+    check_cpu(manifest, threads)
+    tables = load_tables(manifest)
+    cpu = CpuBackend(manifest, threads, stall_ms)
+    check_contract(manifest, tables)
+    cpu.fill()
+    return Engine(manifest, tables, cpu, begin)
 
 
 class Engine:
@@ -78,41 +121,52 @@ class Engine:
     at position 0, unless `score` is told to continue.
     """
 
-    def __init__(self, manifest: Manifest, threads: int, stall_seconds: float, begin: float) -> None:
-        self.manifest = manifest
-        self.threads = threads
+    def __init__(self, manifest: Manifest, tables: Tables, backend: Backend, begin: float) -> None:
+        self.manifest, self.tables, self.backend = manifest, tables, backend
         self._stops = frozenset(manifest.eos_token_ids)
-        self.stall_ms = max(1, round(1e3 * stall_seconds))
-        self.tables: Tables = load_tables(manifest)
-        self.library = open_kernel(manifest.file(KERNEL))
-        check_contract(manifest, self.tables)
         self._text: Text | None = None
-        # Parsing waits until text is wanted; the folder may have been replaced by then.
-        self._tokenizer = read_bytes(manifest.tokenizer) if manifest.tokenizer else None
         self._pid = os.getpid()
         self._guard = threading.Lock()
         self._holder: Callable[[], set[str] | None] = lambda: None  # the claim of the request that runs
         self._scored = 0  # positions whose caches hold what `score` fed last
         self._launches = self._steps = self._requests = self._prompt_tokens = self._tokens = 0
-        self.memory: Memory = load_memory(manifest)
-        check_same(manifest)
-        self._launch()
+        try:
+            # Parsing waits until text is wanted; the folder may have been replaced by then.
+            self._tokenizer = read_bytes(manifest.tokenizer) if manifest.tokenizer else None
+            self._launch()
+        except BaseException:
+            backend.close()
+            raise
         self._load_ms = 1e3 * (time.perf_counter() - begin)
 
     def _launch(self) -> None:
-        self._kernel = launch_kernel(self.library, self.manifest, self.tables, self.memory, self.threads, self.stall_ms)
-        self._finalizer = weakref.finalize(self, self._kernel.close)
+        self._kernel: Resident = self.backend.launch(self.tables)
+        self._finalizer = weakref.finalize(self, _end, self._kernel, self.backend)
 
     def _relaunch(self) -> None:
         """After a stall: fresh threads and counters, and memory as at the first launch."""
-        self._finalizer()
+        self._finalizer.detach()
+        self._kernel.close()
         self._launches += self._kernel.field("launches")
         self._steps += self._kernel.field("steps")
-        clear(self.memory)
         try:
+            self.backend.clear()
             self._launch()
         except EngineError as error:
+            self.backend.close()
             raise EngineError(f"{error}; the engine is closed and must be loaded again") from error
+
+    @property
+    def threads(self) -> int:
+        """Host threads that run the kernel; 0 on GPUs."""
+        return self.backend.threads
+
+    @property
+    def cpu(self) -> CpuBackend:
+        """The kernel's library and memory. EngineError if the engine is for GPUs."""
+        if not isinstance(self.backend, CpuBackend):
+            raise EngineError(f"{self.manifest.folder}: the engine is for GPUs, and this is for CPU engines")
+        return self.backend
 
     @property
     def text(self) -> Text | None:
@@ -252,15 +306,18 @@ class Engine:
             with self._taken(start, len(checked)):
                 return replay_score(self, replay, checked, selections)
         logits: npt.NDArray[np.float32] = np.zeros((len(checked), self.manifest.vocab_size), np.float32)
-        run = self._start(checked, 0, logits, start)
-        try:
-            run.wait(0)
-            self._scored = start + len(checked)
-        finally:
+        most = self._kernel.logit_rows or len(checked)
+        for begin in range(0, len(checked), most):
+            piece = slice(begin, begin + most)
+            run = self._start(checked[piece], 0, logits[piece], start + begin)
             try:
-                self._end(run)
+                run.wait(0)
+                self._scored = start + begin + len(checked[piece])
             finally:
-                run.release()
+                try:
+                    self._end(run)
+                finally:
+                    run.release()
         return logits
 
     def selections(self, ids: Prompt, start: int = 0) -> Selections:
@@ -280,10 +337,31 @@ class Engine:
         return checked, int(start)
 
     def contents(self, buffer: int) -> npt.NDArray[np.uint8]:
-        """The bytes of a buffer, by its number, of an idle engine."""
+        """A copy of the bytes of a buffer, by its number, of an idle engine."""
         row = self.tables["buffers"][buffer]
-        area = self.memory[int(row["device"])][ARENAS[int(row["arena"])]]
-        return area[int(row["offset"]) : int(row["offset"] + row["bytes"])]
+        begin = int(row["offset"])
+        return self.backend.read(int(row["device"]), ARENAS[int(row["arena"])], begin, begin + int(row["bytes"]))
+
+    @contextmanager
+    def beside(self, tables: Tables, extra: Sequence[int]) -> Iterator[Resident]:
+        """A kernel with other tables over the engine's caches and weights; see `Backend.launch`.
+
+        The engine must be idle meanwhile. GPUs hold one kernel only, so there the engine's own is launched again after.
+        """
+        if self.backend.exclusive:
+            self._kernel.close()
+            self._launches += self._kernel.field("launches")
+            self._steps += self._kernel.field("steps")
+        try:
+            kernel = self.backend.launch(tables, (), extra)
+            try:
+                yield kernel
+            finally:
+                kernel.close()
+        finally:
+            if self.backend.exclusive:
+                self._finalizer.detach()
+                self._launch()
 
     def buffers_after(self, ids: Prompt, operator: str | None = None) -> Arrays:
         """Feeds ids and returns copies of the buffers that an operator (OP@LAYER) writes, by tensor.
@@ -301,7 +379,7 @@ class Engine:
         run = self._start(checked, 0)
         try:
             run.wait(0)
-            return read_buffers(self.manifest, self.tables, numbers, lambda device, name: self.memory[device][name])
+            return read_buffers(self.manifest, self.tables, numbers, self.backend.read)
         finally:
             try:
                 self._end(run)
@@ -314,7 +392,7 @@ class Engine:
         finally:
             self._done(run.stats())
 
-    def _stalled(self, kernel: Kernel) -> EngineStalled:
+    def _stalled(self, kernel: Resident) -> EngineStalled:
         return stalled(self.manifest, self.tables, kernel)
 
     def close(self) -> None:
@@ -323,7 +401,7 @@ class Engine:
         In a fork of the process that loaded the engine it only forgets it.
         """
         self._finalizer()
-        self.memory, self.tables = [], {}
+        self.tables = {}
 
     def __enter__(self) -> Self:
         return self
@@ -332,3 +410,11 @@ class Engine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _end(kernel: Resident, backend: Backend) -> None:
+    """Ends a kernel and gives its memory back."""
+    try:
+        kernel.close()
+    finally:
+        backend.close()

@@ -35,7 +35,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-FORMAT_VERSION = 6
+FORMAT_VERSION = 7
 MAX_TOKENS = 8
 """Largest number of tokens that one step can carry."""
 
@@ -459,12 +459,17 @@ DEVICE_LAUNCH = Record(
         Field("stall_ms", "u4", "time that a wait may last"),
         Field("instruction_count", "u4", "entries in `instructions`"),
         Field("blocks", "u4", "workers of the device"),
-        Field("reserved", "u4", "reserved, zero", 3),
+        Field("latency_ns", "u4", "time that is added to waits for other devices, for measurements; else 0"),
+        Field("reserved", "u4", "reserved, zero", 2),
     ),
 )
 
-BOARD_BYTES = 256
-"""What the controller tells a device, in that device's memory: two Step records, the step's number, whether to end."""
+MEGAKERNEL, BLOCK_THREADS = "megakernel", 288
+"""Name of the resident kernel in a cubin, and the threads of its blocks: 8 warps that run bodies, and the loader's."""
+
+BOARD_BYTES, LEAVE_OFFSET = 256, 192
+"""What the controller tells a device, in that device's memory: two Step records, the step's number, and,
+at LEAVE_OFFSET, a word that makes all blocks end."""
 
 MAILBOX = Record(
     "Mailbox",
@@ -498,10 +503,29 @@ STALL = Record(
     ),
 )
 
+FILL_BF16, FILL_F32, FILL_E4M3 = range(3)
+"""Number types of `DeviceFill`."""
+
+FILL, FILL_THREADS = "random_fill", 256
+"""Name of the kernel that fills memory, a block a DeviceFill, and its threads."""
+
+DEVICE_FILL = Record(
+    "DeviceFill",
+    32,
+    (
+        Field("target", "u8", "address of the numbers, a multiple of 16"),
+        Field("bytes", "u8", "length, a multiple of 16"),
+        Field("type", "u4", "0: bf16, 1: f32, 2: e4m3"),
+        Field("stream", "u4", "number that sets these numbers apart from other ones of the same seed"),
+        Field("low", "f4", "smallest number"),
+        Field("high", "f4", "largest number"),
+    ),
+)
+
 RECORDS = (
     *(STREAM, INSTRUCTION, OPERAND, WAIT, NOTIFY, TAPE_RUN, REGION, EVENT, BUFFER, WEIGHT, TILE, REPEAT),
     *(STEP, LAUNCH, REQUEST, STATUS),
-    *(DEVICE_STREAM, DEVICE_WAIT, DEVICE_NOTIFY, DEVICE_RUN, DEVICE_LAUNCH, MAILBOX, STALL),
+    *(DEVICE_STREAM, DEVICE_WAIT, DEVICE_NOTIFY, DEVICE_RUN, DEVICE_LAUNCH, MAILBOX, STALL, DEVICE_FILL),
 )
 
 TABLES: dict[str, Record] = {
@@ -520,7 +544,7 @@ TABLES: dict[str, Record] = {
 }
 """Tables of an engine, each saved as `tables/NAME.npy`."""
 
-_C_TYPES = {"u2": "uint16_t", "u4": "uint32_t", "u8": "uint64_t", "i4": "int32_t"}
+_C_TYPES = {"u2": "uint16_t", "u4": "uint32_t", "u8": "uint64_t", "i4": "int32_t", "f4": "float"}
 
 
 def c_header() -> str:
@@ -536,7 +560,8 @@ def c_header() -> str:
         f"constexpr int MAX_TOKENS = {MAX_TOKENS};",
         f"constexpr uint16_t COMMIT_KIND = {COMMIT_KIND};",
         f"constexpr uint32_t GATED = {GATED}, CONDITIONAL = {CONDITIONAL}, REMOTE = {REMOTE};",
-        f"constexpr uint32_t BOARD_BYTES = {BOARD_BYTES};",
+        f"constexpr uint32_t FILL_BF16 = {FILL_BF16}, FILL_F32 = {FILL_F32}, FILL_E4M3 = {FILL_E4M3};",
+        f"constexpr uint32_t BOARD_BYTES = {BOARD_BYTES}, LEAVE_OFFSET = {LEAVE_OFFSET};",
     ]
     for record in RECORDS:
         out += ["", f"struct {record.name} {{"]

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from tilecompile.runtime.errors import EngineError, InputError
 from tilecompile.runtime.format import REQUEST
-from tilecompile.runtime.kernel import BAD_ID, REASONS, RUNNING, STALLED, Kernel
+from tilecompile.runtime.kernel import BAD_ID, REASONS, RUNNING, STALLED, Resident
 from tilecompile.runtime.memory import address
 from tilecompile.runtime.text import Pieces
 
@@ -99,8 +99,8 @@ class Run:
 
     def __init__(
         self,
-        kernel: Kernel,
-        stalled: Callable[[Kernel], EngineError],
+        kernel: Resident,
+        stalled: Callable[[Resident], EngineError],
         release: Callable[[], None],
         ids: npt.NDArray[np.int32],
         max_new: int,

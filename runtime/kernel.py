@@ -7,6 +7,7 @@ import os
 import tempfile
 import threading
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -52,11 +53,31 @@ def open_kernel(path: Path) -> ctypes.CDLL:
     return library
 
 
+class Resident(Protocol):
+    """A launched kernel: see `Kernel` for what its calls do. `logit_rows`: positions whose logits one request gives."""
+
+    status: Record
+    logit_rows: int | None
+
+    def field(self, name: str) -> int: ...
+    @property
+    def closed(self) -> bool: ...
+    def submit(self, request: Record, logits: npt.NDArray[np.float32] | None) -> int: ...
+    def release(self) -> None: ...
+    def wait(self, generated: int, timeout_ms: int) -> int: ...
+    def tokens(self, begin: int, end: int) -> list[int]: ...
+    def abort(self) -> None: ...
+    def close(self) -> None: ...
+
+
 class Kernel:
     """A launched kernel: its resident threads. Calls from several threads are safe; each lasts 50 ms at most.
 
     `status` is the last state seen, `memory` keeps alive what the kernel works on.
     """
+
+    logit_rows: int | None = None
+    """Positions whose logits one request can give: any number."""
 
     def __init__(self, library: ctypes.CDLL, launch: Record, memory: object) -> None:
         self.status: Record = np.zeros(1, STATUS.dtype)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from tilecompile.runtime.errors import EngineStalled
 from tilecompile.runtime.format import ARENAS, LAUNCH, NONE
-from tilecompile.runtime.kernel import Kernel
+from tilecompile.runtime.kernel import Kernel, Resident
 from tilecompile.runtime.machine import usable_cores
 from tilecompile.runtime.manifest import Manifest
 from tilecompile.runtime.memory import Bytes, address, allocate, read_into, touch
@@ -81,38 +80,7 @@ def launch_kernel(
     return Kernel(library, launch, (memory, tables, places, pools, ids))
 
 
-@contextmanager
-def launch_beside(
-    library: ctypes.CDLL,
-    manifest: Manifest,
-    tables: Tables,
-    memory: Memory,
-    extra: Sequence[int],
-    threads: int,
-    stall_ms: int,
-) -> Iterator[tuple[Kernel, Callable[[int, Bytes], None]]]:
-    """A kernel with other tables over an engine's caches and weights, with activations of its own, until it is left.
-
-    `extra`: bytes for each device beside its activations, where buffers with offsets from `extra_begin` on lie.
-    `write(device, bytes)` fills them, between requests. The engine must be idle meanwhile.
-    """
-    own = [
-        {**areas, "activation": allocate(extra_begin(arena) + size)}
-        for areas, arena, size in zip(memory, manifest.arenas, extra, strict=True)
-    ]
-
-    def write(device: int, data: Bytes) -> None:
-        begin = extra_begin(manifest.arenas[device])
-        own[device]["activation"][begin : begin + data.size] = data
-
-    kernel = launch_kernel(library, manifest, tables, own, threads, stall_ms, stops=())
-    try:
-        yield kernel, write
-    finally:
-        kernel.close()
-
-
-def stalled(manifest: Manifest, tables: Tables, kernel: Kernel) -> EngineStalled:
+def stalled(manifest: Manifest, tables: Tables, kernel: Resident) -> EngineStalled:
     """The error for a kernel that waits for an event that doesn't come."""
 
     def word(names: list[Any], index: int) -> str:

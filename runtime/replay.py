@@ -22,8 +22,8 @@ from tilecompile.runtime.choices import Choice, check_selections, choices, posit
 from tilecompile.runtime.errors import EngineError
 from tilecompile.runtime.format import ARENAS
 from tilecompile.runtime.generate import Run
-from tilecompile.runtime.kernel import Kernel
-from tilecompile.runtime.launch import EXTRA_ALIGN, extra_begin, launch_beside, stalled
+from tilecompile.runtime.kernel import Resident
+from tilecompile.runtime.launch import EXTRA_ALIGN, extra_begin, stalled
 from tilecompile.runtime.manifest import Manifest
 from tilecompile.runtime.selections import Ints, Selections
 from tilecompile.runtime.tables import Tables
@@ -101,7 +101,7 @@ def replayed(manifest: Manifest, tables: Tables, found: Sequence[Choice]) -> Rep
     return Replay(changed, tuple(at), tuple(places))
 
 
-def record(engine: Engine, kernel: Kernel, ids: Ids, start: int) -> Selections:
+def record(engine: Engine, kernel: Resident, ids: Ids, start: int) -> Selections:
     """The selections of an engine's own kernel, fed with ids from a position on. The engine must have been taken."""
     found = choices(engine.manifest, engine.tables)
     count, logits = len(ids), np.zeros((1, engine.manifest.vocab_size), np.float32)
@@ -134,17 +134,15 @@ def prepared(engine: Engine, selections: Selections, start: int, count: int) -> 
 def replay_score(engine: Engine, replay: Replay, ids: Ids, selections: Selections) -> Logits:
     """Logits [len(ids), vocab] with the choices given. The engine must have been taken; its caches are used."""
     logits = np.zeros((len(ids), engine.manifest.vocab_size), np.float32)
-    with launch_beside(
-        *(engine.library, engine.manifest, replay.tables, engine.memory, replay.extra, engine.threads, engine.stall_ms)
-    ) as (kernel, write):
+    with engine.beside(replay.tables, replay.extra) as kernel:
         for i in range(len(ids)):
             for device in range(engine.manifest.devices):
-                write(device, replay.image(selections, i, device))
+                engine.backend.write_extra(device, replay.image(selections, i, device))
             feed(engine, kernel, ids[i : i + 1], selections.start + i, logits[i : i + 1])
     return logits
 
 
-def feed(engine: Engine, kernel: Kernel, ids: Ids, position: int, logits: Logits) -> None:
+def feed(engine: Engine, kernel: Resident, ids: Ids, position: int, logits: Logits) -> None:
     """Runs one request that only feeds ids, to its end."""
     run = Run(kernel, lambda k: stalled(engine.manifest, engine.tables, k), lambda: None, ids, 0, logits, position)
     try:

@@ -12,17 +12,22 @@ from tilecompile.runtime.manifest import CUBIN, KERNEL, Manifest
 _ELF_MACHINES = {3: "i386", 40: "arm", 62: "x86_64", 183: "aarch64", 243: "riscv64"}
 
 
-def check_runnable(manifest: Manifest, threads: int) -> None:
-    """EngineError unless this machine can run the engine: kernel, weights, architecture, features, free memory."""
+def check_runnable(manifest: Manifest, drawn: bool = False) -> None:
+    """EngineError unless the engine has a kernel, and its weights (which on GPUs may be `drawn` instead)."""
     path = manifest.path
     if not manifest.has_kernel:
         name = manifest.data["target"]["name"]
         raise EngineError(f"{path}: the engine has no kernel ({KERNEL}) for its target {name} and can't be run")
-    if manifest.kernel == CUBIN:
-        name = manifest.data["target"]["name"]
-        raise EngineError(f"{path}: the engine is for {name}, and this version of tilecompile has no CUDA runtime yet")
-    if not manifest.has_weights:
-        raise EngineError(f"{path}: the engine has no weights: it was compiled with --no-weights and can't be run")
+    if not manifest.has_weights and not drawn:
+        how = '; weights="random:SEED" draws some' if manifest.kernel == CUBIN else ""
+        raise EngineError(f"{path}: the engine has no weights: it was compiled with --no-weights and can't be run{how}")
+
+
+def check_cpu(manifest: Manifest, threads: int) -> None:
+    """EngineError unless this machine can run a CPU's kernel with so many threads: architecture, features, memory."""
+    path = manifest.path
+    if manifest.kernel != KERNEL:
+        raise EngineError(f"{path}: the engine is for {manifest.data['target']['name']}, and this is for CPU engines")
     kernel = manifest.file(KERNEL)
     head = read_bytes(kernel, 20)
     found = _ELF_MACHINES.get(int.from_bytes(head[18:20], "little")) if head[:4] == b"\x7fELF" else None

@@ -96,7 +96,7 @@ def test_choose_keeps_the_fastest(engine: tilecompile.Engine, monkeypatch: pytes
 
 def test_kernel_without_read_kernels(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with tilecompile.load(tiny) as engine:
-        monkeypatch.setattr(engine, "library", object())
+        monkeypatch.setattr(engine.cpu, "library", object())
         with pytest.raises(EngineError, match=r"the kernel has no read kernels; compile the model again"):
             Roof(engine, 1)
 
@@ -182,7 +182,7 @@ def test_checkpoint_order(engine: tilecompile.Engine) -> None:
         for expert in range(int(tile["copies"])):
             a, b = (int(run["offset"]) + expert * int(run["stride"]) for run in (old, new))
             length = int(old["bytes"])
-            was, now = (m[0]["weight"][i : i + length] for m, i in ((engine.memory, a), (memory, b)))
+            was, now = (m[0]["weight"][i : i + length] for m, i in ((engine.cpu.memory, a), (memory, b)))
             np.testing.assert_array_equal(was, now)
             matrix = 0 if tile["gathered"] else int(tile["begin"])
             places.append((b, names[tile["tensor"]], expert, matrix, int(tile["row_begin"]), length))
@@ -193,7 +193,7 @@ def test_checkpoint_order(engine: tilecompile.Engine) -> None:
     assert all(p[0] + p[5] <= q[0] for p, q in pairwise(places))
     for old, new in zip(engine.tables["buffers"], tables["buffers"], strict=True):
         if fmt.ARENAS[old["arena"]] == "weight":
-            pairs = (engine.memory, old), (memory, new)
+            pairs = (engine.cpu.memory, old), (memory, new)
             np.testing.assert_array_equal(*(m[0]["weight"][int(b["offset"]) :][: int(b["bytes"])] for m, b in pairs))
         else:
             assert old == new
@@ -241,7 +241,7 @@ def test_figures(engine: tilecompile.Engine) -> None:
 
 
 def test_json(tiny: Path, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ablate, "without_prefetch", lambda engine: nullcontext(engine.library))  # saves a build
+    monkeypatch.setattr(ablate, "without_prefetch", lambda engine: nullcontext(engine.cpu.library))  # saves a build
     result = run(tiny, "--context", 40, "--threads", 2, "--rounds", 5, "--ablate", "--json")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)

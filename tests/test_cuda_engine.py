@@ -13,12 +13,11 @@ import pytest
 from test_cuda_bodies import linear
 from typer.testing import CliRunner
 
-import tilecompile
 from tilecompile.cli import app
 from tilecompile.cuda.build import ARCHITECTURES, SHARED_BYTES
 from tilecompile.cuda.emit import GpuKind, task_kinds
 from tilecompile.cuda.engine import Kernel, make_kernel
-from tilecompile.errors import EngineError, InputError
+from tilecompile.errors import InputError
 from tilecompile.ops.base import OpNode, View
 from tilecompile.runtime.contract import MARK
 
@@ -115,5 +114,3 @@ def test_the_tiny_checkpoint(target: str, tmp_path: Path, monkeypatch: pytest.Mo
     assert "k3_linear" in table
     result = CliRunner().invoke(app, ["verify", str(outputs[0])])
     assert result.exit_code == 0, result.output
-    with pytest.raises(EngineError, match=rf"^\S+: the engine is for {target}, and .* has no CUDA runtime yet$"):
-        tilecompile.load(outputs[0])

@@ -233,7 +233,7 @@ def test_replaced_kernel_is_the_one_that_runs(tmp_path: Path) -> None:
     path.rename(tmp_path / "old")
     fake.make_engine(tmp_path / "engine", change=lambda data, tables: None)
     new = tilecompile.load(path)
-    assert old.library._handle != new.library._handle
+    assert old.cpu.library._handle != new.cpu.library._handle
 
 
 # Bad input

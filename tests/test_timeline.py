@@ -217,7 +217,7 @@ def test_engines_carry_nothing_of_it(tiny: Path, libraries: dict[Path, ctypes.CD
     assert b"tc_profile" not in (tiny / "kernel.so").read_bytes()
     assert "tc_profile" in (tiny / "kernel.cpp").read_text()
     with load(tiny) as engine:
-        assert not hasattr(engine.library, "tc_profile")
+        assert not hasattr(engine.cpu.library, "tc_profile")
         assert hasattr(measuring.profiling_library(engine), "tc_profile")
 
 

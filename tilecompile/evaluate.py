@@ -60,9 +60,9 @@ class Memory:
             for name in arenas or [n for n in ARENAS if n != "weight"]:
                 areas[name].view(torch.int32).fill_(POISON)
 
-    def area(self, device: int, arena: str) -> npt.NDArray[np.uint8]:
-        """The bytes of an arena."""
-        return np.asarray(self.areas[device][arena].numpy())
+    def area(self, device: int, arena: str, begin: int, end: int) -> npt.NDArray[np.uint8]:
+        """A copy of bytes `begin` to `end` of an arena."""
+        return self.areas[device][arena].numpy()[begin:end].copy()
 
     def buffer(self, index: int) -> Tensor:
         """A buffer as a flat tensor that shares its memory."""

@@ -40,7 +40,7 @@ def fill_caches(engine: Engine, seed: int = 0) -> None:
         if ARENAS[buffer["arena"]] != "cache":
             continue
         begin, end = int(buffer["offset"]), int(buffer["offset"] + buffer["bytes"])
-        area = engine.memory[int(buffer["device"])]["cache"][begin:end]
+        area = engine.cpu.memory[int(buffer["device"])]["cache"][begin:end]
         drawn = random.standard_normal(int(buffer["rows"]) * int(buffer["cols"]), np.float32)
         if DTYPES[buffer["dtype"]] == "bf16":
             area.view(np.uint16)[:] = drawn.view(np.uint32) >> 16
@@ -100,10 +100,10 @@ def another_kernel(
     caches hold is then the other kernel's.
     """
     kernel = launch_kernel(
-        library or engine.library,
+        library or engine.cpu.library,
         engine.manifest,
         tables or engine.tables,
-        memory or engine.memory,
+        memory or engine.cpu.memory,
         engine.threads,
         STALL_MS,
         stops=(),

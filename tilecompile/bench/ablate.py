@@ -118,7 +118,7 @@ def checkpoint_order(engine: Engine) -> tuple[Tables, Memory]:
     moved, strides = tiles["offset"].copy(), np.zeros(len(tiles), np.uint64)
     for device in range(engine.manifest.devices):
         order, pool_bytes = _layout(engine, device)
-        old, new = engine.memory[device]["weight"], allocate(pool_bytes)
+        old, new = engine.cpu.memory[device]["weight"], allocate(pool_bytes)
         end = 0
         for group in order:
             copies, experts = int(tiles["copies"][group[0]]), int(tiles["bytes"][group].sum())
@@ -136,7 +136,7 @@ def checkpoint_order(engine: Engine) -> tuple[Tables, Memory]:
             new[end : end + length] = old[begin : begin + length]
             tables["buffers"]["offset"][b] = end
             end = _aligned(end + length + ALIGN)
-        memory.append({**engine.memory[device], "weight": new})
+        memory.append({**engine.cpu.memory[device], "weight": new})
     tape = tables["tape"]
     tape["offset"] = tape["offset"] - tiles["offset"][tape["tile"]] + moved[tape["tile"]]
     tape["stride"] = np.where(tape["stride"] > 0, strides[tape["tile"]], 0)

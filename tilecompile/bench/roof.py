@@ -69,9 +69,9 @@ class Roof:
     """
 
     def __init__(self, engine: Engine, wanted: float) -> None:
-        if not hasattr(engine.library, "tc_read"):
+        if not hasattr(engine.cpu.library, "tc_read"):
             raise EngineError(f"{engine.manifest.folder}: the kernel has no read kernels; compile the model again")
-        self._read = engine.library.tc_read
+        self._read = engine.cpu.library.tc_read
         self._read.restype = ctypes.c_double
         integers = (ctypes.c_uint64, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_int32, ctypes.c_uint64, ctypes.c_uint32)
         self._read.argtypes = [ctypes.c_void_p, *integers, ctypes.c_void_p]

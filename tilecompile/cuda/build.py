@@ -17,11 +17,9 @@ from pathlib import Path
 
 from tilecompile.cuda.cache import cached, key_of
 from tilecompile.errors import InputError
+from tilecompile.runtime.format import BLOCK_THREADS
 
 ARCHITECTURES = ("sm_90a", "sm_100a")
-
-THREADS = 288
-"""Threads of a block: 8 warps that run the bodies, and the loader's."""
 
 REGISTERS = 65536
 """Registers of an SM, a quarter for each of its four schedulers, over which a block's warps are divided."""
@@ -81,6 +79,17 @@ def build(source: str, architecture: str, include: Iterable[Path] = (), flags: t
     key = key_of([source, *options, *(_version(package) for package in packages)])
     stored = cached("cubin", key, lambda: _pack(_compile(source, [*options, *_include(include)])))
     return _unpack(stored)
+
+
+def toolkit() -> str:
+    """The version of CUDA that modules are built with, e.g. "13.0". InputError if NVRTC is not installed."""
+    try:
+        from cuda.bindings import nvrtc
+
+        _, major, minor = nvrtc.nvrtcVersion()
+    except (ImportError, RuntimeError) as error:
+        raise InputError(f"{MISSING} ({error})") from error
+    return f"{major}.{minor}"
 
 
 def _options(architecture: str, flags: tuple[str, ...]) -> list[str]:
@@ -173,7 +182,7 @@ def parse_log(log: str) -> dict[str, Resources]:
     return kernels
 
 
-def check_resources(what: str, used: Resources, dynamic: int = 0, threads: int = THREADS) -> None:
+def check_resources(what: str, used: Resources, dynamic: int = 0, threads: int = BLOCK_THREADS) -> None:
     """InputError unless one block of a kernel fits on an SM, with `dynamic` bytes of shared memory, without spills."""
     if used.spills or used.local:
         raise InputError(f"{what} keeps {used.local} bytes a thread in local memory and spills {used.spills}, want 0")

@@ -26,11 +26,8 @@ OPS = Path(__file__).parents[1] / "ops"
 FRONT = ("sync.cuh", "ring.cuh", "call.cuh", "scalar.cuh", "reduce.cuh")
 """What bodies are written over."""
 
-LOOP = ("worker.cuh", "control.cuh", "loader.cuh", "loop.cuh")
-"""The resident loop."""
-
-KERNEL = "megakernel"
-"""Name of the kernel."""
+LOOP = ("worker.cuh", "control.cuh", "loader.cuh", "loop.cuh", "fill.cuh")
+"""The resident loop, and what fills memory for measurements."""
 
 
 @dataclass(frozen=True)

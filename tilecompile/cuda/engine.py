@@ -16,10 +16,12 @@ from tilecompile.cuda.build import (
     check_instructions,
     check_resources,
     instructions,
+    toolkit,
 )
-from tilecompile.cuda.emit import FRONT, KERNEL, LOOP, GpuKind, bodies, front, once
+from tilecompile.cuda.emit import FRONT, LOOP, GpuKind, bodies, front, once
 from tilecompile.errors import InputError
 from tilecompile.runtime.contract import MARK
+from tilecompile.runtime.format import FILL, FILL_THREADS, MEGAKERNEL
 
 FRONT_BYTES, SLOT_BYTES, LEAST_SLOTS = 2048, 16384, 2
 """Shared memory of the loop, of a slot of the ring, and the fewest slots: see call.cuh and ring.cuh."""
@@ -69,17 +71,18 @@ def make_kernel(
     loop = front(most, (*FRONT, *LOOP))
     source = once("\n".join([head, f"#define TC_SHARED_BYTES {shared}", loop, made.source, _entry(kinds), about]))
     whole = build(source, architecture)
-    used = whole.kernels[KERNEL]
-    check_resources(KERNEL, used, shared)
-    check_instructions(KERNEL, instructions(whole.ptx)[KERNEL], (BULK, "mbarrier.try_wait", "red.release.gpu"))
+    used = whole.kernels[MEGAKERNEL]
+    check_resources(MEGAKERNEL, used, shared)
+    check_instructions(MEGAKERNEL, instructions(whole.ptx)[MEGAKERNEL], (BULK, "mbarrier.try_wait", "red.release.gpu"))
     slots = (shared - FRONT_BYTES - -(-most // 1024) * 1024) // SLOT_BYTES
     kinds_of = [
         {**asdict(resources), "shared": made.scratch[kind.index], "kind": kind.function}
         for kind, resources in zip(kinds, of_kind, strict=True)
     ]
     ring = {"slot_bytes": SLOT_BYTES, "slots": slots}
-    taken = {**asdict(used), "shared": used.shared + shared}
-    return Kernel(source, whole.cubin, {"kernel": taken, "ring": ring, "kinds": kinds_of})
+    taken = {**asdict(used), "shared": used.shared + shared, "dynamic_shared": shared}
+    resources = {"toolkit": toolkit(), "kernel": taken, "ring": ring, "kinds": kinds_of}
+    return Kernel(source, whole.cubin, resources)
 
 
 def _check(kind: GpuKind, probes: Built) -> Resources:
@@ -119,7 +122,12 @@ struct Bodies {{
 
 }}  // namespace tc
 
-extern "C" __global__ void __launch_bounds__(tc::THREADS, 1) {KERNEL}(const __grid_constant__ DeviceLaunch launch) {{
+extern "C" __global__ void __launch_bounds__(tc::THREADS, 1)
+{MEGAKERNEL}(const __grid_constant__ DeviceLaunch launch) {{
   tc::resident<tc::Bodies>(launch);
+}}
+
+extern "C" __global__ void __launch_bounds__({FILL_THREADS}) {FILL}(const DeviceFill* fills, uint32_t seed) {{
+  tc::random_fill(fills, seed, {FILL_THREADS});
 }}
 """

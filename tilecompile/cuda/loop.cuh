@@ -132,6 +132,7 @@ struct Consumers {
       if (!w.await(wait.counter, wait.event, load(&step.run) * wait.count, pc, load(&step.sequence), 0)) break;
     }
     if (uint32_t(lane()) < count) fence(remote);
+    if (remote && w.l.latency_ns) pause(w.l.latency_ns);
     warp_barrier();
     if (lane() != 0) return;
     const bool go = !w.leaving();

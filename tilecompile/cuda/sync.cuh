@@ -175,6 +175,12 @@ TC_DEVICE uint32_t f16_of_e4m3(uint16_t two) {
   asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(v) : "h"(two));
   return v;
 }
+// Two f32 rounded to the nearest e4m3, or to the largest one; the first is in the low half.
+TC_DEVICE uint16_t pack_e4m3(float low, float high) {
+  uint16_t v;
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(v) : "f"(high), "f"(low));
+  return v;
+}
 TC_DEVICE float f32_of_f16(uint16_t h) {
   float v;
   asm("cvt.f32.f16 %0, %1;" : "=f"(v) : "h"(h));

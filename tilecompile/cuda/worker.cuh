@@ -17,7 +17,7 @@ struct Board {
   alignas(64) uint32_t sequence;
   alignas(64) uint32_t leave;  // 1: a worker has stalled, all end
 };
-static_assert(sizeof(Board) == BOARD_BYTES);
+static_assert(sizeof(Board) == BOARD_BYTES && offsetof(Board, leave) == LEAVE_OFFSET);
 
 // The controller's own state.
 struct Control {
@@ -45,6 +45,12 @@ static_assert(sizeof(Block) <= FRONT_BYTES);
 template <class T>
 TC_DEVICE T* at(uint64_t address) {
   return reinterpret_cast<T*>(address);
+}
+// Lets a time pass that a link would take.
+TC_DEVICE void pause(uint32_t ns) {
+  const uint64_t begin = nanoseconds();
+  while (nanoseconds() - begin < ns) {
+  }
 }
 TC_DEVICE uint32_t* counter_of(uint64_t address) { return at<uint32_t>(address & ~uint64_t(REMOTE)); }
 

@@ -18,7 +18,7 @@ from tilecompile.errors import InputError, TilecompileError
 from tilecompile.peers import check, weights_job
 from tilecompile.runtime.machine import cpu_name, usable_cores
 from tilecompile.runtime.manifest import Manifest, read_manifest
-from tilecompile.runtime.runnable import check_runnable
+from tilecompile.runtime.runnable import check_cpu, check_runnable
 
 
 def main() -> None:
@@ -42,7 +42,8 @@ def describe(
     chosen = min(manifest.workers, usable_cores()) if threads is None else threads
     if not 1 <= chosen <= manifest.workers:
         raise InputError(f"threads is {chosen}, want 1 to {manifest.workers} (the engine's workers)")
-    check_runnable(manifest, chosen)
+    check_runnable(manifest)
+    check_cpu(manifest, chosen)
     if manifest.max_seq_len < 8:
         raise InputError(f"{engine}: max_seq_len is {manifest.max_seq_len}, want 8 at least")
     if model is not None:

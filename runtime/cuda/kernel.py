@@ -1,0 +1,266 @@
+"""A launched kernel on GPUs: its mailbox in host memory, and a watch over it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tilecompile.runtime import format as fmt
+from tilecompile.runtime.cuda.device import Gpu
+from tilecompile.runtime.cuda.driver import NOT_READY, SUCCESS, error_of
+from tilecompile.runtime.cuda.memory import Pinned
+from tilecompile.runtime.errors import EngineError
+from tilecompile.runtime.kernel import IDLE, RUNNING, STALLED, Record
+from tilecompile.runtime.tables import Tables
+
+LOGITS_BYTES = 64 << 20
+"""Pinned memory for the logits of one request, if one row needs no more."""
+
+WATCH_SECONDS = 0.02
+"""Time between two looks at whether the kernel still runs."""
+
+END_SECONDS = 10.0
+"""Time that a kernel gets to end by itself before its blocks are told to leave, and again after that."""
+
+HUNG_SECONDS = 10.0
+"""Time without a finished step, beside a hundred times the stall time, after which a kernel counts as stalled."""
+
+NAP_SECONDS = 5e-5
+
+
+class Mail:
+    """The host memory that a kernel and its host share, by parts: `host[name]` as an array, `at[name]` for devices.
+
+    mailbox, status: one record; stalls: one a worker; tokens: i4 [max_seq_len + 1]; ids: i4 [max_seq_len];
+    logits: f4 [rows, vocab].
+    """
+
+    def __init__(self, gpu: Gpu, workers: int, max_seq_len: int, vocab: int) -> None:
+        rows = max(1, min(max_seq_len, LOGITS_BYTES // (4 * vocab)))
+        parts: list[tuple[str, int, Any]] = [
+            ("mailbox", 1, fmt.MAILBOX.dtype),
+            ("status", 1, fmt.STATUS.dtype),
+            ("stalls", workers, fmt.STALL.dtype),
+            ("tokens", max_seq_len + 1, np.dtype("<i4")),
+            ("ids", max_seq_len, np.dtype("<i4")),
+            ("logits", rows * vocab, np.dtype("<f4")),
+        ]
+        sizes = [-(-count * dtype.itemsize // 256) * 256 for _, count, dtype in parts]
+        self.memory = Pinned(gpu, sum(sizes))
+        self.host: dict[str, npt.NDArray[Any]] = {}
+        self.at: dict[str, int] = {}
+        begin = 0
+        for (name, count, dtype), size in zip(parts, sizes, strict=True):
+            self.host[name] = self.memory.host[begin : begin + count * dtype.itemsize].view(dtype)
+            self.at[name] = self.memory.address + begin
+            begin += size
+        self.host["logits"] = self.host["logits"].reshape(rows, vocab)
+        self.rows = rows
+
+    def free(self) -> None:
+        """Gives the memory back."""
+        self.host = {}
+        self.memory.free()
+
+
+class CudaKernel:
+    """A kernel that is resident on GPUs. The same calls as `Kernel`; from several threads they are safe.
+
+    streams: a GPU and a stream for each launch; leave: tells all blocks to end, without the controller; free: gives
+    back what the launch alone used, once the kernel has ended.
+    """
+
+    def __init__(
+        self,
+        mail: Mail,
+        tables: Tables,
+        streams: list[tuple[Gpu, Any]],
+        stall_ms: int,
+        leave: Callable[[], None],
+        free: Callable[[], None],
+    ) -> None:
+        self.status: Record = np.zeros(1, fmt.STATUS.dtype)
+        self.status["launches"] = 1
+        self.logit_rows: int | None = mail.rows
+        self._mail, self._tables, self._streams = mail, tables, streams
+        self._leave, self._free = leave, free
+        self._patience = max(HUNG_SECONDS, 0.1 * stall_ms)
+        self._mutex = threading.RLock()
+        self._fence = threading.Lock()
+        self._pid = os.getpid()
+        self._closing = self._ended = False
+        self._failure: EngineError | None = None
+        self._submitted = 0
+        self._logits: npt.NDArray[np.float32] | None = None
+        self._watched = self._moved = time.monotonic()
+        self._last: tuple[int, int] = (0, 0)
+
+    def field(self, name: str) -> int:
+        """A field of the last state seen."""
+        return int(self.status[name][0])
+
+    @property
+    def handle(self) -> int:
+        """EngineError: only kernels for CPUs have functions of their own."""
+        raise EngineError("the engine is for GPUs, and this is for CPU engines")
+
+    @property
+    def closed(self) -> bool:
+        """Whether the kernel is closed or about to be."""
+        return self._closing or os.getpid() != self._pid
+
+    def _check(self) -> None:
+        if os.getpid() != self._pid:
+            raise EngineError(f"the engine was loaded in process {self._pid}, and a fork has no GPU of it")
+        if self._closing:
+            raise EngineError("the engine is closed")
+        if self._failure is not None:
+            raise self._failure
+
+    def submit(self, request: Record, logits: npt.NDArray[np.float32] | None) -> int:
+        """Starts a request: 0, or -1 while one is running, or -2 after a stall. `logits` is filled when it ends."""
+        self._check()
+        with self._mutex:
+            self._check()
+            state = self._look()
+            if state != IDLE:
+                return -1 if state == RUNNING else -2
+            count = int(request["count"][0])
+            if logits is not None and count > self._mail.rows:
+                raise EngineError(f"logits of {count} positions are asked for at once, want {self._mail.rows} at most")
+            ids = (ctypes.c_int32 * count).from_address(int(request["ids"][0]))
+            self._mail.host["ids"][:count] = ids
+            self._logits = logits
+            mail = self._mail.host["mailbox"]
+            mail["ids"] = self._mail.at["ids"]
+            mail["logits"] = 0 if logits is None else self._mail.at["logits"]
+            for name in ("count", "position", "max_new"):
+                mail[name] = request[name]
+            with self._fence:  # whoever sees the number sees the request: a lock orders what comes before and after it
+                self._submitted += 1
+            self._moved = time.monotonic()
+            mail["submitted"] = self._submitted
+            return 0
+
+    def release(self) -> None:
+        """Lets go of the logits of a request that has ended."""
+        self._logits = None
+
+    def _look(self) -> int:
+        """Reads the state into `status`; returns it."""
+        seen, now = self._mail.host["status"][0], self.status.copy()
+        state = int(seen["state"])
+        if state != STALLED and int(seen["request"]) != self._submitted:  # not yet taken up
+            state = RUNNING
+            now["fed"] = now["generated"] = now["reason"] = 0
+        else:
+            for name in ("fed", "generated", "reason"):  # after the state: they are whole once it is not RUNNING
+                now[name] = seen[name]
+        now["steps"] = seen["steps"]
+        now["state"], now["request"] = state, self._submitted
+        if state == STALLED:
+            self._explain(now)
+        self.status = now
+        return state
+
+    def _explain(self, status: Record) -> None:
+        """Of what the blocks waited for when the kernel ended itself, what comes first in the operators' order."""
+        stalls, instructions = self._mail.host["stalls"], self._tables["instructions"]
+        status["stall_instruction"] = fmt.NONE
+        waiting = [w for w in np.flatnonzero(stalls["waits"]) if stalls["event"][w] != fmt.NONE]
+        known = [w for w in waiting if stalls["instruction"][w] < len(instructions)]
+        if not known:
+            return
+        first = min(known, key=lambda w: int(instructions["op"][stalls["instruction"][w]]))
+        status["stall_worker"] = first
+        for name in ("instruction", "event", "have", "want"):
+            status[f"stall_{name}"] = stalls[name][first]
+
+    def wait(self, generated: int, timeout_ms: int) -> int:
+        """Waits until more than `generated` tokens exist or the request has ended; returns the state.
+
+        CudaError if the kernel has failed meanwhile.
+        """
+        end = time.monotonic() + 1e-3 * timeout_ms
+        self._check()
+        with self._mutex:
+            while True:
+                self._check()
+                state = self._look()
+                now = time.monotonic()
+                if state != RUNNING or self.field("generated") > generated or now >= end:
+                    break
+                self._watch(now)
+                time.sleep(NAP_SECONDS)
+            if state != RUNNING and self._logits is not None:
+                rows = self.field("fed")
+                self._logits[:rows] = self._mail.host["logits"][:rows]
+        return state
+
+    def _watch(self, now: float) -> None:
+        """Looks now and then whether the kernel still runs, and makes progress."""
+        if now - self._watched < WATCH_SECONDS:
+            return
+        self._watched = now
+        for gpu, stream in self._streams:
+            code = gpu.attempt("cuStreamQuery", stream)
+            if code == NOT_READY or self._look() != RUNNING:
+                continue
+            failure = EngineError(f"{gpu.where} ({gpu.name}): the kernel has ended by itself")
+            self._failure = failure if code == SUCCESS else error_of(f"{gpu.where} ({gpu.name})", "the kernel", code)
+            raise self._failure
+        last = self.field("steps"), self.field("generated")
+        if last != self._last:
+            self._last, self._moved = last, now
+        elif now - self._moved > self._patience:
+            self._mail.host["status"]["state"] = STALLED
+            self._leave()
+
+    def tokens(self, begin: int, end: int) -> list[int]:
+        """Generated ids of the current or last request."""
+        self._check()
+        return [int(i) for i in self._mail.host["tokens"][begin:end]]
+
+    def abort(self) -> None:
+        """Ends the current request at the next step."""
+        self._check()
+        with self._mutex:
+            self._mail.host["mailbox"]["abort"] = self._submitted
+
+    @property
+    def ended(self) -> bool:
+        """Whether no block runs any more."""
+        return all(gpu.attempt("cuStreamQuery", stream) != NOT_READY for gpu, stream in self._streams)
+
+    def _await_end(self) -> bool:
+        end = time.monotonic() + END_SECONDS
+        while not self.ended:
+            if time.monotonic() > end:
+                return False
+            time.sleep(1e-3)
+        return True
+
+    def close(self) -> None:
+        """Ends the kernel. EngineError if it doesn't end: then nothing on its GPUs can be given back."""
+        self._closing = True
+        if os.getpid() != self._pid:
+            return
+        with self._mutex:
+            if self._ended:
+                return
+            self._mail.host["mailbox"]["stop"] = 1
+            if not self._await_end():
+                self._leave()
+                if not self._await_end():
+                    where = ", ".join(sorted({gpu.where for gpu, _ in self._streams}))
+                    raise EngineError(f"{where}: the kernel doesn't end; the memory is free once this process ends")
+            self._ended = True
+            self._logits = None
+            self._free()

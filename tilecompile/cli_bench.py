@@ -19,7 +19,15 @@ def bench(
     threads: Annotated[int | None, typer.Option(help="1 to the engine's workers.")] = None,
     model: Annotated[str | None, typer.Option(help="Checkpoint folder that peers take their weights from.")] = None,
     against: Annotated[
-        str | None, typer.Option(metavar="PEER,…", help="Measure these too: transformers, torch-compile.")
+        str | None,
+        typer.Option(metavar="PEER,…", help="Measure these too: transformers, torch-compile; on a GPU cuda-graphs."),
+    ] = None,
+    peer: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=COMMAND", help="A peer of your own: a command that prints its times. Repeatable."),
+    ] = None,
+    machine: Annotated[
+        str | None, typer.Option(help="Machine, or its TOML file, that says what a GPU's memory gives.")
     ] = None,
     ablate: Annotated[bool, typer.Option("--ablate", help="Measure the engine without parts of it too.")] = False,
     rounds: Annotated[int, typer.Option(help="How often everything is measured in turn.")] = DEFAULT_ROUNDS,
@@ -36,8 +44,15 @@ def bench(
     the checkpoint, which takes memory for them once more.
 
     Peers run in processes of their own, each at the fastest of its settings, and get the engine's weights from --model,
-    or draw them from the same seed.
+    or draw them from the same seed. Where the engine is for GPUs, they run on one GPU in bf16, after the engine is
+    closed, and the roof is what the machine's file states: measured if it is calibrated, else the data sheet's.
+
+    A peer's COMMAND may name {model}, {prompt_tokens} and {new_tokens}. It generates greedily, whatever comes, and
+    prints one line {"ms_per_step": …, "first_token_ms": …}. For vLLM and SGLang: --peer "vllm=python
+    examples/peers/vllm_steps.py {model} {prompt_tokens} {new_tokens}", and sglang_steps.py likewise.
     """
+    from tilecompile.bench.against import Peers
+    from tilecompile.bench.command import command_peers
     from tilecompile.bench.measure import BenchOptions, bench_engine
     from tilecompile.bench.report import print_report
     from tilecompile.cli_output import StageProgress, print_json
@@ -45,7 +60,8 @@ def bench(
     names = tuple(dict.fromkeys(name.strip() for name in against.split(","))) if against is not None else ()
     if "" in names:
         raise InputError(f"--against is {against!r}, want peers with commas between them")
-    options = BenchOptions(engine, context, threads, model, names, ablate, rounds)
+    peers = Peers(names, command_peers(peer or []), model)
+    options = BenchOptions(engine, context, threads, peers, ablate, rounds, machine)
     with StageProgress() as progress:
         found = bench_engine(options, progress)
     if as_json:

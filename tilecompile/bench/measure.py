@@ -2,80 +2,116 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tilecompile.bench import DEFAULT_CONTEXT, DEFAULT_ROUNDS
 from tilecompile.bench.ablate import check_ablation, variants
-from tilecompile.bench.against import check_peers, measure_peers
+from tilecompile.bench.against import Peers, measure_peers
+from tilecompile.bench.gpu import gpu_figures
 from tilecompile.bench.report import figures, machine, memory, resident_bytes
-from tilecompile.bench.roof import Roof
+from tilecompile.bench.roof import Roof, stated_roof
 from tilecompile.bench.rounds import ENGINE, Steps, run_rounds, steps_around
 from tilecompile.errors import InputError
+from tilecompile.peers import device_of
 from tilecompile.runtime.engine import Engine, load
 from tilecompile.runtime.kernel import Kernel
-from tilecompile.runtime.manifest import read_manifest
+from tilecompile.runtime.manifest import Manifest, read_manifest
 from tilecompile.steps import another_kernel, fill_caches, window
 from tilecompile.traffic import stated_reads
 
 MOST_ROUNDS = 10_000
+
+PEER_ROUNDS = 5
+"""Times that the engine's steps are measured before a peer, and again after it."""
 
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """What to measure. `context` and `threads` are the engine's own defaults where None; `peers` by name, and `model`
-    where they get the weights; `ablate` adds the engine's variants."""
+    """What to measure. `context` and `threads` are the engine's own defaults where None; `ablate` adds the engine's
+    variants; `machine` (a name or a file) says what a GPU's memory gives, by default the engine's own."""
 
     engine: Path
     context: int | None = None
     threads: int | None = None
-    model: str | None = None
-    peers: Sequence[str] = ()
+    peers: Peers = field(default_factory=Peers)
     ablate: bool = False
     rounds: int = DEFAULT_ROUNDS
+    machine: str | None = None
 
 
 def bench_engine(options: BenchOptions, progress: Progress = lambda stage, done, total: None) -> dict[str, Any]:
     """Measures an engine: see `report.figures` for what is returned, beside `machine`, `memory` and `peers`.
 
+    On GPUs the engine is closed before a peer runs: its resident kernel has them for itself.
     `progress(stage, done, total)` is told of each stage. Raises InputError for options that don't fit the engine, and
     EngineError as `load` does.
     """
     if not 1 <= options.rounds <= MOST_ROUNDS:
         raise InputError(f"--rounds is {options.rounds}, want 1 to {MOST_ROUNDS}")
     manifest = read_manifest(options.engine)
-    check_peers(options.peers, manifest, options.model)
+    options.peers.check(manifest)
+    gpu = device_of(manifest) == "cuda"
+    _check_options(options, manifest, gpu)
     context = min(DEFAULT_CONTEXT, manifest.max_seq_len) if options.context is None else options.context
     window(context, 1, manifest.max_seq_len)
     stated_reads(manifest)
-    progress("load", 0, 1)
+    stated = stated_roof(manifest, options.machine) if gpu else None
+
+    def note(text: str) -> None:
+        progress(text, 0, 1)
+
+    note("load")
     before = resident_bytes()
+    found: list[dict[str, Any]] = []
     with load(options.engine, options.threads) as engine:
+        threads = engine.threads
         held = memory(manifest, before, resident_bytes())
         fill_caches(engine)
         with another_kernel(engine) as kernel:
-            steps, found = _rounds(engine, kernel, context, options, progress)
-            peers = measure_peers(
-                *(engine, kernel, options.peers, options.model, context, steps), lambda text: progress(text, 0, 1)
-            )
-        data = manifest.data
-        return {
-            "engine": str(options.engine),
-            "model": data["model"]["name"],
-            "weights": data["weights"]["dtype"],
-            "cache": data["cache"],
-            "context": context,
-            "threads": engine.threads,
-            **found,
-            "machine": machine(manifest),
-            "memory": held,
-            "peers": peers,
-        }
+            if stated is not None:
+                figures_found = gpu_figures(engine, kernel, context, options.rounds, stated, progress)
+            else:
+                steps, figures_found = _rounds(engine, kernel, context, options, progress)
+
+                def engine_ms() -> list[float]:
+                    return [steps.ms(engine, kernel) for _ in range(PEER_ROUNDS)]
+
+                found = measure_peers(options.peers, manifest, context, threads, engine_ms, note)
+    if stated is not None:
+        ms = figures_found["ms_per_step"]
+        found = measure_peers(options.peers, manifest, context, threads, lambda: [ms], note)
+    data = manifest.data
+    return {
+        "engine": str(options.engine),
+        "model": data["model"]["name"],
+        "weights": data["weights"]["dtype"],
+        "cache": data["cache"],
+        "context": context,
+        "threads": threads,
+        **figures_found,
+        "machine": machine(manifest),
+        "memory": held,
+        "peers": found,
+    }
+
+
+def _check_options(options: BenchOptions, manifest: Manifest, gpu: bool) -> None:
+    """InputError for what is only there on the other kind of target."""
+    target = manifest.data["target"]["name"]
+    if gpu and options.ablate:
+        raise InputError(f"--ablate changes a processor's kernel, and {options.engine} is for {target}")
+    if gpu and options.threads is not None:
+        raise InputError(f"--threads is for processors, and {options.engine} is for {target}")
+    if not gpu and options.machine is not None:
+        raise InputError(
+            f"--machine says what a GPU's memory gives, and {options.engine} is for {target}: it is measured"
+        )
 
 
 def _rounds(

@@ -138,16 +138,20 @@ def _about(found: dict[str, Any]) -> list[tuple[str, str]]:
     resident = "" if growth is None else f"; {size(growth)} more resident after loading"
     first, last = found["contexts"]
     rounds = f"{len(found['rounds'])} of {found['steps_per_round']} steps, {found['rounds_left_out']} left out"
-    tried = f"best of {len(found['read_kernels'])} on {size(found['working_set_bytes'])}"
+    threads = f", {found['threads']} threads" if found["threads"] else ""
+    roof = ("roof", f"{found['read_bandwidth_gbs']:.4g} GB/s: {found['read_kernel']}")
+    if found["read_kernels"]:
+        tried = f"best of {len(found['read_kernels'])} on {size(found['working_set_bytes'])}"
+        roof = ("read kernel", f"{tried}: {found['read_kernel']}")
     return [
         ("model", f"{found['model']}, weights {found['weights']}, cache {found['cache']}"),
         ("machine", f"{host['cpu']}, {cores}, {host['isa']}, memory {size(host['memory_bytes'])}"),
         ("memory", f"weights {size(held['weights_bytes'])}, cache {size(held['cache_bytes'])}{resident}"),
-        ("context", f"{found['context']} positions: steps at {first} to {last}, {found['threads']} threads"),
+        ("context", f"{found['context']} positions: steps at {first} to {last}{threads}"),
         ("rounds", rounds),
         ("tokens", f"{found['tokens_per_second']:.4g} a second"),
         ("read a step", size(found["bytes_per_step"])),
-        ("read kernel", f"{tried}: {found['read_kernel']}"),
+        roof,
     ]
 
 

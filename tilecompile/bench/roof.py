@@ -13,10 +13,13 @@ from statistics import median
 
 import numpy as np
 
+from tilecompile.errors import InputError
 from tilecompile.runtime.engine import Engine
 from tilecompile.runtime.errors import EngineError
 from tilecompile.runtime.machine import free_memory
+from tilecompile.runtime.manifest import Manifest
 from tilecompile.runtime.memory import HUGE_PAGE, Bytes, address, allocate
+from tilecompile.schedules.machine import load_machine
 
 GRAIN = 4096
 """A thread's part of the working set is a multiple of this many bytes."""
@@ -119,6 +122,32 @@ class Roof:
     def measure(self) -> dict[ReadKernel, float]:
         """Bandwidth of each chosen kernel now, in 10⁹ bytes a second."""
         return {kernel: self.gbs(kernel) for kernel in self.kernels}
+
+
+@dataclass(frozen=True)
+class StatedRoof:
+    """A roof that a machine's description states: `gbs` of all devices together, and `name`, where that is from."""
+
+    name: str
+    gbs: float
+
+
+def stated_roof(manifest: Manifest, machine: str | None) -> StatedRoof:
+    """What a machine's file says of GPUs like the engine's: measured if it is calibrated, else the data sheet's.
+
+    InputError if the file doesn't tell, or is of another target.
+    """
+    found = load_machine(machine or str(manifest.data["machine"]))
+    target = manifest.data["target"]["name"]
+    if found.target != target:
+        raise InputError(f"--machine {found.name} is for {found.target}, {manifest.folder} for {target}")
+    if found.simulator is not None and found.simulator.calibrated:
+        return StatedRoof(
+            f"{found.name}, calibrated: {found.simulator.calibrated}", found.simulator.read[-1][2] * manifest.devices
+        )
+    if found.bandwidth_gbs is None:
+        raise InputError(f"machine {found.name} states no bandwidth_gbs: give --machine FILE")
+    return StatedRoof(f"{found.name}, data sheet", found.bandwidth_gbs * manifest.devices)
 
 
 def _fill(area: Bytes) -> None:

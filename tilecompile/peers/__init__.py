@@ -1,7 +1,8 @@
 """Peers: other ways to run the engine's model on this machine, measured in processes of their own.
 
 Each runs transformers' `GlmMoeDsaForCausalLM` of the engine's configuration on the engine's weights (`model.py`), at
-its fastest setting, which it finds by trying (`search.py`). Nothing of torch is imported into the caller's process.
+its fastest setting, which it finds by trying (`search.py`): on the processor, or, where the engine is for GPUs, on one
+GPU in bf16. Nothing of torch is imported into the caller's process.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from tilecompile.children import Child, module_command
 from tilecompile.errors import InputError, TilecompileError
 from tilecompile.models.config import Glm5Config
 from tilecompile.models.named import NAMED
+from tilecompile.runtime.machine import usable_cores
 from tilecompile.runtime.manifest import Manifest
 from tilecompile.steps import window
 
@@ -26,8 +28,11 @@ class PeerError(TilecompileError):
     """A peer can't run, or didn't come to its end; one line that names it and says why."""
 
 
-NEEDS = {"transformers": ("torch", "transformers"), "torch-compile": ("torch", "transformers")}
+NEEDS = dict.fromkeys(("transformers", "torch-compile", "cuda-graphs"), ("torch", "transformers"))
 """The packages that each peer needs."""
+
+GPU_ONLY = ("cuda-graphs",)
+"""Peers that there are beside engines for GPUs only."""
 
 SAME_MODEL = {"num_nextn_predict_layers", "index_share_for_mtp_iteration", "eos_token_id", "max_position_embeddings"}
 """Fields of a configuration in which a model may differ from the engine and yet compute the same; and `dtype`."""
@@ -46,6 +51,23 @@ def check(name: str) -> str | None:
     return f"not installed: {', '.join(absent)} (pip install 'tilecompile[bench]')" if absent else None
 
 
+def device_of(manifest: Manifest) -> str:
+    """Where the peers of an engine run, as torch calls it: "cpu" or "cuda"."""
+    return "cuda" if str(manifest.data["target"]["name"]).startswith("sm_") else "cpu"
+
+
+def dtype_of(manifest: Manifest) -> str:
+    """The type that peers keep the engine's weights in: the engine's, but bf16 in the place of fp8."""
+    return str(manifest.data["weights"]["dtype"]).replace("fp8", "bf16")
+
+
+def check_device(name: str, manifest: Manifest) -> None:
+    """InputError for a peer that runs on GPUs only, beside an engine for a processor."""
+    if name in GPU_ONLY and device_of(manifest) != "cuda":
+        target = manifest.data["target"]["name"]
+        raise InputError(f"peer {name} runs on a GPU, and {manifest.folder} is for {target}")
+
+
 def bench(
     name: str,
     *,
@@ -60,7 +82,7 @@ def bench(
     `model` is where the engine's weights came from: a checkpoint folder, or a named configuration whose weights were
     drawn (None: the engine says which). `progress` gets a line whenever the peer begins something. Returns
 
-    - `name`, `version` (of its packages), `context` (of the middle step), `threads`
+    - `name`, `version` (of its packages), `context` (of the middle step), `threads`, `device` (a GPU's name, or "cpu")
     - `ms_per_step`: median over `rounds` rounds of `steps` steps each; `spread`: [fastest, slowest] round, in ms
     - `settings`: those of the fastest, and `tried`: all that were tried, with their `ms_per_step` or why they `failed`
     - `load_seconds` and `warm_up_seconds`: to get the weights, and from the first call to steady steps (in a process
@@ -70,6 +92,8 @@ def bench(
     """
     if reason := check(name):
         raise PeerError(f"peer {name}: {reason}")
+    check_device(name, engine_manifest)
+    threads = threads or usable_cores()
     window(context, 1, engine_manifest.max_seq_len)
     job = {
         "peer": name,
@@ -77,6 +101,7 @@ def bench(
         "context": context,
         "max_seq_len": engine_manifest.max_seq_len,
         "threads": threads,
+        "device": device_of(engine_manifest),
     }
     with tempfile.TemporaryDirectory(prefix="tilecompile-peer-") as folder:
         command = module_command("tilecompile.peers.run", json.dumps(job))
@@ -116,7 +141,7 @@ def weights_job(manifest: Manifest, model: str | None) -> dict[str, Any]:
     source = str(data["weights"]["source"])
     if model is not None:
         _check_model(model, config, path)
-    job: dict[str, Any] = {"config": config.to_dict(), "dtype": data["weights"]["dtype"]}
+    job: dict[str, Any] = {"config": config.to_dict(), "dtype": dtype_of(manifest)}
     if source == "checkpoint":
         if model is None or model in NAMED:
             raise InputError(

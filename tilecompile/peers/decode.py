@@ -16,17 +16,20 @@ Step = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Setting:
-    """How the model runs. `options` are torch.compile's; None: not compiled."""
+    """How the model runs. `options` are torch.compile's; None: not compiled. `graph`: captured as a CUDA graph."""
 
     dtype: str
     experts: str = "batched_mm"
     attention: str = "eager"
     cache: str = "static"
     options: dict[str, Any] | None = field(default=None, hash=False)
+    graph: bool = False
 
     def shown(self) -> dict[str, Any]:
         """As JSON values; the options only where there are any."""
-        rest = {} if self.options is None else {"compile": self.options or "default"}
+        rest: dict[str, Any] = {} if self.options is None else {"compile": self.options or "default"}
+        if self.graph:
+            rest["cuda_graph"] = True
         return {
             "dtype": self.dtype,
             "experts": self.experts,
@@ -38,7 +41,7 @@ class Setting:
     def __str__(self) -> str:
         parts = [self.dtype, f"{self.experts} experts", f"{self.attention} attention", f"{self.cache} cache"]
         parts += [f"{key}={value}" for key, value in (self.options or {}).items()]
-        return ", ".join(parts)
+        return ", ".join(parts + ["CUDA graph"] * self.graph)
 
 
 class Decoder:
@@ -56,13 +59,18 @@ class Decoder:
             if setting.cache == "static"
             else DynamicCache(config=model.config)
         )
-        self._ids = torch.tensor([[1 % model.config.vocab_size]])
+        self._device = next(model.parameters()).device
+        self._ids = torch.tensor([[1 % model.config.vocab_size]], device=self._device)
         self._choose()
         self._forward(self._ids)  # brings the cache's tensors into being
         self._filled = [self._fill(layer) for layer in self._cache.layers]
         self.step: Step = self._forward
         if setting.options is not None:
-            self.step = torch.compile(self._forward, fullgraph=True, dynamic=False, **_arguments(setting.options))
+            compiled = torch.compile(self._forward, fullgraph=True, dynamic=False, **_arguments(setting.options))
+            # What a captured step returns is overwritten by the next one, which takes it as its input.
+            self.step = compiled if self._device.type == "cpu" else lambda ids: compiled(ids).clone()
+        elif setting.graph:
+            self.step = captured(self._forward, self._ids, self.rewind)
 
     def _choose(self) -> None:
         """Gives the model this setting: several decoders may share it."""
@@ -76,7 +84,7 @@ class Decoder:
 
     def _fill(self, layer: Any) -> dict[str, Tensor]:
         """Random numbers for a layer's cache, in place where the cache is static."""
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator(self._device).manual_seed(0)
         filled = {}
         for name, dimension in (("keys", -2), ("values", -2), ("indexer_keys", -2)):
             tensor = getattr(layer, name, None)
@@ -87,7 +95,7 @@ class Decoder:
             else:
                 shape = list(tensor.shape)
                 shape[dimension] = self._before
-                filled[name] = torch.empty(shape, dtype=tensor.dtype).normal_(generator=generator)
+                filled[name] = torch.empty(shape, dtype=tensor.dtype, device=tensor.device).normal_(generator=generator)
         return filled
 
     def rewind(self) -> None:
@@ -105,10 +113,17 @@ class Decoder:
         self._choose()
         self.rewind()
         ids = self._ids
+        self._finish()
         begin = time.perf_counter()
         for _ in range(steps):
             ids = self.step(ids)
+        self._finish()
         return 1e3 * (time.perf_counter() - begin) / steps
+
+    def _finish(self) -> None:
+        """Waits until the device has done what it was given."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize()
 
     def warm_up(self) -> float:
         """Seconds of the first steps, until two successive ones differ by less than a half; at most eight."""
@@ -127,6 +142,28 @@ class Decoder:
         while len(times) < 2 or (len(times) < 16 and time.perf_counter() < end):
             times.append(self.round(1))
         return min(times)
+
+
+def captured(forward: Step, ids: Tensor, rewind: Callable[[], None]) -> Step:
+    """A step [1, 1] -> [1, 1] as a CUDA graph; its result is valid until the next step. `rewind` makes room for one."""
+    side: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # what libraries set up at their first calls can't be captured
+        for _ in range(3):
+            rewind()
+            forward(ids)
+    torch.cuda.current_stream().wait_stream(side)
+    rewind()
+    graph, taken = torch.cuda.CUDAGraph(), ids.clone()
+    with torch.cuda.graph(graph):
+        result = forward(taken)
+
+    def step(given: Tensor) -> Tensor:
+        taken.copy_(given)
+        graph.replay()
+        return result
+
+    return step
 
 
 def _arguments(options: dict[str, Any]) -> dict[str, Any]:

@@ -33,8 +33,8 @@ def transformers_config(config: Glm5Config) -> GlmMoeDsaConfig:
     )
 
 
-def build(weights: Weights, stored: torch.dtype, dtype: torch.dtype) -> GlmMoeDsaForCausalLM:
-    """The model in evaluation mode, computing in `dtype`, on weights as the engine has them.
+def build(weights: Weights, stored: torch.dtype, dtype: torch.dtype, device: str = "cpu") -> GlmMoeDsaForCausalLM:
+    """The model in evaluation mode on a device, computing in `dtype`, on weights as the engine has them.
 
     The engine stores matrices as `stored` (rounded to nearest even), norms and biases as f32; so a model in f32
     computes with the engine's own values.
@@ -43,8 +43,8 @@ def build(weights: Weights, stored: torch.dtype, dtype: torch.dtype) -> GlmMoeDs
     with torch.device("meta"):
         model: GlmMoeDsaForCausalLM = GlmMoeDsaForCausalLM(transformers_config(config))
     torch.nn.Module.to(model, dtype)
-    model.to_empty(device="cpu").train(False).requires_grad_(False)
-    model.model.rotary_emb = glm.GlmMoeDsaRotaryEmbedding(model.config)  # its table is computed, not loaded
+    model.to_empty(device=device).train(False).requires_grad_(False)
+    model.model.rotary_emb = glm.GlmMoeDsaRotaryEmbedding(model.config).to(device)  # its table is computed, not loaded
     for module in model.modules():
         if isinstance(module, glm.GlmMoeDsaAttention):
             module.q_a_layernorm.variance_epsilon = config.latent_norm_eps
@@ -93,6 +93,14 @@ def need_memory(job: dict[str, Any], copies: float) -> None:
     free = free_memory()
     if free is not None and want > free:
         raise InputError(f"the model needs about {want} bytes of memory in f32, the machine has {free} free")
+
+
+def need_gpu_memory(job: dict[str, Any]) -> None:
+    """InputError unless the GPU has room for the model's weights in bf16, and a tenth more for what steps take."""
+    want = int(1.1 * 2 * Glm5Config.from_dict(job["config"]).parameter_count())
+    free, _ = torch.cuda.mem_get_info()
+    if want > free:
+        raise InputError(f"the model needs about {want} bytes of GPU memory in bf16, the GPU has {free} free")
 
 
 def versions() -> dict[str, str]:

@@ -8,11 +8,11 @@ import sys
 from typing import Any
 
 from tilecompile.children import report_stream
-from tilecompile.errors import TilecompileError
+from tilecompile.errors import InputError, TilecompileError
 
 ROUNDS = 7
 STEPS = 16
-BUDGET_SECONDS = {"transformers": 120.0, "torch-compile": 300.0}
+BUDGET_SECONDS = {"transformers": 120.0, "torch-compile": 300.0, "cuda-graphs": 120.0}
 
 
 def main() -> None:
@@ -37,17 +37,25 @@ def measure(job: dict[str, Any], note: Any) -> dict[str, Any]:
     note("importing torch and transformers")
     import torch
 
-    from tilecompile.peers.model import need_memory, open_weights, versions
+    if job["device"] == "cuda" and not torch.cuda.is_available():
+        raise InputError("torch has no GPU here")
+    from tilecompile.peers.model import need_gpu_memory, need_memory, open_weights, versions
     from tilecompile.peers.search import Search
     from tilecompile.steps import window
 
     torch.set_num_threads(job["threads"])
     contexts = window(job["context"], STEPS, job["max_seq_len"])
-    need_memory(job, copies=1.0 + 0.6 * (job["dtype"] != "f32"))
-    search = Search(open_weights(job), job["dtype"], contexts, note, BUDGET_SECONDS[job["peer"]])
+    if job["device"] == "cuda":
+        need_gpu_memory(job)
+    else:
+        need_memory(job, copies=1.0 + 0.6 * (job["dtype"] != "f32"))
+    budget = BUDGET_SECONDS[job["peer"]]
+    search = Search(open_weights(job), job["dtype"], contexts, note, budget, job["device"])
     with torch.inference_mode():
         if job["peer"] == "torch-compile":
             search.compiled()
+        elif job["peer"] == "cuda-graphs":
+            search.captured()
         else:
             search.eager()
         best = search.measured(ROUNDS, STEPS)
@@ -58,6 +66,7 @@ def measure(job: dict[str, Any], note: Any) -> dict[str, Any]:
         "steps": best.steps,
         "context": job["context"],
         "threads": job["threads"],
+        "device": torch.cuda.get_device_name() if job["device"] == "cuda" else "cpu",
         "settings": {**best.tried.setting.shown(), "tried": [t.shown() for t in search.tried]},
         "load_seconds": search.load_seconds,
         "warm_up_seconds": best.tried.warm_up_seconds,

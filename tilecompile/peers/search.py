@@ -23,11 +23,10 @@ EXPERTS = ("batched_mm", "grouped_mm", "eager")
 ATTENTION = ("eager", "sdpa")
 CACHES = ("static", "dynamic")
 
-COMPILE_OPTIONS: tuple[dict[str, Any], ...] = (
-    {"cpp_wrapper": True},
-    {"freezing": True},
-    {"mode": "max-autotune-no-cudagraphs"},
-)
+COMPILE_OPTIONS: dict[str, tuple[dict[str, Any], ...]] = {
+    "cpu": ({"cpp_wrapper": True}, {"freezing": True}, {"mode": "max-autotune-no-cudagraphs"}),
+    "cuda": ({"mode": "reduce-overhead"}, {"mode": "max-autotune"}, {"mode": "max-autotune-no-cudagraphs"}),
+}
 """What is tried of torch.compile beside its defaults. Without CUDA graphs `reduce-overhead` is one of those."""
 
 
@@ -71,13 +70,14 @@ class Measured:
 
 @dataclass
 class Search:
-    """The trials of one peer. `budget` is the time in seconds after which nothing new is tried."""
+    """The trials of one peer on a device. `budget` is the time in seconds after which nothing new is tried."""
 
     weights: Weights
     stored: str
     contexts: range
     note: Note
     budget: float
+    device: str = "cpu"
     tried: list[Tried] = field(default_factory=list)
     load_seconds: float = 0.0
 
@@ -90,12 +90,14 @@ class Search:
         if dtype not in self._models:
             self.note(f"loading the weights as {dtype}")
             begin = time.perf_counter()
-            self._models[dtype] = build(self.weights, DTYPES[self.stored], DTYPES[dtype])
+            self._models[dtype] = build(self.weights, DTYPES[self.stored], DTYPES[dtype], self.device)
             self.load_seconds = self.load_seconds or time.perf_counter() - begin
         return self._models[dtype]
 
     def dtypes(self) -> list[str]:
-        """The engine's weight dtype, and f32."""
+        """The engine's weight dtype, and f32; on a GPU bf16."""
+        if self.device == "cuda":
+            return ["bf16"]
         return list(dict.fromkeys((self.stored, "f32")))
 
     def trial(self, setting: Setting) -> Tried:
@@ -164,14 +166,22 @@ class Search:
 
         Caches are static, and the loop over experts is left out: it depends on data.
         """
-        found = self.fastest([Setting(self.stored, experts=e, options={}) for e in EXPERTS if e != "eager"])
+        found = self.fastest([Setting(self.dtypes()[0], experts=e, options={}) for e in EXPERTS if e != "eager"])
         found = self.fastest([replace(found, attention=a) for a in ATTENTION])
         found = self.fastest([replace(found, dtype=dtype) for dtype in self.dtypes()])
         base = self.trial(found)
         helped: dict[str, Any] = {}
-        for option in COMPILE_OPTIONS:
+        for option in COMPILE_OPTIONS[self.device]:
             tried = self.trial(replace(found, options=option))
             if tried.ms is not None and base.ms is not None and tried.ms < base.ms and "mode" not in option:
                 helped |= option
         if helped:
             self.trial(replace(found, options=helped))
+
+    def captured(self) -> None:
+        """Tries steps captured as CUDA graphs: experts, then attention.
+
+        Caches are static, and the loop over experts is left out: what is captured can't depend on data.
+        """
+        settings = [Setting(d, experts=e, graph=True) for d in self.dtypes() for e in EXPERTS if e != "eager"]
+        self.fastest([replace(self.fastest(settings), attention=a) for a in ATTENTION])

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import shlex
 import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from tilecompile.commands import check_names, filled, named_command
 from tilecompile.errors import InputError
 
 PLACES = ("engine", "model", "ids", "threads", "dtype")
@@ -41,12 +41,7 @@ class System:
 
     def filled(self, values: dict[str, str]) -> list[str]:
         """The command with its places filled in."""
-        words = []
-        for word in self.command:
-            for place in PLACES:
-                word = word.replace(f"{{{place}}}", values.get(place, ""))
-            words.append(word)
-        return words
+        return filled(self.command, {place: values.get(place, "") for place in PLACES})
 
 
 def _program(name: str, *arguments: str) -> tuple[str, ...]:
@@ -88,16 +83,7 @@ def chosen(against: str | None, peers: list[str]) -> list[System]:
             raise InputError(f"--against: {name!r} is unknown, want {', '.join(SYSTEMS)} (or --peer)")
         systems.append(SYSTEMS[name])
     for text in peers:
-        name, equals, command = text.partition("=")
-        try:
-            words = tuple(shlex.split(command))
-        except ValueError as error:
-            raise InputError(f"--peer {text!r}: {error}") from None
-        if not equals or not name.strip() or not words:
-            raise InputError(f"--peer is {text!r}, want NAME=COMMAND")
-        systems.append(System(name.strip(), words, "a command given with --peer"))
-    names = [ENGINE.name, *(system.name for system in systems)]
-    for name in names:
-        if names.count(name) > 1:
-            raise InputError(f"{name!r} is named twice, want every name once")
+        name, words = named_command(text)
+        systems.append(System(name, words, "a command given with --peer"))
+    check_names([ENGINE.name, *(system.name for system in systems)])
     return systems

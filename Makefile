@@ -9,11 +9,16 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 demo: $(VENV)/compile.stamp
 	$(BIN)/tilecompile demo
 
+# Tests of GPU kernels load another compiler with a runtime of its own, so they have a process of their own.
+GPU_TESTS = tests/test_cuda_*.py tests/test_gpu_*.py
+
 test: $(VENV)/test.stamp lint base
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" $(GPU_TESTS)
+	$(BIN)/python -m pytest -m "not slow" $(addprefix --ignore=,$(wildcard $(GPU_TESTS)))
 
 test-slow: $(VENV)/test.stamp
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow $(GPU_TESTS)
+	$(BIN)/python -m pytest -m slow $(addprefix --ignore=,$(wildcard $(GPU_TESTS)))
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff format --check .

@@ -18,7 +18,7 @@ from tilecompile import peers
 from tilecompile.bench import measure, roof, rounds
 from tilecompile.bench.command import STEPS, command_peers
 from tilecompile.errors import InputError
-from tilecompile.runtime.engine import load
+from tilecompile.runtime.load import load
 from tilecompile.runtime.manifest import Manifest, read_manifest
 from tilecompile.schedules.machine import load_machine
 

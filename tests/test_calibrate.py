@@ -17,7 +17,7 @@ from test_simulate import Plan, cpu, plan_of, work_at
 from tilecompile.compile import compile_model
 from tilecompile.errors import InputError
 from tilecompile.options import CompileOptions
-from tilecompile.runtime.engine import load
+from tilecompile.runtime.load import load
 from tilecompile.schedules.machine import load_machine
 from tilecompile.simulate import calibrate as calibrating
 from tilecompile.simulate.fit import Sample, fit, nonnegative

@@ -18,7 +18,8 @@ from trace_format import NS, check_format, slices
 from tilecompile.compile import compile_model
 from tilecompile.errors import EngineError
 from tilecompile.options import CompileOptions
-from tilecompile.runtime.engine import Engine, load
+from tilecompile.runtime.engine import Engine
+from tilecompile.runtime.load import load
 from tilecompile.timeline import measure as measuring
 from tilecompile.timeline.path import critical_path, path_length
 from tilecompile.timeline.record import profiling_library

@@ -12,8 +12,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from tilecompile.errors import EngineError, EngineStalled, InputError, TilecompileError
-from tilecompile.runtime.engine import Engine, load
+from tilecompile.runtime.engine import Engine
 from tilecompile.runtime.generate import Output, TokenStream
+from tilecompile.runtime.load import load
 from tilecompile.runtime.version import __version__
 
 if TYPE_CHECKING:

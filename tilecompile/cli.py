@@ -174,7 +174,7 @@ def generate(
     Decoding is greedy and stops at the model's stop ids. Text streams to stdout, everything else goes to stderr.
     """
     from tilecompile.cli_output import note, print_json, timings
-    from tilecompile.runtime.engine import load
+    from tilecompile.runtime.load import load
 
     start = _prompt(prompt, ids)
     with load(engine, threads, check_weights) as loaded:
@@ -253,7 +253,7 @@ def demo(
     """
     from tilecompile.cli_output import note, timings
     from tilecompile.options import CompileOptions
-    from tilecompile.runtime.engine import load
+    from tilecompile.runtime.load import load
     from tilecompile.runtime.manifest import read_manifest
 
     checkpoint = Path(__file__).resolve().parent.parent / "examples" / "tiny-glm5"

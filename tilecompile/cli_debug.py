@@ -65,7 +65,7 @@ def debug(
 
 
 def _run(engine: Path, ids: list[int], stop_after: str | None, threads: int | None) -> Arrays:
-    from tilecompile.runtime.engine import load
+    from tilecompile.runtime.load import load
 
     with load(engine, threads) as loaded:
         return loaded.buffers_after(ids, stop_after)

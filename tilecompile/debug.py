@@ -16,7 +16,7 @@ import numpy.typing as npt
 from tilecompile.errors import EngineError
 from tilecompile.interpret import Interpreter, Order
 from tilecompile.runtime.buffers import Arrays, check_kept, labels, writes
-from tilecompile.runtime.engine import load
+from tilecompile.runtime.load import load
 
 LIMIT = 1e-4
 """Largest error over the RMS of the wanted values that rounding explains."""

@@ -47,7 +47,10 @@ class CudaBackend:
         self._instructions = len(tables["instructions"])
 
     def launch(self, tables: Tables, stops: Iterable[int] | None = None, extra: Sequence[int] = ()) -> CudaKernel:
-        """See `Backend`; activations are shared, since only one kernel runs. EngineError if a kernel of the engine still runs, or the GPUs can't hold all blocks."""
+        """See `Backend`; activations are shared, since only one kernel runs.
+
+        EngineError if one still runs, or the GPUs can't hold all blocks.
+        """
         if self._kernel is not None and not self._kernel.ended:
             raise EngineError(f"{self.manifest.folder}: a kernel runs already, and GPUs hold one only")
         if self.options.share is not None:

@@ -17,8 +17,9 @@ from tilecompile.bench.roof import Roof, stated_roof
 from tilecompile.bench.rounds import ENGINE, Steps, run_rounds, steps_around
 from tilecompile.errors import InputError
 from tilecompile.peers import device_of
-from tilecompile.runtime.engine import Engine, load
+from tilecompile.runtime.engine import Engine
 from tilecompile.runtime.kernel import Kernel
+from tilecompile.runtime.load import load
 from tilecompile.runtime.manifest import Manifest, read_manifest
 from tilecompile.steps import another_kernel, fill_caches, window
 from tilecompile.traffic import stated_reads

@@ -14,7 +14,8 @@ import numpy as np
 from tilecompile.bench.roof import ReadKernel, Roof
 from tilecompile.errors import EngineError, InputError
 from tilecompile.graph_json import read_graph
-from tilecompile.runtime.engine import Engine, load
+from tilecompile.runtime.engine import Engine
+from tilecompile.runtime.load import load
 from tilecompile.runtime.machine import free_memory, usable_cores
 from tilecompile.runtime.manifest import read_manifest
 from tilecompile.runtime.tables import load_tables

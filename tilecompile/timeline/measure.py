@@ -11,7 +11,7 @@ import numpy as np
 
 from tilecompile.bench import DEFAULT_CONTEXT
 from tilecompile.bench.report import machine
-from tilecompile.runtime.engine import load
+from tilecompile.runtime.load import load
 from tilecompile.runtime.manifest import read_manifest
 from tilecompile.steps import window
 from tilecompile.timeline.record import Recording, check_steps, profiling_library, record

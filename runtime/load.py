@@ -1,0 +1,82 @@
+"""Loading: from an engine's folder to an engine that is launched, on CPUs or GPUs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from tilecompile.runtime.backend import CpuBackend
+from tilecompile.runtime.contract import check_contract
+from tilecompile.runtime.cuda.backend import CudaBackend
+from tilecompile.runtime.cuda.options import CudaOptions, cuda_options
+from tilecompile.runtime.engine import Engine
+from tilecompile.runtime.errors import InputError
+from tilecompile.runtime.machine import usable_cores
+from tilecompile.runtime.manifest import CUBIN, read_manifest
+from tilecompile.runtime.runnable import check_cpu, check_runnable
+from tilecompile.runtime.tables import load_tables
+
+Progress = Callable[[int, int], None]
+
+STALL_SECONDS = 1.0
+
+
+def load(
+    path: str | Path,
+    threads: int | None = None,
+    check_weights: bool = False,
+    stall_seconds: float = STALL_SECONDS,
+    gpus: Sequence[int] | None = None,
+    on_one_gpu: bool = False,
+    weights: str | None = None,
+    progress: Progress | None = None,
+) -> Engine:
+    """Loads an engine folder and launches its kernel.
+
+    `check_weights` also hashes the weight files. A kernel that makes no progress for `stall_seconds` raises
+    EngineStalled. EngineError if the folder is not a whole and unchanged engine that this machine can run.
+
+    For CPUs: `threads` is 1 to the engine's workers (default: the workers, but not more than the cores that the process
+    may use). For GPUs: `gpus` are their numbers, one a device (default: from 0 on); `on_one_gpu` runs all devices on
+    one, which tests everything but the order of memory between cards; `weights="random:SEED"` draws weights on the
+    devices instead of reading them, for measurements; `progress(done, total)` is told of the bytes that were read.
+    """
+    options = cuda_options(gpus, on_one_gpu, weights)
+    return load_with(path, options, threads, check_weights, stall_seconds, progress)
+
+
+def load_with(
+    path: str | Path,
+    options: CudaOptions,
+    threads: int | None = None,
+    check_weights: bool = False,
+    stall_seconds: float = STALL_SECONDS,
+    progress: Progress | None = None,
+) -> Engine:
+    """`load` with all that can be said about GPUs. InputError for what the engine's target has no use for."""
+    begin = time.perf_counter()
+    manifest = read_manifest(path, check_weights)
+    if not 0 < stall_seconds < 1e6:
+        raise InputError(f"stall_seconds is {stall_seconds!r}, want more than 0")
+    stall_ms = max(1, round(1e3 * stall_seconds))
+    check_runnable(manifest, drawn=options.random_seed is not None)
+    on_gpus = manifest.kernel == CUBIN
+    if on_gpus and threads is not None:
+        raise InputError(f"threads is {threads!r}, want none: {manifest.folder} is an engine for GPUs")
+    if not on_gpus and options != CudaOptions():
+        raise InputError(f"gpus, on_one_gpu and weights are for GPUs, and {manifest.folder} is an engine for CPUs")
+    if on_gpus:
+        tables = load_tables(manifest)
+        check_contract(manifest, tables)
+        return Engine(manifest, tables, CudaBackend(manifest, tables, options, stall_ms, progress), begin)
+    if threads is None:
+        threads = min(manifest.workers, usable_cores())
+    if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= manifest.workers:
+        raise InputError(f"threads is {threads!r}, want 1 to {manifest.workers} (the engine's workers)")
+    check_cpu(manifest, threads)
+    tables = load_tables(manifest)
+    cpu = CpuBackend(manifest, threads, stall_ms)
+    check_contract(manifest, tables)
+    cpu.fill()
+    return Engine(manifest, tables, cpu, begin)

@@ -14,6 +14,7 @@ from tilecompile import __version__
 from tilecompile.cli_bench import bench
 from tilecompile.cli_calibrate import calibrate
 from tilecompile.cli_debug import debug
+from tilecompile.cli_generate import generate, print_stream
 from tilecompile.cli_guard import OneLine, guarded
 from tilecompile.cli_inspect import inspect
 from tilecompile.cli_simulate import simulate
@@ -26,8 +27,6 @@ from tilecompile.schedules import PLACEMENTS, REDUCTIONS
 if TYPE_CHECKING:
     from tilecompile.compile import Compiled
     from tilecompile.options import CompileOptions
-    from tilecompile.runtime.engine import Engine, Prompt
-    from tilecompile.runtime.generate import TokenStream
 
 COMPILER_MODULES = ("torch", "networkx", "safetensors")
 DEMO_PROMPT = "And it came to pass"
@@ -82,6 +81,9 @@ def compile_command(
     workers: Annotated[
         int | None, typer.Option(help="Workers a device.  [default: the usable cores; a GPU's SMs]")
     ] = None,
+    on_one_gpu: Annotated[
+        bool, typer.Option("--on-one-gpu", help="Let the devices share one GPU, to test a node's plan.")
+    ] = False,
     tokens: Annotated[int, typer.Option(help="Tokens of a step; more than one to look at, not to run, so far.")] = 1,
     granularity: Annotated[int, typer.Option(help="Tasks a worker that an operator is cut into, about.")] = 1,
     placement: Annotated[
@@ -117,6 +119,7 @@ def compile_command(
         machine=machine,
         devices=devices,
         workers=workers,
+        on_one_gpu=on_one_gpu,
         granularity=granularity,
         tokens=tokens,
         placement=placement,
@@ -156,74 +159,6 @@ def _compile(options: CompileOptions) -> Compiled:
     for text in compiled.notes:
         note(f"note: {text}")
     return compiled
-
-
-@app.command(epilog=EXAMPLE + 'tilecompile generate tiny.engine --prompt "In the beginning" --max-new-tokens 80')
-@guarded
-def generate(
-    engine: Annotated[Path, typer.Argument(metavar="ENGINE", help="Engine folder.")],
-    prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="Text to continue.")] = None,
-    ids: Annotated[str | None, typer.Option(metavar="N,N,…", help="Token ids to continue, instead of text.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate at most.")] = 64,
-    threads: Annotated[int | None, typer.Option(help="1 to the engine's workers.")] = None,
-    check_weights: Annotated[bool, typer.Option("--check-weights", help="Check the weight files' hashes.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of streaming.")] = False,
-) -> None:
-    """Generate text with an engine.
-
-    Decoding is greedy and stops at the model's stop ids. Text streams to stdout, everything else goes to stderr.
-    """
-    from tilecompile.cli_output import note, print_json, timings
-    from tilecompile.runtime.load import load
-
-    start = _prompt(prompt, ids)
-    with load(engine, threads, check_weights) as loaded:
-        if not as_json:
-            stream = loaded.stream(start, max_new_tokens)
-            _print_stream(loaded, stream)
-            if stream.stats is not None:
-                note(timings(loaded, stream.stats))
-            return
-        out = loaded.generate(start, max_new_tokens)
-        print_json(
-            {
-                "tokens": out.tokens,
-                "text": out.text,
-                "finish": out.stats.finish,
-                "prompt_tokens": out.stats.prompt_tokens,
-                "ms_per_step": out.stats.ms_per_step,
-                "time_to_first_token_ms": out.stats.time_to_first_token_ms,
-                "load_ms": loaded.stats.load_ms,
-                "threads": loaded.threads,
-                "launches": loaded.stats.launches,
-                "steps": loaded.stats.steps,
-            }
-        )
-
-
-def _prompt(prompt: str | None, ids: str | None) -> Prompt:
-    """The one of --prompt and --ids that was given."""
-    if (prompt is None) == (ids is None):
-        raise InputError("give either --prompt TEXT or --ids N,N,…")
-    if prompt is not None:
-        return prompt
-    try:
-        return [int(item) for item in str(ids).replace(",", " ").split()]
-    except ValueError:
-        raise InputError(f"--ids is {ids!r}, want whole numbers with commas between them") from None
-
-
-def _print_stream(engine: Engine, stream: TokenStream) -> None:
-    """Text as it comes; ids for an engine without tokenizer."""
-    begun = False
-    try:
-        with stream:
-            for token in stream:
-                print(stream.piece if engine.text else f"{token} ", end="", flush=True)
-                begun = True
-    finally:
-        if begun:
-            print(stream.piece, flush=True)
 
 
 @app.command(epilog=EXAMPLE + "tilecompile models --json")
@@ -270,11 +205,14 @@ def demo(
         with load(path) as loaded:
             stream = loaded.stream(prompt, max_new_tokens)
             print(prompt, end="", flush=True)
-            _print_stream(loaded, stream)
+            print_stream(loaded, stream)
             if stream.stats is not None:
                 print(timings(loaded, stream.stats), flush=True)
 
 
+app.command(epilog=EXAMPLE + 'tilecompile generate tiny.engine --prompt "In the beginning" --max-new-tokens 80')(
+    guarded(generate)
+)
 app.command(epilog=EXAMPLE + "tilecompile bench tiny.engine --context 1024 --ablate --json")(guarded(bench))
 app.command(epilog=EXAMPLE + "tilecompile debug tiny.engine --ids 1,2,3 --compare")(guarded(debug))
 app.command(epilog=EXAMPLE + "tilecompile inspect tiny.engine --html tiny.html")(guarded(inspect))

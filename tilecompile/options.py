@@ -67,8 +67,8 @@ class CompileOptions:
 
     `model` is a checkpoint folder or a named configuration, `seed` is for drawn weights, `workers` counts those of
     one device, `granularity` the tasks that each of them gets of an operator, `tokens` those of a step, `context` is
-    the number of positions that placement `auto` is chosen for, `no_kernel` only plans and proves, `dump` is a folder
-    for every stage's value in readable form.
+    the number of positions that placement `auto` is chosen for, `on_one_gpu` divides the workers of one GPU over the
+    devices, `no_kernel` only plans and proves, `dump` is a folder for every stage's value in readable form.
     """
 
     model: str
@@ -78,6 +78,7 @@ class CompileOptions:
     machine: str | None = None
     devices: int | None = None
     workers: int | None = None
+    on_one_gpu: bool = False
     granularity: int = 1
     tokens: int = 1
     placement: str | None = None
@@ -116,9 +117,13 @@ class CompileOptions:
             raise InputError(
                 f"--target {target} contradicts --machine {machine.name}, whose target is {machine.target}"
             )
-        devices = self._agree("--devices", self.devices, machine, machine.devices) or machine.devices
+        if self.on_one_gpu:
+            devices, workers = self._divided(machine)
+        else:
+            devices = self._agree("--devices", self.devices, machine, machine.devices) or machine.devices
+            stated = self._agree("--workers", self.workers, machine, machine.workers)
+            workers = stated or machine.cores or usable_cores()
         _in_range(f"devices of machine {machine.name}", devices, 1, MAX_DEVICES)
-        workers = self._agree("--workers", self.workers, machine, machine.workers) or machine.cores or usable_cores()
         _in_range(f"workers of machine {machine.name}", workers, 1, MAX_WORKERS)
         placement = self.placement or PLACEMENTS[devices > 1]
         if placement == "single" and devices != 1:
@@ -136,6 +141,21 @@ class CompileOptions:
         isa, cache = (_isa(target), "f32") if machine.is_cpu else (None, "bf16")
         made = (self.reduction, self.context, self.cache or cache, self.granularity)
         return Settings(target, isa, machine, devices, workers, placement, *made)
+
+    def _divided(self, machine: Machine) -> tuple[int, int]:
+        """Devices, and workers of each, where the devices share one GPU."""
+        if machine.is_cpu or self.devices is None or self.devices < 2:
+            raise InputError(
+                "--on-one-gpu divides the workers of a GPU over devices: want --devices of 2 or more, and a --machine "
+                "or --target with GPUs"
+            )
+        most = (machine.workers or 0) // self.devices
+        if not most or (self.workers or 0) > most:
+            raise InputError(
+                f"--on-one-gpu: {self.devices} devices of {self.workers or 1} workers want "
+                f"{self.devices * (self.workers or 1)} SMs, one GPU of machine {machine.name} has {machine.workers}"
+            )
+        return self.devices, self.workers or most
 
     def _agree(self, flag: str, given: int | None, machine: Machine, stated: int | None) -> int | None:
         """The value that the flag or the machine gives; an error when an explicit machine says otherwise."""

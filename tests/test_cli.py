@@ -296,6 +296,12 @@ BAD = [
     ({"devices": 2, "placement": "single"}, "placement single uses 1 device, 2 are wanted"),
     ({"devices": 2, "machine": "cpu"}, "--devices 2 contradicts --machine cpu, which has 1"),
     ({"workers": -1}, "--workers is -1, want 1 to"),
+    ({"on_one_gpu": True, "devices": 2}, "--on-one-gpu divides the workers of a GPU over devices: want --devices of 2"),
+    ({"on_one_gpu": True, "machine": "h100"}, "--on-one-gpu divides the workers of a GPU over devices: want --devices"),
+    (
+        {"on_one_gpu": True, "machine": "h100", "devices": 8, "workers": 17},
+        "8 devices of 17 workers want 136 SMs, one GPU of machine h100 has 132",
+    ),
     ({"max_seq_len": 0}, "--max-seq-len is 0, want 1 to"),
     ({"seed": -1}, "--seed is -1, want 0 to"),
     ({"seed": 1, "no_weights": True}, "--seed draws weights and --no-weights leaves them out"),
@@ -314,6 +320,13 @@ def test_bad_options(tmp_path: Path, change: dict[str, Any], words: str) -> None
         options.resolve()
     assert "\n" not in str(error.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_devices_share_a_gpu(tmp_path: Path) -> None:
+    options = CompileOptions("glm5-mini", tmp_path / "e", target="sm_90a", devices=8, on_one_gpu=True)
+    settings = options.resolve()
+    assert (settings.devices, settings.workers, settings.placement) == (8, 16, "tensor_parallel")
+    assert dataclasses.replace(options, workers=4).resolve().workers == 4
 
 
 def test_option_conflicts(tmp_path: Path) -> None:

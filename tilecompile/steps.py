@@ -18,7 +18,7 @@ from tilecompile.runtime.engine import Engine
 from tilecompile.runtime.errors import InputError
 from tilecompile.runtime.format import ARENAS, DTYPES
 from tilecompile.runtime.generate import Run
-from tilecompile.runtime.kernel import Kernel
+from tilecompile.runtime.kernel import Kernel, Resident
 from tilecompile.runtime.launch import Memory, launch_kernel, stalled
 from tilecompile.runtime.tables import Tables
 
@@ -39,13 +39,12 @@ def fill_caches(engine: Engine, seed: int = 0) -> None:
     for buffer in engine.tables["buffers"]:
         if ARENAS[buffer["arena"]] != "cache":
             continue
-        begin, end = int(buffer["offset"]), int(buffer["offset"] + buffer["bytes"])
-        area = engine.cpu.memory[int(buffer["device"])]["cache"][begin:end]
         drawn = random.standard_normal(int(buffer["rows"]) * int(buffer["cols"]), np.float32)
         if DTYPES[buffer["dtype"]] == "bf16":
-            area.view(np.uint16)[:] = drawn.view(np.uint32) >> 16
+            data = (drawn.view(np.uint32) >> 16).astype(np.uint16).view(np.uint8)
         else:
-            area.view(np.float32)[:] = drawn
+            data = drawn.view(np.uint8)
+        engine.backend.write(int(buffer["device"]), "cache", int(buffer["offset"]), data)
 
 
 def window(context: int, steps: int, max_seq_len: int) -> range:
@@ -60,10 +59,10 @@ def window(context: int, steps: int, max_seq_len: int) -> range:
     return range(begin, begin + steps)
 
 
-def time_steps(engine: Engine, kernel: Kernel, contexts: range) -> Timed:
+def time_steps(engine: Engine, kernel: Resident, contexts: range) -> Timed:
     """Runs one request whose steps have these contexts (from 2 on), after one step that isn't timed.
 
-    `kernel` is one of `another_kernel`. EngineStalled as in `Engine.generate`.
+    `kernel` is one of `kernel_for_steps` or `another_kernel`. EngineStalled as in `Engine.generate`.
     """
     ids = np.array([contexts.start % engine.manifest.vocab_size], np.int32)
     run = Run(
@@ -83,11 +82,18 @@ def time_steps(engine: Engine, kernel: Kernel, contexts: range) -> Timed:
     return Timed(run.stats().ms_per_step, contexts)
 
 
-def settle(engine: Engine, kernel: Kernel) -> None:
+def settle(engine: Engine, kernel: Resident) -> None:
     """Waits until the idle kernel's threads are parked, so that what is measured next has the cores for itself."""
     while kernel.field("parked") < engine.threads:
         time.sleep(1e-3)
         kernel.wait(0, 0)
+
+
+@contextmanager
+def kernel_for_steps(engine: Engine) -> Iterator[Resident]:
+    """A kernel for `time_steps`, which ends no request at a stop id; on GPUs in the place of the engine's own."""
+    with engine.beside(engine.tables, ()) as kernel:
+        yield kernel
 
 
 @contextmanager

@@ -10,14 +10,14 @@ from tilecompile.bench.report import spread
 from tilecompile.bench.roof import StatedRoof
 from tilecompile.bench.rounds import steps_around
 from tilecompile.runtime.engine import Engine
-from tilecompile.runtime.kernel import Kernel
+from tilecompile.runtime.kernel import Resident
 from tilecompile.steps import time_steps
 from tilecompile.traffic import stated_reads
 
 
 def gpu_figures(
     engine: Engine,
-    kernel: Kernel,
+    kernel: Resident,
     context: int,
     count: int,
     roof: StatedRoof,

@@ -18,10 +18,10 @@ from tilecompile.bench.rounds import ENGINE, Steps, run_rounds, steps_around
 from tilecompile.errors import InputError
 from tilecompile.peers import device_of
 from tilecompile.runtime.engine import Engine
-from tilecompile.runtime.kernel import Kernel
+from tilecompile.runtime.kernel import Resident
 from tilecompile.runtime.load import load
 from tilecompile.runtime.manifest import Manifest, read_manifest
-from tilecompile.steps import another_kernel, fill_caches, window
+from tilecompile.steps import fill_caches, kernel_for_steps, window
 from tilecompile.traffic import stated_reads
 
 MOST_ROUNDS = 10_000
@@ -74,7 +74,7 @@ def bench_engine(options: BenchOptions, progress: Progress = lambda stage, done,
         threads = engine.threads
         held = memory(manifest, before, resident_bytes())
         fill_caches(engine)
-        with another_kernel(engine) as kernel:
+        with kernel_for_steps(engine) as kernel:
             if stated is not None:
                 figures_found = gpu_figures(engine, kernel, context, options.rounds, stated, progress)
             else:
@@ -116,7 +116,7 @@ def _check_options(options: BenchOptions, manifest: Manifest, gpu: bool) -> None
 
 
 def _rounds(
-    engine: Engine, kernel: Kernel, context: int, options: BenchOptions, progress: Progress
+    engine: Engine, kernel: Resident, context: int, options: BenchOptions, progress: Progress
 ) -> tuple[Steps, dict[str, Any]]:
     """The rounds' steps and figures. What they take besides the engine's memory is free again afterwards."""
     with ExitStack() as stack:

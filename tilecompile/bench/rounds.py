@@ -12,7 +12,7 @@ from statistics import median
 
 from tilecompile.bench.roof import ReadKernel, Roof
 from tilecompile.runtime.engine import Engine
-from tilecompile.runtime.kernel import Kernel
+from tilecompile.runtime.kernel import Resident
 from tilecompile.steps import time_steps, window
 
 ENGINE = "engine"
@@ -52,12 +52,12 @@ class Steps:
     contexts: range
     requests: int
 
-    def ms(self, engine: Engine, kernel: Kernel) -> float:
+    def ms(self, engine: Engine, kernel: Resident) -> float:
         """Milliseconds a step: the median over the requests."""
         return median(time_steps(engine, kernel, self.contexts).ms_per_step for _ in range(self.requests))
 
 
-def steps_around(engine: Engine, kernel: Kernel, context: int) -> Steps:
+def steps_around(engine: Engine, kernel: Resident, context: int) -> Steps:
     """The steps of a round: around `context`, about ROUND_MS long. InputError if the engine can't hold the context."""
     limit = engine.manifest.max_seq_len
     first = window(context, 4 * FEWEST_STEPS, limit)
@@ -68,7 +68,7 @@ def steps_around(engine: Engine, kernel: Kernel, context: int) -> Steps:
 
 def run_rounds(
     engine: Engine,
-    subjects: Mapping[str, Kernel],
+    subjects: Mapping[str, Resident],
     roof: Roof,
     steps: Steps,
     count: int,

@@ -271,7 +271,7 @@ def test_json(tiny: Path, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [v["name"] for v in found["ablation"]] == [ablate.BARRIER, ablate.NO_PREFETCH, ablate.NO_TAPES]
     assert all(v["ratio"] > 0.1 for v in found["ablation"])
     assert found["peers"] == []
-    assert {"cpu", "cores", "isa", "memory_bytes"} == set(found["machine"])
+    assert {"cpu", "cores", "isa", "memory_bytes", "gpus"} == set(found["machine"])
     held = found["memory"]
     assert held["weights_bytes"] == (tiny / "weights" / "device0.bin").stat().st_size
     assert held["resident_bytes"] > held["resident_growth_bytes"]

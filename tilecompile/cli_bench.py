@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from tilecompile.bench import DEFAULT_CONTEXT, DEFAULT_ROUNDS
+from tilecompile.cli_gpu import DrawnWeights, Gpus, OnOneGpu, gpu_numbers
 from tilecompile.errors import InputError
 
 
@@ -30,6 +31,9 @@ def bench(
         str | None, typer.Option(help="Machine, or its TOML file, that says what a GPU's memory gives.")
     ] = None,
     ablate: Annotated[bool, typer.Option("--ablate", help="Measure the engine without parts of it too.")] = False,
+    gpus: Gpus = None,
+    on_one_gpu: OnOneGpu = False,
+    weights: DrawnWeights = None,
     rounds: Annotated[int, typer.Option(help="How often everything is measured in turn.")] = DEFAULT_ROUNDS,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -61,7 +65,9 @@ def bench(
     if "" in names:
         raise InputError(f"--against is {against!r}, want peers with commas between them")
     peers = Peers(names, command_peers(peer or []), model)
-    options = BenchOptions(engine, context, threads, peers, ablate, rounds, machine)
+    options = BenchOptions(
+        engine, context, threads, peers, ablate, rounds, machine, gpu_numbers(gpus), on_one_gpu, weights
+    )
     with StageProgress() as progress:
         found = bench_engine(options, progress)
     if as_json:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tilecompile.cli_gpu import DrawnWeights, Gpus, OnOneGpu, gpu_numbers, numbers
 from tilecompile.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,15 +22,9 @@ def generate(
     ids: Annotated[str | None, typer.Option(metavar="N,N,…", help="Token ids to continue, instead of text.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate at most.")] = 64,
     threads: Annotated[int | None, typer.Option(help="On a CPU: 1 to the engine's workers.")] = None,
-    gpus: Annotated[
-        str | None, typer.Option(metavar="N,N,…", help="GPUs, one a device of the engine.  [default: from 0 on]")
-    ] = None,
-    on_one_gpu: Annotated[
-        bool, typer.Option("--on-one-gpu", help="Run all devices of the engine on one GPU, to test a node's plan.")
-    ] = False,
-    weights: Annotated[
-        str | None, typer.Option(metavar="random:SEED", help="On GPUs: draw weights there instead of reading them.")
-    ] = None,
+    gpus: Gpus = None,
+    on_one_gpu: OnOneGpu = False,
+    weights: DrawnWeights = None,
     check_weights: Annotated[bool, typer.Option("--check-weights", help="Check the weight files' hashes.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of streaming.")] = False,
 ) -> None:
@@ -41,12 +36,11 @@ def generate(
     from tilecompile.runtime.load import load
 
     start = _prompt(prompt, ids)
-    numbers = None if gpus is None else _numbers("--gpus", gpus)
     with load(
         engine,
         threads,
         check_weights,
-        gpus=numbers,
+        gpus=gpu_numbers(gpus),
         on_one_gpu=on_one_gpu,
         weights=weights,
         progress=_progress if sys.stderr.isatty() else None,
@@ -84,14 +78,7 @@ def _prompt(prompt: str | None, ids: str | None) -> Prompt:
     """The one of --prompt and --ids that was given."""
     if (prompt is None) == (ids is None):
         raise InputError("give either --prompt TEXT or --ids N,N,…")
-    return prompt if prompt is not None else _numbers("--ids", str(ids))
-
-
-def _numbers(option: str, text: str) -> list[int]:
-    try:
-        return [int(item) for item in text.replace(",", " ").split()]
-    except ValueError:
-        raise InputError(f"{option} is {text!r}, want whole numbers with commas between them") from None
+    return prompt if prompt is not None else numbers("--ids", str(ids))
 
 
 def print_stream(engine: Engine, stream: TokenStream) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +12,7 @@ from tilecompile.bench import DEFAULT_CONTEXT, DEFAULT_ROUNDS
 from tilecompile.bench.ablate import check_ablation, variants
 from tilecompile.bench.against import Peers, measure_peers
 from tilecompile.bench.gpu import gpu_figures
-from tilecompile.bench.report import figures, machine, memory, resident_bytes
+from tilecompile.bench.report import figures, gpu_names, machine, memory, resident_bytes
 from tilecompile.bench.roof import Roof, stated_roof
 from tilecompile.bench.rounds import ENGINE, Steps, run_rounds, steps_around
 from tilecompile.errors import InputError
@@ -35,7 +35,8 @@ Progress = Callable[[str, int, int], None]
 @dataclass(frozen=True)
 class BenchOptions:
     """What to measure. `context` and `threads` are the engine's own defaults where None; `ablate` adds the engine's
-    variants; `machine` (a name or a file) says what a GPU's memory gives, by default the engine's own."""
+    variants; `machine` (a name or a file) says what a GPU's memory gives, by default the engine's own;
+    `gpus`, `on_one_gpu` and `weights` are those of `load`."""
 
     engine: Path
     context: int | None = None
@@ -44,6 +45,9 @@ class BenchOptions:
     ablate: bool = False
     rounds: int = DEFAULT_ROUNDS
     machine: str | None = None
+    gpus: Sequence[int] | None = None
+    on_one_gpu: bool = False
+    weights: str | None = None
 
 
 def bench_engine(options: BenchOptions, progress: Progress = lambda stage, done, total: None) -> dict[str, Any]:
@@ -70,10 +74,13 @@ def bench_engine(options: BenchOptions, progress: Progress = lambda stage, done,
     note("load")
     before = resident_bytes()
     found: list[dict[str, Any]] = []
-    with load(options.engine, options.threads) as engine:
+    how: dict[str, Any] = {"gpus": options.gpus, "on_one_gpu": options.on_one_gpu, "weights": options.weights}
+    with load(options.engine, options.threads, **how) as engine:
         threads = engine.threads
+        host = {**machine(manifest), "gpus": gpu_names(engine)}
         held = memory(manifest, before, resident_bytes())
-        fill_caches(engine)
+        if options.weights is None:  # else the caches are drawn too
+            fill_caches(engine)
         with kernel_for_steps(engine) as kernel:
             if stated is not None:
                 figures_found = gpu_figures(engine, kernel, context, options.rounds, stated, progress)
@@ -96,7 +103,7 @@ def bench_engine(options: BenchOptions, progress: Progress = lambda stage, done,
         "context": context,
         "threads": threads,
         **figures_found,
-        "machine": machine(manifest),
+        "machine": host,
         "memory": held,
         "peers": found,
     }

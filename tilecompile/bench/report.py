@@ -11,6 +11,7 @@ from typing import Any
 from tilecompile.bench.roof import ReadKernel, Roof
 from tilecompile.bench.rounds import ENGINE, Round, Steps, best_kernel, steady
 from tilecompile.cli_output import size
+from tilecompile.runtime.cuda.backend import CudaBackend
 from tilecompile.runtime.engine import Engine
 from tilecompile.runtime.machine import cpu_name, usable_cores
 from tilecompile.runtime.manifest import Manifest
@@ -67,6 +68,11 @@ def spread(values: list[float]) -> dict[str, float]:
     """Least, quartiles and greatest of some values."""
     lower, _, upper = quantiles(values, n=4, method="inclusive") if len(values) > 1 else 3 * values
     return {"min": min(values), "lower_quartile": lower, "upper_quartile": upper, "max": max(values)}
+
+
+def gpu_names(engine: Engine) -> list[str]:
+    """The GPUs that a loaded engine runs on."""
+    return [gpu.name for gpu in engine.backend.node.gpus] if isinstance(engine.backend, CudaBackend) else []
 
 
 def machine(manifest: Manifest) -> dict[str, Any]:
@@ -134,6 +140,7 @@ def _about(found: dict[str, Any]) -> list[tuple[str, str]]:
     """What was measured where, in words."""
     host, held = found["machine"], found["memory"]
     cores = f"{host['cores']} core{'s' * (host['cores'] > 1)}"
+    gpus = "".join(f"{name}, " for name in host["gpus"])
     growth = held["resident_growth_bytes"]
     resident = "" if growth is None else f"; {size(growth)} more resident after loading"
     first, last = found["contexts"]
@@ -145,7 +152,10 @@ def _about(found: dict[str, Any]) -> list[tuple[str, str]]:
         roof = ("read kernel", f"{tried}: {found['read_kernel']}")
     return [
         ("model", f"{found['model']}, weights {found['weights']}, cache {found['cache']}"),
-        ("machine", f"{host['cpu']}, {cores}, {host['isa']}, memory {size(host['memory_bytes'])}"),
+        (
+            "machine",
+            f"{gpus}{host['cpu']}, {cores}, {host['isa']}, memory {size(host['memory_bytes'])}",
+        ),
         ("memory", f"weights {size(held['weights_bytes'])}, cache {size(held['cache_bytes'])}{resident}"),
         ("context", f"{found['context']} positions: steps at {first} to {last}{threads}"),
         ("rounds", rounds),

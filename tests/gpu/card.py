@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from statistics import median
 from types import TracebackType
@@ -84,6 +85,15 @@ class Card:
     def zero(self, address: int, size: int) -> None:
         """Fills memory with zeros."""
         self._call("cuMemsetD8", address, 0, size)
+
+    def host(self, like: Array) -> tuple[Array, int]:
+        """Host memory that the GPU can read and write, filled like an array, and its address there."""
+        driver = bindings()
+        flags = driver.CU_MEMHOSTALLOC_PORTABLE | driver.CU_MEMHOSTALLOC_DEVICEMAP
+        address = int(self._call("cuMemHostAlloc", max(16, like.nbytes), flags))
+        view = np.frombuffer((ctypes.c_uint8 * like.nbytes).from_address(address), like.dtype).reshape(like.shape)
+        view[...] = like
+        return view, int(self._call("cuMemHostGetDevicePointer", address, 0))
 
     def kernel(self, cubin: bytes, name: str, shared: int = 0) -> Kernel:
         """A kernel of a module, which gets so much dynamic shared memory."""

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gpu.kernels import HERE, SHARED_BYTES, built, entry
 
+from gpu.kernels import HERE, SHARED_BYTES, built, entry
 from tilecompile.compile import CompileOptions, compile_model
 from tilecompile.errors import InputError
 from tilecompile.models.named import NAMED
@@ -48,7 +48,9 @@ def other_builds(engine: Path, architecture: str, files: Path, shared: int = SHA
     """Builds an engine's kernel with timestamps, and its bodies as `run_tasks`; returns the names of the cubins."""
     source = (engine / "kernel.cu").read_text()
     timed = built("kernel with TC_TIMES", f"#define TC_TIMES {TIMES}\n{source}", architecture, shared)
-    single = "\n".join([source, (HERE / "tasks.cuh").read_text(), entry("run_tasks", "TaskLaunch", "one_task<tc::Bodies>")])
+    single = "\n".join(
+        [source, (HERE / "tasks.cuh").read_text(), entry("run_tasks", "TaskLaunch", "one_task<tc::Bodies>")]
+    )
     names = {"times": f"{engine.name}.times.cubin", "tasks": f"{engine.name}.tasks.cubin"}
     (files / names["times"]).write_bytes(timed)
     (files / names["tasks"]).write_bytes(built("run_tasks", single, architecture, shared))
@@ -83,10 +85,9 @@ def tiny(files: Path, progress: Progress) -> Json:
     with load(with_cpu) as engine:
         logits = engine.score(ids)
         generated = engine.generate(ids[:16], 32).tokens
-        selections = engine.selections(ids) if hasattr(engine, "selections") else {}
-    results = {f"selection.{name}": np.asarray(value) for name, value in dict(selections).items()}
-    np.savez_compressed(files / "tiny.npz", ids=ids, generated=generated, logits=logits, **results)
-    return {**made, "results": "tiny.npz"}
+        engine.selections(ids).save(files / "tiny.selections.npz")
+    np.savez_compressed(files / "tiny.npz", ids=ids, generated=generated, logits=logits)
+    return {**made, "results": "tiny.npz", "selections": "tiny.selections.npz"}
 
 
 def predicted(engine: Path, machine: str, contexts: Sequence[int]) -> list[Json]:
@@ -125,8 +126,10 @@ def device_bytes(manifest: Manifest) -> int:
 
 
 def fitting_layers(machine: str, folder: Path, **options: Any) -> tuple[int, float]:
-    """How many layers of GLM-5 a device of a machine holds, and what a sparse layer takes in bytes, all contexts' caches
-    included: from two short plans' own counts."""
+    """How many layers of GLM-5 a device of a machine holds, and the bytes of a sparse layer with its caches.
+
+    Both from two short plans' own counts. InputError if the machine states no memory.
+    """
     sizes = []
     for layers in ENDS:
         model = glm5_config(layers, folder / f"glm5-{layers}")
@@ -147,7 +150,9 @@ def glm5(files: Path, machine: str, progress: Progress) -> Json:
     layers, each = fitting_layers(machine, work / machine, **options)
     progress(f"{layers} layers of GLM-5 for {machine}")
     name = f"glm5-{machine}"
-    manifest = compiled(glm5_config(layers, work / f"glm5-{layers}-{machine}"), files / name, machine=machine, **options)
+    manifest = compiled(
+        glm5_config(layers, work / f"glm5-{layers}-{machine}"), files / name, machine=machine, **options
+    )
     progress(f"kernels and predictions of {name}")
     return {
         "engine": name,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from tilecompile.cuda.build import SHARED_BYTES, build, check_resources
 from tilecompile.cuda.emit import FRONT, GpuKind, bodies, front, once
@@ -54,8 +53,9 @@ def stream_source(slot: int, stages: int) -> str:
 
 
 def measure_source() -> str:
-    """Kernels `ping` and `fill`."""
-    entries = [entry("ping", "PingLaunch", "ping"), entry("fill", "FillLaunch", "fill")]
+    """Kernels `plain_read`, `ping` and `fill`."""
+    named = {"plain_read": "ReadLaunch", "ping": "PingLaunch", "fill": "FillLaunch"}
+    entries = [entry(name, record, name) for name, record in named.items()]
     return "\n".join([front(0, FRONT), (HERE / "measure.cuh").read_text(), *entries])
 
 
@@ -84,7 +84,7 @@ def tasks_cubin(
 
 
 def stream_cubins(architecture: str, shapes: Sequence[tuple[int, int]]) -> dict[str, bytes]:
-    """The cubins of `stream`, by name of their file, and of `ping` and `fill`."""
+    """The cubins of `stream`, by name of their file, and of those that need no ring."""
     made = {
         f"stream-{slot}-{stages}.cubin": built(
             "stream", stream_source(slot, stages), architecture, shared_bytes(slot, stages)
@@ -92,6 +92,3 @@ def stream_cubins(architecture: str, shapes: Sequence[tuple[int, int]]) -> dict[
         for slot, stages in shapes
     }
     return made | {"measure.cubin": built("measure", measure_source(), architecture, FRONT_BYTES + 2 * 16384)}
-
-
-Json = dict[str, Any]

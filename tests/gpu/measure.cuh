@@ -63,6 +63,29 @@ TC_DEVICE void stream(const StreamLaunch& l) {
   if (thread() == 0 && load_acquire_block(&b.leave)) store_relaxed_sys(reinterpret_cast<uint32_t*>(l.failed), 1);
 }
 
+// Reads memory by plain loads of 16 bytes, eight at a time.
+struct ReadLaunch {
+  uint64_t memory, words;  // of 16 bytes
+  uint64_t sum;            // u32
+  uint32_t grid, reserved;
+};
+static_assert(sizeof(ReadLaunch) == 32);
+
+TC_DEVICE void plain_read(const ReadLaunch& l) {
+  struct alignas(16) Word {
+    uint32_t v[4];
+  };
+  const Word* const words = reinterpret_cast<const Word*>(l.memory);
+  const uint64_t step = uint64_t(l.grid) * THREADS;
+  uint32_t sum = 0;
+  for (uint64_t i = uint64_t(block()) * THREADS + thread(); i + 7 * step < l.words; i += 8 * step) {
+    Word w[8];
+    TC_UNROLL for (int k = 0; k < 8; ++k) w[k] = load(words + i + k * step);
+    TC_UNROLL for (int k = 0; k < 8; ++k) sum ^= w[k].v[0] ^ w[k].v[1] ^ w[k].v[2] ^ w[k].v[3];
+  }
+  if (sum == 0x12345678) store(reinterpret_cast<uint32_t*>(l.sum), sum);  // so that it is computed
+}
+
 // Two blocks answer each other `times` times, each through a counter and 128 bytes of data that the event announces, as
 // two tasks of the resident kernel do: barrier, release; look, fence, barrier, load. [0] of `ns` becomes the time of all.
 struct PingLaunch {

@@ -1,4 +1,4 @@
-"""Part `ops`: each op's GPU body, task by task on the GPU, against the op's reference in torch, in float64 on the CPU."""
+"""Part `ops`: each op's body, task by task on the GPU, against its reference in torch, in float64 on the CPU."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def tile_errors(case: Case, after: dict[str, torch.Tensor]) -> Json:
     return {"error": most, "tolerance": tolerance, "wrong": wrong}
 
 
-def run(folder: Folder, seconds: float) -> Json:
+def run(folder: Folder, seconds: float, earlier: Json) -> Json:
     """All ops' trials with fresh numbers. `cases` has each; `left_out` names the ops that there was no time for."""
     from gpu.card import Card
 

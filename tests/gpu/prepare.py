@@ -16,9 +16,8 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path[:1] = [str(HERE.parent), str(HERE.parents[1])]
 
-from gpu import cases, engines, folder, kernels  # noqa: E402
-
 import tilecompile  # noqa: E402
+from gpu import cases, engines, folder, kernels  # noqa: E402
 from tilecompile.errors import TilecompileError  # noqa: E402
 
 ARCHITECTURE = "sm_90a"
@@ -50,7 +49,12 @@ def streams(files: Path, progress: engines.Progress) -> Json:
     for name, cubin in kernels.stream_cubins(ARCHITECTURE, shapes).items():
         (files / name).write_bytes(cubin)
     rings = [
-        {"slot": slot, "stages": stages, "shared": kernels.shared_bytes(slot, stages), "cubin": f"stream-{slot}-{stages}.cubin"}
+        {
+            "slot": slot,
+            "stages": stages,
+            "shared": kernels.shared_bytes(slot, stages),
+            "cubin": f"stream-{slot}-{stages}.cubin",
+        }
         for slot, stages in shapes
     ]
     return {"rings": rings, "cubin": "measure.cubin"}

@@ -19,6 +19,7 @@ STREAM_LAUNCH = _record(
     *((name, "u8") for name in ("memory", "bytes", "run_bytes", "failed")), ("times", "u4"), ("blocks", "u4")
 )
 PING_LAUNCH = _record(*((name, "u8") for name in ("counters", "data", "ns", "failed")), ("times", "u4"), ("sys", "u4"))
+READ_LAUNCH = _record(("memory", "u8"), ("words", "u8"), ("sum", "u8"), ("grid", "u4"), ("reserved", "u4"))
 FILL_LAUNCH = _record(("memory", "u8"), ("words", "u8"), ("seed", "u4"), ("grid", "u4"))
 
 STALL_NS = 2_000_000_000

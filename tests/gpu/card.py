@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+
 from tilecompile.runtime.cuda.driver import bindings, call
 
 THREADS = 288
@@ -36,6 +37,7 @@ class Card:
         self.name: str = self._call("cuDeviceGetName", 256, self._device).split(b"\0")[0].decode()
         self.driver = str(self._call("cuDriverGetVersion"))
         self._context = self._call("cuCtxCreate", None, 0, self._device)
+        self._libraries: list[Any] = []
         self.stream = self._call("cuStreamCreate", 0)  # ordered with copies, which other streams are not
 
     def _call(self, function: str, *args: Any) -> Any:
@@ -98,6 +100,7 @@ class Card:
     def kernel(self, cubin: bytes, name: str, shared: int = 0) -> Kernel:
         """A kernel of a module, which gets so much dynamic shared memory."""
         library = self._call("cuLibraryLoadData", cubin, [], [], 0, [], [], 0)
+        self._libraries.append(library)
         function = self._call("cuKernelGetFunction", self._call("cuLibraryGetKernel", library, name.encode()))
         key = bindings().CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
         self._call("cuFuncSetAttribute", function, key, shared)
@@ -151,6 +154,8 @@ class Card:
 
     def close(self) -> None:
         """Ends the context."""
+        while self._libraries:
+            self._call("cuLibraryUnload", self._libraries.pop())
         context, self._context = self._context, None
         if context is not None:
             self._call("cuCtxDestroy", context)

@@ -66,28 +66,36 @@ def text_of(vocab: int, count: int) -> list[int]:
     return (ids * (1 + count // len(ids)))[:count]
 
 
+def results(files: Path, model: Path, ids: list[int], max_seq_len: int) -> Json:
+    """What a CPU engine with weights and caches in bf16 makes of a text; returns the names of the files.
+
+    That engine is beside `files`, not in it.
+    """
+    folder = files.parent / "cpu"
+    compiled(model, folder, weights="bf16", cache="bf16", max_seq_len=max_seq_len, target="cpu", workers=2)
+    with load(folder) as engine:
+        logits = engine.score(ids)
+        generated = engine.generate(ids[:16], 32).tokens
+        engine.selections(ids).save(files / "tiny.selections.npz")
+    np.savez_compressed(files / "tiny.npz", ids=ids, generated=generated, logits=logits)
+    return {"results": "tiny.npz", "selections": "tiny.selections.npz"}
+
+
 def tiny(files: Path, progress: Progress) -> Json:
     """The tiny checkpoint for one device and for 8 of 16 workers, and what a CPU engine makes of a text.
 
     Both have weights and caches in bf16, so that what differs is the activations' rounding and the order of sums.
     """
-    made: Json = {"positions": POSITIONS, "engines": {}}
+    made: Json = {"engines": {}}
     for devices, workers in ((1, 132), (8, 16)):
         progress(f"tiny-glm5 for {devices} device(s) of {workers} workers")
         name = f"tiny{devices}"
         options = {"target": "sm_90a", "devices": devices, "workers": workers, "max_seq_len": POSITIONS + 24}
         manifest = compiled(TINY, files / name, weights="bf16", cache="bf16", **options)
-        made["engines"][name] = {"devices": devices, **other_builds(files / name, "sm_90a", files)}
+        made["engines"][name] = {"devices": devices}
     progress("the CPU engine's results")
-    with_cpu = files.parent / "tiny-cpu"
-    compiled(TINY, with_cpu, weights="bf16", cache="bf16", max_seq_len=POSITIONS + 24, target="cpu", workers=2)
     ids = text_of(manifest.vocab_size, POSITIONS)
-    with load(with_cpu) as engine:
-        logits = engine.score(ids)
-        generated = engine.generate(ids[:16], 32).tokens
-        engine.selections(ids).save(files / "tiny.selections.npz")
-    np.savez_compressed(files / "tiny.npz", ids=ids, generated=generated, logits=logits)
-    return {**made, "results": "tiny.npz", "selections": "tiny.selections.npz"}
+    return {**made, **results(files, TINY, ids, POSITIONS + 24)}
 
 
 def predicted(engine: Path, machine: str, contexts: Sequence[int]) -> list[Json]:

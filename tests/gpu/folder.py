@@ -52,9 +52,8 @@ def read_index(folder: Path) -> dict[str, Any]:
     try:
         index = json.loads(path.read_text())
     except OSError as error:
-        raise InputError(
-            f"{path}: {error.strerror or error}; `python tests/gpu/prepare.py -o FOLDER` makes it"
-        ) from error
+        why = error.strerror or error
+        raise InputError(f"{path}: {why}; make it with tests/gpu/prepare.py -o FOLDER") from error
     except ValueError as error:
         raise InputError(f"{path}: not valid JSON ({error})") from error
     found = index.get("format") if isinstance(index, dict) else None

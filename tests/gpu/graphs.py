@@ -32,6 +32,7 @@ class Borrowed(Card):
         self.number, self.name, self._device = gpu.number, gpu.name, gpu._device
         self._gpu = gpu
         self.held: list[int] = []
+        self._libraries: list[Any] = []
         self.stream = self._call("cuStreamCreate", 0)
 
     def _call(self, function: str, *args: Any) -> Any:
@@ -42,7 +43,10 @@ class Borrowed(Card):
         return self.held[-1]
 
     def close(self) -> None:
-        """Gives back what was put."""
+        """Gives back what was put and loaded."""
+        while self._libraries:
+            self._call("cuLibraryUnload", self._libraries.pop())
+        self._call("cuStreamDestroy", self.stream)
         while self.held:
             self.free(self.held.pop())
 

@@ -103,6 +103,7 @@ def _words(one: Json) -> tuple[str, str]:
     replayed, free = one["replayed"], one["free"]
     return (
         f"{replayed['positions']} positions, error {replayed['error']:.1e} of RMS with selections replayed, "
-        f"argmax differs at {replayed['argmax_differs']} of {replayed['decided']} (without replay {free['argmax_differs']})",
+        f"argmax differs at {replayed['argmax_differs']} of {replayed['decided']}; "
+        f"without replay {free['error']:.1e} and {free['argmax_differs']}",
         f"{one['repeats_equal']} of {one['repeats']} repeats equal",
     )

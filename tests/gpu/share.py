@@ -9,9 +9,9 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from tilecompile.runtime.cuda.options import CudaOptions
 
 from gpu.folder import Folder
+from tilecompile.runtime.cuda.options import CudaOptions
 from tilecompile.runtime.engine import Engine, load_with
 from tilecompile.runtime.generate import Run
 from tilecompile.runtime.launch import stalled

@@ -15,16 +15,28 @@ Json = dict[str, Any]
 
 COUNT, VOCAB, STEPS, STALL_MS = 256, 16, 3, 1000
 BUFFERS = {
-    **{"ids": ("i32", 8), "position": ("i32", 1), "next": ("i32", 8), "logits": ("f32", VOCAB)},
+    "ids": ("i32", 8),
+    "position": ("i32", 1),
+    "next": ("i32", 8),
+    "logits": ("f32", VOCAB),
     **dict.fromkeys("xyz", ("f32", COUNT)),
 }
 """The buffers in their order: type and elements."""
 
 
 def make(files: Path, architecture: str) -> Json:
-    """The kernel of two maps, y = 2x and z = y + 1. Needs the compiler."""
-    from tilecompile.cuda.emit import task_kinds
+    """The kernel of `kinds`. Needs the compiler."""
     from tilecompile.cuda.engine import make_kernel
+
+    made, of_name = kinds()
+    kernel = make_kernel(made, {}, architecture, None, "two tasks", {})
+    (files / "smoke.cubin").write_bytes(kernel.cubin)
+    return {"cubin": "smoke.cubin", "kinds": of_name, "shared": kernel.resources["kernel"]["shared"]}
+
+
+def kinds() -> tuple[list[Any], dict[str, int]]:
+    """The kinds of two maps, y = 2x and z = y + 1, and their numbers by name."""
+    from tilecompile.cuda.emit import task_kinds
     from tilecompile.ops.base import OpNode, View
 
     x, y, z = (View.of(name, (1, COUNT), "f32") for name in "xyz")
@@ -32,14 +44,11 @@ def make(files: Path, architecture: str) -> Json:
         "double": OpNode("double", "map", (x,), (), (y,), {"expr": ("mul", ("in", 0), ("const", 2.0))}),
         "more": OpNode("more", "map", (y,), (), (z,), {"expr": ("add", ("in", 0), ("const", 1.0))}),
     }
-    kinds, of_node = task_kinds(nodes)
-    kernel = make_kernel(kinds, {}, architecture, None, "two tasks", {})
-    (files / "smoke.cubin").write_bytes(kernel.cubin)
-    of_name = {name: of_node[name].index for name in nodes}
-    return {"cubin": "smoke.cubin", "kinds": of_name, "shared": kernel.resources["kernel"]["shared"]}
+    found, of_node = task_kinds(nodes)
+    return found, {name: of_node[name].index for name in nodes}
 
 
-def tables(kinds: dict[str, int]) -> dict[str, np.ndarray]:
+def tables(numbers: dict[str, int]) -> dict[str, np.ndarray]:
     """Two blocks: the first doubles and then commits, the second adds one in between."""
     names, offset = list(BUFFERS), 0
     rows: dict[str, list[Any]] = {name: [] for name in fmt.TABLES}
@@ -57,9 +66,9 @@ def tables(kinds: dict[str, int]) -> dict[str, np.ndarray]:
         tile = (0, COUNT, 0, 0) if kind else (0, 0, 0, 0)
         rows["instructions"].append((kind, 0, op, tile, *starts, fmt.NONE, *counts, (0, 0, 0)))
 
-    add(kinds["double"], 0, "xy", [], [0])
+    add(numbers["double"], 0, "xy", [], [0])
     add(fmt.COMMIT_KIND, 2, "", [1], [])
-    add(kinds["more"], 1, "yz", [0], [1])
+    add(numbers["more"], 1, "yz", [0], [1])
     rows["streams"] = [(0, 0, 0, 0, 0, 2), (0, 0, 1, 0, 2, 3)]
     rows["events"] = [(0, 0, 1, 0), (0, 0, 1, 1)]
     return {name: np.array(rows[name], fmt.TABLES[name].dtype) for name in fmt.TABLES}

@@ -66,7 +66,7 @@ def test_levels_keep_the_order_of_events(engine: tuple[Manifest, Tables], device
     everything = np.concatenate(found)
     assert sorted(everything) == sorted(levels.instructions_of(tables, device))
     rows = tables["instructions"]
-    assert len(found) < 0.75 * len(np.unique(rows["op"][everything]))
+    assert len(found) < len(np.unique(rows["op"][everything]))
     level = np.full(len(rows), -1)
     for i, those in enumerate(found):
         level[those] = i

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import fake_cuda
 import pytest
+from conftest import tiny_model
 from gpu import folder, ops, smoke
 from gpu.cases import Trial, trials
+from gpu.engines import results
 from gpu_host import HostCard, host_kernel
 from host_kernel import build as host_kernel_of
-from host_kernel import stand_in
+from host_kernel import compile_for_host, stand_in
+
+from tilecompile.options import CompileOptions
 
 RUN = Path(__file__).parent / "gpu" / "run.py"
 
-QUICK = ("rms_norm", "cache_append", "linear", "expert_linear")
+QUICK = ("rms_norm", "linear")
 
 
 @pytest.mark.parametrize("op", [op if op in QUICK else pytest.param(op, marks=pytest.mark.slow) for op in ops.ALL])
@@ -34,7 +39,7 @@ def test_ops_on_the_host(op: str) -> None:
 def small(op: str) -> list[Trial]:
     """Trials of an op that the host runs in no time."""
     found = trials(op, 1)
-    return found if op not in QUICK else found[:4]
+    return found if op not in QUICK else found[:3]
 
 
 def folder_of(path: Path, index: dict[str, Any], files: Path) -> Path:
@@ -53,6 +58,7 @@ def run_script(path: Path, only: str, kernel: Path | None, tmp_path: Path, **set
     return dict(json.loads(out.read_text()))
 
 
+@pytest.mark.slow
 def test_smoke(tmp_path: Path) -> None:
     """The table made by hand, through the launch and the mailbox."""
     kinds, of_name = smoke.kinds()
@@ -65,3 +71,41 @@ def test_smoke(tmp_path: Path) -> None:
     found = run_script(path, "a", kernel, tmp_path)["parts"]["smoke"]
     assert found["passed"], found
     assert found["steps"] == smoke.STEPS
+
+
+@pytest.fixture(scope="module")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A prepared folder with a small model for one GPU of four workers, and its kernel for the host."""
+    path = tmp_path_factory.mktemp("prepared")
+    files = path / "files"
+    files.mkdir()
+    source = tiny_model(path / "model", max_position_embeddings=128)
+    how: dict[str, Any] = {"seed": 1, "max_seq_len": 64, "weights": "bf16", "cache": "bf16"}
+    options = CompileOptions(str(source), files / "tiny1", target="sm_90a", workers=4, **how)
+    kernel = compile_for_host(options)
+    kernel = kernel.rename(path / "kernel.so")
+    shutil.rmtree(files / "tiny1.host")
+    ids = [(7 * i) % 97 + 3 for i in range(20)]
+    about = {"engines": {"tiny1": {"devices": 1}}, **results(files, source, ids, 64, seed=1)}
+    return folder_of(path / "made", {"parts": ["tiny"], "tiny": about}, files), kernel
+
+
+@pytest.mark.slow
+def test_model(tiny_folder: tuple[Path, Path], tmp_path: Path) -> None:
+    """The script's comparison with a CPU engine holds for the kernel's text on the host."""
+    found = run_script(tiny_folder[0], "c", tiny_folder[1], tmp_path)["parts"]["model"]
+    assert found["passed"], found
+    one = found["engines"]["tiny1"]
+    assert one["replayed"]["positions"] == 20
+    assert 0 < one["replayed"]["error"] < found["stated_error"] / 3
+    assert one["replayed"]["decided"] >= 5
+
+
+@pytest.mark.slow
+def test_faults(tiny_folder: tuple[Path, Path], tmp_path: Path) -> None:
+    """Each fault is met, and the engine is usable after it."""
+    found = run_script(tiny_folder[0], "d", tiny_folder[1], tmp_path)["parts"]["faults"]
+    assert found["passed"], found
+    said = {one["fault"]: one["said"] for one in found["faults"]}
+    assert "stalled: worker" in said["stall"]
+    assert "sha256" in said["flipped byte"]

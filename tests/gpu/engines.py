@@ -14,7 +14,7 @@ from gpu.kernels import HERE, SHARED_BYTES, built, entry
 from tilecompile.compile import CompileOptions, compile_model
 from tilecompile.errors import InputError
 from tilecompile.models.named import NAMED
-from tilecompile.runtime.engine import load
+from tilecompile.runtime.load import load
 from tilecompile.runtime.manifest import Manifest, read_manifest
 from tilecompile.schedules.machine import load_machine
 from tilecompile.simulate.plans import plan_of
@@ -66,13 +66,13 @@ def text_of(vocab: int, count: int) -> list[int]:
     return (ids * (1 + count // len(ids)))[:count]
 
 
-def results(files: Path, model: Path, ids: list[int], max_seq_len: int) -> Json:
+def results(files: Path, model: Path, ids: list[int], max_seq_len: int, **options: Any) -> Json:
     """What a CPU engine with weights and caches in bf16 makes of a text; returns the names of the files.
 
     That engine is beside `files`, not in it.
     """
     folder = files.parent / "cpu"
-    compiled(model, folder, weights="bf16", cache="bf16", max_seq_len=max_seq_len, target="cpu", workers=2)
+    compiled(model, folder, weights="bf16", cache="bf16", max_seq_len=max_seq_len, target="cpu", workers=2, **options)
     with load(folder) as engine:
         logits = engine.score(ids)
         generated = engine.generate(ids[:16], 32).tokens

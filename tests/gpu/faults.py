@@ -12,8 +12,8 @@ import damage
 import numpy as np
 
 from gpu.folder import Folder
-from tilecompile.runtime.engine import load
 from tilecompile.runtime.errors import EngineError, EngineStalled, TilecompileError
+from tilecompile.runtime.load import load
 
 Json = dict[str, Any]
 Generate = Callable[[], list[int]]

@@ -85,7 +85,7 @@ def passed(found: Json) -> bool:
 
 def run(folder: Folder, seconds: float, earlier: Json) -> Json:
     """Both engines, of which the second has its devices on one GPU."""
-    from tilecompile.runtime.engine import load
+    from tilecompile.runtime.load import load
 
     found: Json = {"stated_error": ERROR, "engines": {}}
     begin = time.monotonic()

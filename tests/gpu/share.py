@@ -12,9 +12,10 @@ import numpy as np
 
 from gpu.folder import Folder
 from tilecompile.runtime.cuda.options import CudaOptions
-from tilecompile.runtime.engine import Engine, load_with
+from tilecompile.runtime.engine import Engine
 from tilecompile.runtime.generate import Run
 from tilecompile.runtime.launch import stalled
+from tilecompile.runtime.load import load_with
 from tilecompile.steps import window
 
 Json = dict[str, Any]

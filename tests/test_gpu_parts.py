@@ -79,7 +79,7 @@ def test_levels_keep_the_order_of_events(engine: tuple[Manifest, Tables], device
             if level[owner] >= 0 and level[before] >= 0:
                 pairs += 1
                 assert level[before] < level[owner]
-    assert pairs > 50
+    assert pairs > 30
     # Within a worker, order is a promise too: what follows and touches the same memory is never earlier.
     streams = tables["streams"]
     for s in streams[(streams["program"] == 0) & (streams["device"] == device)]:

@@ -34,26 +34,29 @@ class Trial:
         return self.case.node.op in STREAM_OPS
 
 
-def trials(op: str, seed: int) -> list[Trial]:
-    """The trials of an op, with different names; numbers are drawn from the seed where the cases let it choose."""
+def trials(op: str, seed: int, full_size: bool = True) -> list[Trial]:
+    """The trials of an op, with different names; numbers are drawn from the seed where the cases let it choose.
+
+    Without `full_size` those at GLM-5's shapes are left out.
+    """
     return [
         dataclasses.replace(t, case=dataclasses.replace(t.case, node=dataclasses.replace(t.case.node, name=name)))
-        for i, t in enumerate(_trials(op, seed))
+        for i, t in enumerate(_trials(op, seed, full_size))
         for name in [f"{t.case.node.name}_{i}"]
     ]
 
 
-def _trials(op: str, seed: int) -> Iterator[Trial]:
+def _trials(op: str, seed: int, full_size: bool) -> Iterator[Trial]:
     if op in STREAM_OPS:
         for case, parts in every_case(op):
             yield Trial(case, parts)
-        for case, workers in glm5():
+        for case, workers in glm5() if full_size else ():
             if case.node.op == op and case.node.outputs[0].shape[0] == 1:
                 yield Trial(case, workers, 4)
         return
     for i, case in enumerate(cases_of(op, seed)[:OWN]):
         yield Trial(case, (1, 2, 5)[i % 3])
-    for case in CASES[op](torch.Generator().manual_seed(seed), 1):
+    for case in CASES[op](torch.Generator().manual_seed(seed), 1) if full_size else ():
         yield Trial(case, 4)
 
 

@@ -6,17 +6,22 @@ import importlib.util
 import json
 import re
 import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fake_engine as fake
 import pytest
+import torch
 from test_cli import refused, run
 from warming import GOOD, peer, program, warmup
 
 from tilecompile.compile import compile_model
 from tilecompile.options import CompileOptions
 from tilecompile.warmup import measure
+from tilecompile.warmup.marks import MARKS
 from tilecompile.warmup.measure import PHASES
 from tilecompile.warmup.systems import SYSTEMS, System
 
@@ -162,6 +167,69 @@ def test_vllm_and_sglang_where_they_are_installed(tmp_path: Path, monkeypatch: p
         assert str(tmp_path / f"{name}.py") in found.files
 
 
+# On a GPU, as far as that goes without one.
+
+
+def test_what_is_only_there_on_a_gpu(engine: str) -> None:
+    line = refused("warmup", engine, "--against", "transformers,cuda-graphs")
+    assert f"--against: cuda-graphs runs on a GPU, and {engine} is for a processor" in line
+
+
+def test_peers_of_an_engine_for_gpus_want_one(tmp_path: Path) -> None:
+    values = {"model": str(CHECKPOINT), "ids": "1,2,3,4", "threads": "1", "dtype": "bf16", "device": "cuda"}
+    with pytest.raises(measure.SystemFailed, match=r"^cuda-graphs: torch has no GPU here$"):
+        measure.run(SYSTEMS["cuda-graphs"], values, tmp_path)
+
+
+def test_a_captured_step_comes_to_the_same_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for CUDA graphs that runs the captured call again, after the prompt's own tokens."""
+    from tilecompile.warmup import run_transformers as program
+
+    calls: list[Callable[[], None]] = []
+
+    class Graph:
+        def replay(self) -> None:
+            calls[-1]()
+
+    def capture(step: Any, first: Any, reset: Callable[[], None]) -> Any:
+        capturing = False
+
+        def recorded(token: Any) -> Any:
+            result = None if capturing else step(token)
+            if capturing:
+                result = torch.zeros_like(token)
+                calls.append(lambda: result.copy_(step(token)))  # capturing runs nothing
+            return result
+
+        @contextmanager
+        def graph(_: Graph) -> Iterator[None]:
+            nonlocal capturing
+            capturing = True
+            yield
+            capturing = False
+
+        monkeypatch.setattr(torch.cuda, "graph", graph)
+        return real(recorded, first, reset)
+
+    real = program.capture
+    stream = SimpleNamespace(wait_stream=lambda _: None)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(program, "capture", capture)
+    threads = torch.get_num_threads()
+    tokens = {}
+    for how in ("eager", "graph"):
+        marks: list[tuple[Any, ...]] = []
+        ids = "11,205,7,480,33"
+        program.main(lambda *mark, seen=marks: seen.append(mark), str(CHECKPOINT), ids, str(threads), "f32", "cpu", how)
+        assert [mark[0] for mark in marks] == [name for name in MARKS if name != "compiled" or how == "graph"]
+        tokens[how] = marks[-1][1]
+    assert tokens["graph"] == tokens["eager"]
+    assert len(calls) == 1
+
+
 @pytest.mark.slow
 def test_peers_get_the_weights_that_an_engine_drew(tiny: Path) -> None:
     report = warmup(str(tiny), "--against", "transformers")
@@ -176,7 +244,7 @@ def test_bad_arguments_are_one_line(engine: str, tmp_path: Path) -> None:
     assert "is not there, want an engine folder" in refused("warmup", str(tmp_path / "none"))
     assert "threads is 3, want 1 to 2" in refused("warmup", engine, "--threads", "3")
     assert "--repeat is 0, want 1 at least" in refused("warmup", engine, "--repeat", "0")
-    unknown = "'llama' is unknown, want transformers, torch-compile, torch-compile-kept, vllm, sglang"
+    unknown = "'llama' is unknown, want transformers, torch-compile, torch-compile-kept, cuda-graphs, vllm, sglang"
     assert unknown in refused("warmup", engine, "--against", "llama")
     twice = refused("warmup", engine, "--peer", "a=true", "--peer", "a=true")
     assert "'a' is named twice" in twice

@@ -24,7 +24,8 @@ def warmup(
     against: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME,…", help="Peers: transformers, torch-compile, torch-compile-kept (cache kept), vllm, sglang."
+            metavar="NAME,…",
+            help="Peers: transformers, torch-compile, torch-compile-kept (cache kept), cuda-graphs, vllm, sglang.",
         ),
     ] = None,
     peer: Annotated[
@@ -44,9 +45,10 @@ def warmup(
     Split into import, load, compile or capture, first step. Before a cold start the files that the system reads are
     evicted from the file cache; what other processes have mapped can't be, so the evicted share is reported.
 
-    A peer's COMMAND may name {engine}, {model} (a checkpoint folder), {ids}, {threads} and {dtype}. It prints JSON
-    lines: {"mark": NAME, "time": T} for imported, loaded, compiled and first_token, T in seconds of CLOCK_MONOTONIC;
-    only first_token is needed. After that {"files": [PATH, …]}, the files that it has read, makes cold starts possible.
+    A peer's COMMAND may name {engine}, {model} (a checkpoint folder), {ids}, {threads}, {dtype} and {device} (cpu or
+    cuda). It prints JSON lines: {"mark": NAME, "time": T} for imported, loaded, compiled and first_token, T in seconds
+    of CLOCK_MONOTONIC; only first_token is needed. After that {"files": [PATH, …]}, the files that it has read, makes
+    cold starts possible.
     """
     from tilecompile.cli_files import check_target, write_whole
     from tilecompile.cli_output import StageProgress, note, print_json
@@ -75,9 +77,13 @@ def _report(
     engine: Path, systems: list[System], model: str | None, threads: int | None, repeat: int, progress: Progress
 ) -> dict[str, Any]:
     """Everything that was measured, as JSON values."""
+    from tilecompile.peers import device_of
+    from tilecompile.runtime.manifest import read_manifest
     from tilecompile.warmup import measure
-    from tilecompile.warmup.systems import ENGINE
+    from tilecompile.warmup.systems import ENGINE, check_device
 
+    if any(system.gpu_only for system in systems):
+        check_device(systems, device_of(read_manifest(engine)), str(engine))
     wanted = any(system.needs_model() and system.unavailable() is None for system in systems)
     with tempfile.TemporaryDirectory(prefix="tilecompile-checkpoint-") as temporary:
         about = measure.describe(engine, model, threads, wanted)
@@ -90,7 +96,8 @@ def _report(
             "model": about["checkpoint"] or "",
             "ids": ",".join(map(str, ids)),
             "threads": str(about["threads"]),
-            "dtype": about["weights"],
+            "dtype": about["dtype"],
+            "device": about["device"],
         }
         found = [measure.measure(ENGINE, values, [engine], repeat, progress)]
         for system in systems:
@@ -104,7 +111,7 @@ def _report(
         for figures in (one[state] for one in found if state in one):
             if base and "seconds" in figures:
                 figures["ratio"] = round(figures["seconds"] / base, 3)
-    del about["checkpoint"]
+    del about["checkpoint"], about["dtype"]
     return {
         "engine": str(engine),
         **about,

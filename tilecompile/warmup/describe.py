@@ -15,7 +15,8 @@ from typing import Any
 
 from tilecompile.children import report_stream
 from tilecompile.errors import InputError, TilecompileError
-from tilecompile.peers import check, weights_job
+from tilecompile.peers import check, device_of, dtype_of, weights_job
+from tilecompile.runtime.cuda.device import find_gpus
 from tilecompile.runtime.machine import cpu_name, usable_cores
 from tilecompile.runtime.manifest import Manifest, read_manifest
 from tilecompile.runtime.runnable import check_cpu, check_runnable
@@ -34,16 +35,24 @@ def main() -> None:
 def describe(
     engine: str, model: str | None, threads: int | None, peers: bool, checkpoint: str | None
 ) -> dict[str, Any]:
-    """Name, machine, threads, offline compile time, and the folder with the model's checkpoint.
+    """Name, machine, device (as `peers.device_of`), threads, offline compile time, and the folder with the model's
+    checkpoint.
 
     That is null if no peer needs it, or if it has to be written and no folder is given to write it to.
     """
     manifest = read_manifest(engine)
-    chosen = min(manifest.workers, usable_cores()) if threads is None else threads
-    if not 1 <= chosen <= manifest.workers:
-        raise InputError(f"threads is {chosen}, want 1 to {manifest.workers} (the engine's workers)")
     check_runnable(manifest)
-    check_cpu(manifest, chosen)
+    device, where, chosen = device_of(manifest), cpu_name(), usable_cores()
+    if device == "cuda":
+        if threads is not None:
+            raise InputError(f"threads is {threads}, want none: {engine} is an engine for GPUs")
+        gpus = find_gpus(manifest, range(manifest.devices), manifest.devices)
+        where = f"{', '.join(gpu.name for gpu in gpus)}, {where}"
+    else:
+        chosen = min(manifest.workers, chosen) if threads is None else threads
+        if not 1 <= chosen <= manifest.workers:
+            raise InputError(f"threads is {chosen}, want 1 to {manifest.workers} (the engine's workers)")
+        check_cpu(manifest, chosen)
     if manifest.max_seq_len < 8:
         raise InputError(f"{engine}: max_seq_len is {manifest.max_seq_len}, want 8 at least")
     if model is not None:
@@ -52,11 +61,13 @@ def describe(
     return {
         "model": data["model"]["name"],
         "weights": data["weights"]["dtype"],
+        "dtype": dtype_of(manifest),
+        "device": device,
         "weight_bytes": sum(int(pool["bytes"]) for pool in manifest.pools),
         "compile_seconds": data["compile_seconds"],
         "vocab_size": manifest.vocab_size,
         "threads": chosen,
-        "machine": cpu_name(),
+        "machine": where,
         "cores": usable_cores(),
         "checkpoint": _checkpoint(manifest, model, checkpoint) if peers else None,
     }

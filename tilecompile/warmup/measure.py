@@ -85,7 +85,7 @@ def offline() -> dict[str, str]:
 
 def run(system: System, values: dict[str, str], compile_cache: Path) -> Run:
     """Runs a system once. SystemFailed if it doesn't come to a first token."""
-    variables = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "VLLM_CACHE_ROOT")
+    variables = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "VLLM_CACHE_ROOT", "CUDA_CACHE_PATH")
     environment = {**offline(), **{name: str(compile_cache / name.lower()) for name in variables}}
     if system.command and "{threads}" in " ".join(system.command):
         environment["OMP_NUM_THREADS"] = values["threads"]

@@ -11,15 +11,17 @@ from pathlib import Path
 from tilecompile.commands import check_names, filled, named_command
 from tilecompile.errors import InputError
 
-PLACES = ("engine", "model", "ids", "threads", "dtype")
-"""What a command may name in braces: engine folder, checkpoint folder, prompt ids with commas, threads, bf16 or f32."""
+PLACES = ("engine", "model", "ids", "threads", "dtype", "device")
+"""What a command may name in braces: engine folder, checkpoint folder, prompt ids with commas, threads, bf16 or f32,
+and where the engine runs, cpu or cuda."""
 
 
 @dataclass(frozen=True)
 class System:
     """A command that goes from nothing to the first token and reports marks on the way (`marks.py`).
 
-    Places in braces are filled in (`PLACES`). Every run gets an empty compile cache, unless `keeps_cache`.
+    Places in braces are filled in (`PLACES`). Every run gets an empty compile cache, unless `keeps_cache`. `gpu_only`
+    ones have nothing to do beside an engine for a processor.
     """
 
     name: str
@@ -27,6 +29,7 @@ class System:
     about: str
     needs: tuple[str, ...] = ()
     keeps_cache: bool = False
+    gpu_only: bool = False
 
     def unavailable(self) -> str | None:
         """Why the system can't run here, in one line, or None."""
@@ -48,10 +51,10 @@ def _program(name: str, *arguments: str) -> tuple[str, ...]:
     return (sys.executable, str(Path(__file__).with_name("marks.py")), name, *arguments)
 
 
-_TRANSFORMERS = _program("run_transformers", "{model}", "{ids}", "{threads}", "{dtype}")
+_TRANSFORMERS = _program("run_transformers", "{model}", "{ids}", "{threads}", "{dtype}", "{device}")
 _TORCH = ("torch", "transformers")
 
-ENGINE = System("tilecompile", _program("run_tilecompile", "{engine}", "{ids}", "{threads}"), "the engine")
+ENGINE = System("tilecompile", _program("run_tilecompile", "{engine}", "{ids}", "{threads}", "{device}"), "the engine")
 
 SYSTEMS = {
     system.name: system
@@ -65,11 +68,19 @@ SYSTEMS = {
             _TORCH,
             keeps_cache=True,
         ),
+        System("cuda-graphs", (*_TRANSFORMERS, "graph"), "captured as a CUDA graph", _TORCH, gpu_only=True),
         System("vllm", _program("run_vllm", "{model}", "{ids}"), "vLLM, empty compile cache", ("vllm",)),
         System("sglang", _program("run_sglang", "{model}", "{ids}"), "SGLang, empty compile cache", ("sglang",)),
     )
 }
 """The peers that come with the package, by name."""
+
+
+def check_device(systems: list[System], device: str, engine: str) -> None:
+    """InputError for a system that runs on GPUs only, beside an engine for a processor."""
+    for system in systems:
+        if system.gpu_only and device != "cuda":
+            raise InputError(f"--against: {system.name} runs on a GPU, and {engine} is for a processor")
 
 
 def chosen(against: str | None, peers: list[str]) -> list[System]:

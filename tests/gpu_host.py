@@ -1,9 +1,10 @@
-"""What stands in for a GPU in the tests of tests/gpu: memory of the host, and launches of `run_tasks` run there."""
+"""What stands in for a GPU in the tests of tests/gpu: memory of the host, where launches of `run_tasks` run."""
 
 from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,14 @@ def host_kernel(trials: list[Trial]) -> HostKernel:
     return HostKernel(build(kinds, panels), scratch, of_gpu, True)
 
 
+class EngineKernel:
+    """All bodies of an engine, in the library that `host_kernel.py` makes beside it."""
+
+    def __init__(self, library: Path) -> None:
+        self.run = ctypes.CDLL(str(library))._Z8run_bodyjPK11InstructionPK4StepPKmS6_ij
+        self.run.restype = None
+
+
 def table(address: int, dtype: np.dtype[Any], count: int) -> np.ndarray:
     """Records in memory."""
     return np.frombuffer((ctypes.c_char * (dtype.itemsize * count)).from_address(address), dtype)
@@ -63,10 +72,10 @@ class HostCard:
     def wait(self) -> None:
         pass
 
-    def launch(self, kernel: HostKernel, grid: int, record: np.ndarray) -> None:
+    def launch(self, kernel: HostKernel | EngineKernel, grid: int, record: np.ndarray) -> None:
         assert record.dtype == TASK_LAUNCH
         l = record[0]
-        for row in table(int(l["rows"]), TASK_ROW, grid):
+        for row in table(int(l["rows"]), TASK_ROW, int(l["first"]) + grid)[int(l["first"]) :]:
             ins = table(int(l["instructions"]) + 64 * int(row["instruction"]), fmt.INSTRUCTION.dtype, 1).copy()
             runs = []
             for r in range(row["run_begin"], row["run_end"]):
@@ -76,7 +85,15 @@ class HostCard:
                     runs.append((int(run["source"]) + expert * int(run["stride"]), int(run["bytes"])))
             self._body(kernel, ins, int(l["step"]), int(l["operands"]), runs)
 
-    def _body(self, kernel: HostKernel, ins: np.ndarray, step: int, operands: int, runs: list[tuple[int, int]]) -> None:
+    def _body(
+        self, kernel: HostKernel | EngineKernel, ins: np.ndarray, step: int, operands: int, runs: list[tuple[int, int]]
+    ) -> None:
+        if isinstance(kernel, EngineKernel):
+            given = np.array(runs or [(0, 0)], np.uint64)
+            of_ins = operands + 8 * int(ins["operand_begin"][0])
+            pointers = [ctypes.c_void_p(at) for at in (ins.ctypes.data, step, of_ins, given.ctypes.data)]
+            kernel.run(ctypes.c_uint32(int(ins["kind"][0])), *pointers, len(runs), ctypes.c_uint32(1))
+            return
         scratch = np.full(kernel.scratch + 1024, 255, np.uint8)
         at = ctypes.c_void_p(scratch.ctypes.data + -scratch.ctypes.data % 1024)
         instruction, step_at = ctypes.c_void_p(ins.ctypes.data), ctypes.c_void_p(step)

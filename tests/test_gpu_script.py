@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import fake_cuda
+import host_kernel as host_kernel_module
+import numpy as np
 import pytest
 from conftest import tiny_model
-from gpu import folder, ops, smoke
+from gpu import folder, graphs, levels, model, ops, smoke
 from gpu.cases import Trial, trials
 from gpu.engines import results
-from gpu_host import HostCard, host_kernel
+from gpu_host import EngineKernel, HostCard, host_kernel, table
 from host_kernel import build as host_kernel_of
 from host_kernel import compile_for_host, stand_in
 
 from tilecompile.options import CompileOptions
+from tilecompile.runtime import format as fmt
+from tilecompile.runtime.manifest import read_manifest
+from tilecompile.runtime.tables import load_tables
 
 RUN = Path(__file__).parent / "gpu" / "run.py"
 
@@ -101,6 +108,38 @@ def test_model(tiny_folder: tuple[Path, Path], tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_step_in_launches(tiny_folder: tuple[Path, Path]) -> None:
+    """Levels, their tables and weight runs: a step of `run_tasks` launches gives the CPU engine's logits."""
+    files = tiny_folder[0].parent / "files"
+    manifest = read_manifest(files / "tiny1")
+    tables = load_tables(manifest)
+    card = HostCard()
+    sizes = manifest.arenas[0]
+    pool = np.fromfile(files / "tiny1" / "weights" / "device0.bin", np.uint8)
+    base = {name: card.put(np.zeros(sizes[name], np.uint8)) for name in ("activation", "cache", "io")}
+    base["weight"] = card.put(pool)
+    buffers = tables["buffers"]
+    places = np.array([base[fmt.ARENAS[b["arena"]]] + int(b["offset"]) for b in buffers], np.uint64)
+    launch, spans = graphs.upload(card, tables, places, base["weight"])
+    assert len(spans) < 60
+    assert sum(count for _, count in spans) == len(levels.instructions_of(tables, 0))
+    with np.load(files / "tiny.npz") as file:
+        ids, want = file["ids"].tolist(), file["logits"]
+    io = manifest.data["io"]
+    kernel = EngineKernel(tiny_folder[1])
+    got = []
+    for position, token in enumerate(ids[:3]):
+        launch["step"] = card.put(graphs.step_record(position + 1))
+        for name, value in (("ids", token), ("position", position)):
+            table(int(places[io[name]]), np.dtype("<i4"), 1)[0] = value
+        for first, count in spans:
+            launch["first"] = first
+            card.launch(kernel, count, launch)
+        got.append(table(int(places[io["logits"]]), np.dtype("<f4"), manifest.vocab_size).copy())
+    assert model.compare(np.array(got), want[:3])["error"] < 0.01
+
+
+@pytest.mark.slow
 def test_faults(tiny_folder: tuple[Path, Path], tmp_path: Path) -> None:
     """Each fault is met, and the engine is usable after it."""
     found = run_script(tiny_folder[0], "d", tiny_folder[1], tmp_path)["parts"]["faults"]
@@ -108,3 +147,49 @@ def test_faults(tiny_folder: tuple[Path, Path], tmp_path: Path) -> None:
     said = {one["fault"]: one["said"] for one in found["faults"]}
     assert "stalled: worker" in said["stall"]
     assert "sha256" in said["flipped byte"]
+
+
+def share_folder(path: Path, devices: int, times: int = 0) -> tuple[Path, Path]:
+    """A prepared folder with a small model for some devices, without weights, and its kernel for the host."""
+    files = path / "files"
+    files.mkdir()
+    source = tiny_model(path / "model", max_position_embeddings=128)
+    how: dict[str, Any] = {"no_weights": True, "max_seq_len": 64, "weights": "bf16", "cache": "bf16"}
+    options = CompileOptions(str(source), files / "one", target="sm_90a", devices=devices, workers=3, **how)
+    flags = (*host_kernel_module.FLAGS, *([f"-DTC_TIMES={times}"] if times else []))
+    with mock.patch.object(host_kernel_module, "FLAGS", flags):
+        kernel = compile_for_host(options).rename(path / "kernel.so")
+    shutil.rmtree(files / "one.host")
+    shutil.copyfile(files / "one" / "kernel.cubin", files / "times.cubin")
+    predicted = [{"context": c, "step_ms": 1.0, "bytes": 1e6, "bytes_read": 2e6} for c in (8, 40)]
+    about = {"engine": "one", "layers": 2, "of_layers": 2, "predicted": predicted, "times": "times.cubin"}
+    about |= {"times_rows": times}
+    index = {"parts": ["mini", "glm5"], "mini": {"h100": about}, "glm5": {"h100": about}}
+    return folder_of(path / "made", index, files), kernel
+
+
+@pytest.mark.slow
+def test_share(tmp_path: Path) -> None:
+    """One of two devices runs alone, and what it waits for comes from itself, later where that is asked for."""
+    path, kernel = share_folder(tmp_path, 2)
+    found = run_script(path, "share", kernel, tmp_path)["parts"]["share"]
+    assert "error" not in found, found
+    assert [(row["latency_ns"], row["context"]) for row in found["steps"]][:3] == [(0, 8), (0, 40), (2000, 8)]
+    assert all(row["ms"] > 0 and row["over_predicted"] == row["ms"] for row in found["steps"])
+    assert not found["passed"]  # there is no bandwidth to hold it against
+
+
+@pytest.mark.slow
+def test_timeline(tmp_path: Path) -> None:
+    """Stamps of the kernel's text become a timeline and a trace."""
+    path, kernel = share_folder(tmp_path, 1, 4)
+    measured = run_script(path, "f", kernel, tmp_path)
+    found = measured["parts"]["timeline"]
+    assert found["passed"], found
+    one = found["steps"]["mini"]
+    assert sum(one["timeline"]["shares"].values()) == pytest.approx(1)
+    assert one["timeline"]["tasks"] > 50
+    assert measured["speed"]["task_start_ns"] == one["task_start_ns"] > 0
+    with gzip.open(tmp_path / one["trace"], "rt") as file:
+        events = json.load(file)["traceEvents"]
+    assert len([e for e in events if e.get("cat") == "work"]) == one["timeline"]["tasks"]

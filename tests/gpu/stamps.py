@@ -64,9 +64,10 @@ def recorded(folder: Folder, about: Json, context: int, out: Path | None, **opti
         kernel = backend.launch(engine.tables, stops=())
         try:
             ms = steps_ms(engine, kernel, context, requests=1, steps=STEPS)
+            time.sleep(0.01)  # the last stamp follows the message that the request has ended
+            stamps = backend.times()[0]  # which go with the kernel
         finally:
             kernel.close()
-        stamps = backend.times()[0]
         tables = engine.tables
         if options.get("share") is not None:
             from tilecompile.runtime.cuda.share import share_of

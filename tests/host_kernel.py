@@ -23,17 +23,17 @@ from tilecompile.build import find_compiler
 from tilecompile.compile import compile_model
 from tilecompile.cuda import emit
 from tilecompile.cuda.body import StreamBody, TileBody
+from tilecompile.cuda.build import toolkit
 from tilecompile.cuda.emit import GpuKind, once
 from tilecompile.cuda.engine import FRONT_BYTES, SLOT_BYTES, Kernel, make_kernel
 from tilecompile.cuda.lower import to_c
 from tilecompile.options import CompileOptions
 from tilecompile.runtime.contract import MARK
-from tilecompile.runtime.format import c_header
+from tilecompile.runtime.format import BLOCK_THREADS, FILL, MEGAKERNEL, c_header
 
 FAKE = Path(__file__).parent / "fake_cuda"
 CONSUMER_WARPS = 3
 SCRATCH = 1 << 20
-KERNELS = ("megakernel",)
 
 
 def compile_for_host(options: CompileOptions, cubin: bool = False) -> Path:
@@ -54,20 +54,24 @@ def compile_for_host(options: CompileOptions, cubin: bool = False) -> Path:
 
 def stand_in(kinds: list[GpuKind], shared: int, title: str, contract: Mapping[str, Any]) -> Kernel:
     """What loading takes for a kernel: the head of an ELF file for GPUs, names, and what it was built for."""
-    texts = [b"", *(name.encode() for name in KERNELS), (MARK + json.dumps(contract)).encode(), b""]
+    texts = [b"", MEGAKERNEL.encode(), FILL.encode(), (MARK + json.dumps(contract)).encode(), b""]
     body = b"\0".join(texts)
     head = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
     head += struct.pack("<HHIQQQIHHHHHH", 2, 190, 1, 0, 0, 64 + len(body), 0x6005A04, 64, 0, 0, 64, 0, 0)
     used = {"registers": 128, "local": 0, "spills": 0}
     taken = [{**used, "shared": 0, "kind": kind.function} for kind in kinds]
     ring = {"slot_bytes": SLOT_BYTES, "slots": (shared - FRONT_BYTES) // SLOT_BYTES}
-    return Kernel(f"// {title}\n", head + body, {"kernel": {**used, "shared": shared}, "ring": ring, "kinds": taken})
+    whole = {**used, "shared": shared, "dynamic_shared": shared}
+    resources = {"toolkit": toolkit(), "kernel": whole, "ring": ring, "kinds": taken}
+    return Kernel(f"// {title}\n", head + body, resources)
 
 
 def build(folder: Path, kinds: list[GpuKind], panels: Mapping[int, int], shared: int) -> Path:
     """The library, in a folder of its own."""
     folder.mkdir()
-    loop = [c_header(), (HOST / "resident.h").read_text()]
+    names = f'constexpr char MEGAKERNEL[] = "{MEGAKERNEL}", FILL[] = "{FILL}";\n'
+    names += f"constexpr uint32_t BLOCK_THREADS = {BLOCK_THREADS};\n"
+    loop = [c_header(), names, (HOST / "resident.h").read_text()]
     loop += [(SOURCES / name).read_text() for name in ("ring.cuh", "call.cuh", *emit.LOOP)]
     (folder / "loop.h").write_text("#include <algorithm>\n" + once("\n".join(loop)))
     (folder / "streams.cpp").write_text(_streams(kinds, panels))

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include <chrono>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -242,4 +243,22 @@ inline uint64_t nanoseconds() {
 }
 inline void nap(uint32_t) { blocks->change(); }
 
+inline uint32_t bits_of(float x) {
+  uint32_t u;
+  memcpy(&u, &x, 4);
+  return u;
+}
+inline uint32_t bf16_of(float x) { return (bits_of(x) + 0x7fff + (bits_of(x) >> 16 & 1)) >> 16; }
+inline uint32_t pack_bf16(float low, float high) { return bf16_of(low) | bf16_of(high) << 16; }
+// Of a finite number: the nearest e4m3, ties to even, 448 at most.
+inline uint32_t e4m3_of(float x) {
+  const float most = std::fmin(std::fabs(x), 448.f);
+  const int e = std::max(std::ilogb(std::fmax(most, 1e-9f)), -6);
+  const uint32_t steps = uint32_t(std::nearbyint(std::ldexp(most, 3 - e)));  // of 2^(e - 3): 8 to 16, or 0 to 8 where e is -6
+  return (steps < 8 ? steps : uint32_t(e + 6) * 8 + steps) | (x < 0 ? 0x80 : 0);
+}
+inline uint16_t pack_e4m3(float low, float high) { return uint16_t(e4m3_of(low) | e4m3_of(high) << 8); }
+
 }  // namespace tc
+
+inline uint32_t __float_as_uint(float x) { return tc::bits_of(x); }

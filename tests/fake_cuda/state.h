@@ -192,9 +192,11 @@ CUresult call(const char* name, Needs needs, F&& body) {
   const auto those = state.settings.fail.find(name);
   if (those != state.settings.fail.end() && those->second.count(count)) {
     const CUresult result = those->second[count];
-    if (sticky(result) && current) {
-      current->broken = result;
-      __atomic_store_n(&current->kill, 1, __ATOMIC_SEQ_CST);
+    if (sticky(result) && current) {  // its kernels are gone when it is told
+      Context* const c = current;
+      c->broken = result;
+      __atomic_store_n(&c->kill, 1, __ATOMIC_SEQ_CST);
+      state.changed.wait(lock, [&] { return !c->running; });
     }
     return result;
   }
@@ -236,29 +238,33 @@ inline std::string quoted(const std::string& text) {
   return out + "\"";
 }
 
-// The report. Kernels that still run do so until the process is gone.
-struct Report {
-  ~Report() {
-    if (state.settings.report.empty()) return;
+// What was called, what there is, and what was done wrong.
+inline void write_report(const std::string& path) {
+  FILE* file = fopen((path + ".part").c_str(), "w");
+  if (!file) return;
+  std::string calls, violations;
+  for (const auto& [name, count] : state.calls)
+    calls += (calls.empty() ? "" : ", ") + quoted(name) + ": " + std::to_string(count);
+  for (const std::string& v : state.violations) violations += (violations.empty() ? "" : ", ") + quoted(v);
+  size_t device = 0, host = 0, running = 0;
+  for (const auto& [begin, area] : state.areas) ++(area.host ? host : device);
+  for (const Context* c : state.contexts.live) running += size_t(c->running);
+  fprintf(file,
+          "{\"calls\": {%s}, \"live\": {\"contexts\": %zu, \"memory\": %zu, \"host memory\": %zu, \"streams\": %zu, "
+          "\"events\": %zu, \"libraries\": %zu, \"reservations\": %zu, \"mappings\": %zu, \"kernels\": %zu}, "
+          "\"violations\": [%s]}\n",
+          calls.c_str(), state.contexts.live.size(), device + state.physical.live.size(), host,
+          state.streams.live.size() - state.default_streams.size(), state.events.live.size(), state.libraries.live.size(),
+          state.reservations.size(), state.mappings.size(), running, violations.c_str());
+  fclose(file);
+  rename((path + ".part").c_str(), path.c_str());
+}
+
+// At the process's end; kernels that still run do so until it is gone.
+struct LastReport {
+  ~LastReport() {
     Lock lock(state.lock);
-    FILE* file = fopen((state.settings.report + ".part").c_str(), "w");
-    if (!file) return;
-    std::string calls, violations;
-    for (const auto& [name, count] : state.calls) calls += (calls.empty() ? "" : ", ") + quoted(name) + ": " + std::to_string(count);
-    for (const std::string& v : state.violations) violations += (violations.empty() ? "" : ", ") + quoted(v);
-    size_t device = 0, host = 0, running = 0, memory = 0;
-    for (const auto& [begin, area] : state.areas) ++(area.host ? host : device);
-    for (const Context* c : state.contexts.live) running += size_t(c->running);
-    for (const Physical* p : state.physical.live) memory += p->handle || p->mappings;
-    fprintf(file,
-            "{\"calls\": {%s}, \"live\": {\"contexts\": %zu, \"memory\": %zu, \"host memory\": %zu, \"streams\": %zu, "
-            "\"events\": %zu, \"libraries\": %zu, \"reservations\": %zu, \"mappings\": %zu, \"kernels\": %zu}, "
-            "\"violations\": [%s]}\n",
-            calls.c_str(), state.contexts.live.size(), device + memory, host,
-            state.streams.live.size() - state.default_streams.size(), state.events.live.size(), state.libraries.live.size(),
-            state.reservations.size(), state.mappings.size(), running, violations.c_str());
-    fclose(file);
-    rename((state.settings.report + ".part").c_str(), state.settings.report.c_str());
+    if (!state.settings.report.empty()) write_report(state.settings.report);
   }
 };
 

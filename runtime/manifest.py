@@ -18,7 +18,7 @@ from typing import Any
 from tilecompile.runtime.errors import EngineError
 from tilecompile.runtime.files import CHUNK_BYTES, check_hash, check_size, file_entry, inner_path
 from tilecompile.runtime.format import FORMAT_VERSION, MAX_TOKENS, NONE, TABLES
-from tilecompile.runtime.schema import SCHEMA, mismatch
+from tilecompile.runtime.schema import RESOURCES, SCHEMA, mismatch
 from tilecompile.runtime.version import __version__
 
 NAME = "engine.json"
@@ -215,6 +215,8 @@ def _check_content(manifest: Manifest) -> None:
     data = manifest.data
     found = mismatch(data, SCHEMA, "")
     if found:
+        raise EngineError(f"{manifest.path}: {found}")
+    if CUBIN in data["files"] and (found := mismatch(data.get("resources"), RESOURCES, "resources")):
         raise EngineError(f"{manifest.path}: {found}")
     if not data["programs"]:
         raise EngineError(f"{manifest.path}: programs is empty, want at least one")

@@ -53,6 +53,15 @@ SCHEMA: dict[str, Any] = {
 """Keys of engine.json. int: a whole number from 0 to MAX_INT; float: any number; tuple: one of these; other keys are
 kept."""
 
+RESOURCES: dict[str, Any] = {
+    "toolkit": str,
+    "kernel": {"registers": int, "local": int, "spills": int, "shared": int, "dynamic_shared": int},
+    "ring": {"slot_bytes": int, "slots": int},
+    "kinds": [{"kind": str, "registers": int, "local": int, "spills": int, "shared": int}],
+}
+"""Key `resources` of engines for GPUs: the CUDA version that the kernel was built with, what it and each task kind take
+(registers a thread; bytes of local memory and spills a thread; bytes of shared memory a block), and its weight ring."""
+
 _NAMES = {int: "a whole number from 0", float: "a number", str: "a string", dict: "an object", None: "null"}
 
 

@@ -137,6 +137,7 @@ class Node:
         shared = self.shared
         for gpu in self.gpus:
             library = gpu.call("cuLibraryLoadData", code, [], [], 0, [], [], 0)
+            self._libraries.append((gpu, library))
             functions = []
             for name in (fmt.MEGAKERNEL, fmt.FILL):
                 kernel = gpu.call("cuLibraryGetKernel", library, name.encode())
@@ -151,7 +152,6 @@ class Node:
             for part in self.parts:
                 if part.gpu is gpu:
                     part.function, part.fill = functions
-            self._libraries.append((gpu, library))
 
     @property
     def shared(self) -> int:

@@ -23,7 +23,7 @@ from tilecompile.runtime.tables import Table, Tables
 
 Progress = Callable[[int, int], None]
 
-TABLES_SLACK = 64 << 20
+TABLES_SLACK = 256 << 20
 """Memory of a GPU that tables may take, beside arenas and weights, when it is asked whether all fits."""
 
 
@@ -64,6 +64,8 @@ class Node:
     ) -> None:
         self.manifest, self.options, self.progress = manifest, options, progress
         devices = range(manifest.devices) if options.share is None else [options.share]
+        if devices[-1] not in range(manifest.devices):
+            raise EngineError(f"{manifest.path}: share is device {devices[-1]}, the engine has {manifest.devices}")
         wanted = 1 if options.on_one_gpu or options.share is not None else manifest.devices
         numbers = options.gpus or tuple(range(wanted))
         self.gpus: list[Gpu] = find_gpus(manifest, numbers, wanted)

@@ -1,13 +1,16 @@
 """One device's share of an engine alone, with its exchanges looped back: for measurements on a single GPU.
 
 What the device sends to others costs it what it would cost with them, and what it waits for comes once it has sent its
-own part: an event that others would notify is notified by the device's own instruction of the same operator instead.
-The numbers that it computes mean nothing.
+own part: an event that others would notify is notified by the device's own instruction of the same operator instead. Where
+the device has no such operator, or its schedule has that one later, the event counts as arrived. The numbers that it
+computes mean nothing.
 """
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -16,14 +19,16 @@ from tilecompile.runtime.errors import EngineError
 from tilecompile.runtime.format import COMMIT_KIND
 from tilecompile.runtime.tables import Tables
 
+DEVICE_OF = re.compile(r"(\.\d+:\d+)?@[^@]*$")
+"""What an operator's name says of devices, behind what the counterparts on other devices are called too."""
 
-def share_of(tables: Tables, device: int, devices: int) -> Tables:
+
+def share_of(tables: Tables, device: int, operators: Sequence[str]) -> Tables:
     """The tables with the streams of one device; its waits count what that device notifies itself.
 
-    EngineError if the device is not the one that has the sinks, or there is none of that number.
+    `operators` are the names of the operators, as engine.json has them. EngineError if the device is not the one that
+    has the sinks.
     """
-    if not 0 <= device < devices:
-        raise EngineError(f"share is device {device}, the engine has {devices}")
     out = {name: table.copy() for name, table in tables.items()}
     streams, instructions, events, notifies = (out[n] for n in ("streams", "instructions", "events", "notifies"))
     owner = np.zeros(len(instructions), np.int64)
@@ -36,14 +41,16 @@ def share_of(tables: Tables, device: int, devices: int) -> Tables:
     event_device = events["device"]
     target = notifies["event"].astype(np.int64)
     mine, here = owner[notifier] == device, event_device[target] == device
+    plain = [DEVICE_OF.sub("", operator) for operator in operators]
+    name = [plain[op] for op in instructions["op"].tolist()]
     # Events of this device that others notify, and what this device notifies elsewhere, by operator.
-    coming: dict[int, set[int]] = defaultdict(set)
+    coming: dict[str, set[int]] = defaultdict(set)
     for row in np.flatnonzero(~mine & here):
-        coming[int(instructions["op"][notifier[row]])].add(int(target[row]))
-    going: dict[int, set[int]] = defaultdict(set)
+        coming[name[notifier[row]]].add(int(target[row]))
+    going: dict[str, set[int]] = defaultdict(set)
     for row in np.flatnonzero(mine & ~here):
-        going[int(instructions["op"][notifier[row]])].add(int(target[row]))
-    lands: dict[tuple[int, int], int] = {}
+        going[name[notifier[row]]].add(int(target[row]))
+    lands: dict[tuple[str, int], int] = {}
     for op, sent in going.items():
         to = sorted(coming.get(op, ()))
         for k, event in enumerate(sorted(sent)):
@@ -51,11 +58,54 @@ def share_of(tables: Tables, device: int, devices: int) -> Tables:
                 lands[op, event] = to[k % len(to)]
     for row in np.flatnonzero(mine & ~here):
         # Without a counterpart it stays what it was: the counters of other devices lie in memory of their own.
-        notifies["event"][row] = lands.get((int(instructions["op"][notifier[row]]), int(target[row])), target[row])
+        notifies["event"][row] = lands.get((name[notifier[row]], int(target[row])), target[row])
     counts = np.bincount(notifies["event"][mine], minlength=len(events))
     local = np.flatnonzero(event_device == device)
     events["wait_count"][local] = counts[local]
+    out["streams"] = streams[streams["device"] == device]
+    arrived = _later(out, set(lands.values()))
+    events["wait_count"][arrived] = 0
     waits = out["waits"]
     waits["count"] = events["wait_count"][waits["event"]]
-    out["streams"] = streams[streams["device"] == device]
     return out
+
+
+def _later(tables: Tables, looped: set[int]) -> list[int]:
+    """The events among `looped` that the streams' order makes come too late for who waits for them.
+
+    EngineError if the streams can't run to their end without other events.
+    """
+    instructions, counts = tables["instructions"], tables["events"]["wait_count"].tolist()
+    waits, notifies = tables["waits"]["event"].tolist(), tables["notifies"]["event"].tolist()
+    spans = {
+        name: (instructions[f"{name}_begin"].tolist(), instructions[f"{name}_count"].tolist())
+        for name in ("wait", "notify")
+    }
+    at = [int(b) for b in tables["streams"]["begin"]]
+    ends = [int(e) for e in tables["streams"]["end"]]
+    have = [0] * len(counts)
+    found: list[int] = []
+    while True:
+        moved = False
+        missing: set[int] = set()
+        for s in range(len(at)):
+            while at[s] < ends[s]:
+                begin, count = spans["wait"][0][at[s]], spans["wait"][1][at[s]]
+                missed = [e for e in waits[begin : begin + count] if have[e] < counts[e]]
+                if missed:
+                    missing.update(missed)
+                    break
+                begin, count = spans["notify"][0][at[s]], spans["notify"][1][at[s]]
+                for event in notifies[begin : begin + count]:
+                    have[event] += 1
+                at[s] += 1
+                moved = True
+        if at == ends:
+            return found
+        if not moved:
+            late = sorted(missing & looped)
+            if not late:
+                raise EngineError(f"one device alone can't run: events {sorted(missing)[:5]} don't come")
+            found += late
+            for event in late:
+                counts[event] = 0

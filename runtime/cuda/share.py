@@ -1,9 +1,9 @@
 """One device's share of an engine alone, with its exchanges looped back: for measurements on a single GPU.
 
 What the device sends to others costs it what it would cost with them, and what it waits for comes once it has sent its
-own part: an event that others would notify is notified by the device's own instruction of the same operator instead. Where
-the device has no such operator, or its schedule has that one later, the event counts as arrived. The numbers that it
-computes mean nothing.
+own part: an event that others would notify is notified by the device's own instruction of the same operator instead.
+Where the device has no such operator, or its schedule has that one later, the event counts as arrived. The numbers that
+it computes mean nothing.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,14 +67,13 @@ class Mapping:
             raise
 
     def free(self) -> None:
-        """Gives the memory back. Mappings outlive contexts, so this must be called."""
-        if self._mapped:
-            self.gpu.attempt("cuMemUnmap", self.address, self.size)
-        if self.address:
-            self.gpu.attempt("cuMemAddressFree", self.address, self.size)
-        if self._handle is not None:
-            self.gpu.attempt("cuMemRelease", self._handle)
-        self.address, self._handle, self._mapped = 0, None, False
+        """Gives the memory back. Mappings outlive contexts, so this must be called; again, if a fault made it fail."""
+        if self._mapped and attempt("cuMemUnmap", self.address, self.size)[0] == SUCCESS:
+            self._mapped = False
+        if self.address and not self._mapped and attempt("cuMemAddressFree", self.address, self.size)[0] == SUCCESS:
+            self.address = 0
+        if self._handle is not None and attempt("cuMemRelease", self._handle)[0] == SUCCESS:
+            self._handle = None
 
 
 class Pinned:
@@ -107,6 +107,7 @@ class Stage:
         driver = bindings()
         self.gpu = gpu
         self._stream = gpu.call("cuStreamCreate", driver.CUstream_flags.CU_STREAM_NON_BLOCKING)
+        self._lock = threading.Lock()  # a thread that waits may tell the blocks to leave while another one reads
         self._events: list[Any] = []
         self._halves: list[Pinned] = []
         try:
@@ -123,14 +124,15 @@ class Stage:
 
     def fill(self, target: int, size: int, read: Callable[[int, Bytes], None]) -> None:
         """Writes `size` bytes to a device address; `read(offset, into)` gives them piece by piece."""
-        for i, (begin, end) in enumerate(self._pieces(size)):
-            half, event = self._halves[i % 2], self._events[i % 2]
-            if i >= 2:
-                self.gpu.call("cuEventSynchronize", event)
-            read(begin, half.host[: end - begin])
-            self.gpu.call("cuMemcpyHtoDAsync", target + begin, half.host.ctypes.data, end - begin, self._stream)
-            self.gpu.call("cuEventRecord", event, self._stream)
-        self.gpu.call("cuStreamSynchronize", self._stream)
+        with self._lock:
+            for i, (begin, end) in enumerate(self._pieces(size)):
+                half, event = self._halves[i % 2], self._events[i % 2]
+                if i >= 2:
+                    self.gpu.call("cuEventSynchronize", event)
+                read(begin, half.host[: end - begin])
+                self.gpu.call("cuMemcpyHtoDAsync", target + begin, half.host.ctypes.data, end - begin, self._stream)
+                self.gpu.call("cuEventRecord", event, self._stream)
+            self.gpu.call("cuStreamSynchronize", self._stream)
 
     def write(self, target: int, data: npt.NDArray[Any]) -> None:
         """Copies an array to a device address."""
@@ -145,10 +147,11 @@ class Stage:
         """A copy of device memory."""
         out = np.empty(size, np.uint8)
         half = self._halves[0].host
-        for begin, end in self._pieces(size):
-            self.gpu.call("cuMemcpyDtoHAsync", half.ctypes.data, source + begin, end - begin, self._stream)
-            self.gpu.call("cuStreamSynchronize", self._stream)
-            out[begin:end] = half[: end - begin]
+        with self._lock:
+            for begin, end in self._pieces(size):
+                self.gpu.call("cuMemcpyDtoHAsync", half.ctypes.data, source + begin, end - begin, self._stream)
+                self.gpu.call("cuStreamSynchronize", self._stream)
+                out[begin:end] = half[: end - begin]
         return out
 
     def zero(self, target: int, size: int) -> None:

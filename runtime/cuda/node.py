@@ -220,15 +220,17 @@ class Node:
                 part.gpu.attempt("cuStreamDestroy", part.stream)
             for address in part.local:
                 part.gpu.attempt("cuMemFree", address)
-            if part.heap is not None:
-                part.heap.free()
-            part.stage = part.stream = part.heap = None
+            part.stage = part.stream = None
             part.local = []
         for gpu, library in self._libraries:
             gpu.attempt("cuLibraryUnload", library)
         self._libraries = []
         for gpu in self.gpus:
             gpu.close()
+        for part in self.parts:  # last: what a fault has left of a context refuses every call
+            if part.heap is not None:
+                part.heap.free()
+            part.heap = None
 
 
 def _sizes(arenas: dict[str, int]) -> list[int]:

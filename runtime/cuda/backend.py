@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tilecompile.runtime import format as fmt
+from tilecompile.runtime.cuda.driver import CudaError
 from tilecompile.runtime.cuda.kernel import CudaKernel, Mail
 from tilecompile.runtime.cuda.node import Node, Part, Progress
 from tilecompile.runtime.cuda.options import CudaOptions
@@ -154,7 +156,8 @@ class CudaBackend:
     def _leave(self) -> None:
         """Tells all blocks to end, without the controller."""
         for part in self.node.parts:
-            part.copy().write(part.at["board"] + fmt.LEAVE_OFFSET, np.ones(1, np.uint32))
+            with contextlib.suppress(CudaError):  # after a fault of one GPU the others must still be told
+                part.copy().write(part.at["board"] + fmt.LEAVE_OFFSET, np.ones(1, np.uint32))
 
     def times(self) -> list[npt.NDArray[np.uint64]]:
         """When instructions began and ended, ns, by device: [rows, instructions, 2]; a step's row is sequence % rows.

@@ -190,7 +190,7 @@ def on_gpu(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     monkeypatch.setattr(measure, "device_of", lambda manifest: "cuda")
     monkeypatch.setattr(peers, "device_of", lambda manifest: "cuda")
     monkeypatch.setattr(measure, "load", remember)
-    monkeypatch.setattr(measure, "stated_roof", lambda manifest, machine: roof.StatedRoof("a card, data sheet", 4800.0))
+    monkeypatch.setattr(measure, "stated_roof", lambda *_: roof.StatedRoof("a card, data sheet", 4800.0))
     return loaded
 
 
@@ -240,14 +240,14 @@ def test_stated_roofs(tiny: Path, tmp_path: Path) -> None:
     manifest = read_manifest(tiny)
     data = {**manifest.data, "target": {"name": "sm_90a", "isa": "sm_90a", "features": []}, "machine": "h200"}
     gpu = Manifest(manifest.folder, {**data, "devices": 8})
-    assert roof.stated_roof(gpu, None) == roof.StatedRoof("h200, data sheet", 8 * 4800)
+    assert roof.stated_roof(gpu, None, 8) == roof.StatedRoof("h200, data sheet", 8 * 4800)
     with pytest.raises(InputError, match=r"--machine b200 is for sm_100a, .* for sm_90a"):
-        roof.stated_roof(gpu, "b200")
+        roof.stated_roof(gpu, "b200", 8)
     text = (Path(measure.__file__).parents[1] / "schedules" / "machines" / "h200.toml").read_text()
     measured = text.replace("[simulator]\n", '[simulator]\ncalibrated = "2026-11-21 by a test"\n').replace(
         "4416", "4000"
     )
     (tmp_path / "mine.toml").write_text(measured)
     assert load_machine(str(tmp_path / "mine.toml")).simulator
-    found = roof.stated_roof(gpu, str(tmp_path / "mine.toml"))
-    assert found == roof.StatedRoof("h200, calibrated: 2026-11-21 by a test", 8 * 4000)
+    found = roof.stated_roof(gpu, str(tmp_path / "mine.toml"), 1)
+    assert found == roof.StatedRoof("h200, calibrated: 2026-11-21 by a test", 4000)

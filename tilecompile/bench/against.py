@@ -43,14 +43,14 @@ def measure_peers(
     manifest: Manifest,
     context: int,
     threads: int,
-    engine_ms: Callable[[], list[float]],
+    engine_ms: Callable[[str], list[float]],
     progress: Progress,
 ) -> list[dict[str, Any]]:
     """A record for each peer: `name`, `ms_per_step`, `ratio` (its time over the engine's), `engine_ms_per_step`, and
     what else `peers.bench` or `CommandPeer.measure` tells; or `name` and `error`.
 
-    `engine_ms` measures the engine's steps; it is asked before a peer and after it, so that both times are of the same
-    minutes.
+    `engine_ms` measures the engine's steps. It is asked before a peer and after it, in words for people, so that both
+    times are of the same minutes; or it knows them from before.
     """
 
     def bench(name: str) -> Callable[[Progress], dict[str, Any]]:
@@ -70,19 +70,17 @@ def _record(
     name: str,
     reason: str | None,
     run: Callable[[Progress], dict[str, Any]],
-    engine_ms: Callable[[], list[float]],
+    engine_ms: Callable[[str], list[float]],
     progress: Progress,
 ) -> dict[str, Any]:
     if reason is not None:
         return {"name": name, "error": reason}
-    progress(f"{name}: the engine before it")
-    ms = engine_ms()
+    ms = engine_ms(f"{name}: the engine before it")
     try:
         record = run(lambda text: progress(f"{name}: {text}"))
     except TilecompileError as error:  # what else was measured is not lost
         return {"name": name, "error": str(error)}
-    progress(f"{name}: the engine after it")
-    mine = median(ms + engine_ms())
+    mine = median(ms + engine_ms(f"{name}: the engine after it"))
     if "spread" in record:
         record["spread"] = dict(zip(("min", "max"), record["spread"], strict=True))
     return {**record, "ratio": record["ms_per_step"] / mine, "engine_ms_per_step": mine}

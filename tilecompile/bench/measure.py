@@ -66,7 +66,8 @@ def bench_engine(options: BenchOptions, progress: Progress = lambda stage, done,
     context = min(DEFAULT_CONTEXT, manifest.max_seq_len) if options.context is None else options.context
     window(context, 1, manifest.max_seq_len)
     stated_reads(manifest)
-    stated = stated_roof(manifest, options.machine) if gpu else None
+    gpus = 1 if options.on_one_gpu else manifest.devices
+    stated = stated_roof(manifest, options.machine, gpus) if gpu else None
 
     def note(text: str) -> None:
         progress(text, 0, 1)
@@ -87,13 +88,14 @@ def bench_engine(options: BenchOptions, progress: Progress = lambda stage, done,
             else:
                 steps, figures_found = _rounds(engine, kernel, context, options, progress)
 
-                def engine_ms() -> list[float]:
+                def engine_ms(when: str) -> list[float]:
+                    note(when)
                     return [steps.ms(engine, kernel) for _ in range(PEER_ROUNDS)]
 
                 found = measure_peers(options.peers, manifest, context, threads, engine_ms, note)
     if stated is not None:
         ms = figures_found["ms_per_step"]
-        found = measure_peers(options.peers, manifest, context, threads, lambda: [ms], note)
+        found = measure_peers(options.peers, manifest, context, threads, lambda _: [ms], note)
     data = manifest.data
     return {
         "engine": str(options.engine),

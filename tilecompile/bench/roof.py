@@ -126,14 +126,14 @@ class Roof:
 
 @dataclass(frozen=True)
 class StatedRoof:
-    """A roof that a machine's description states: `gbs` of all devices together, and `name`, where that is from."""
+    """A roof that a machine's description states: `gbs` of all GPUs together, and `name`, where that is from."""
 
     name: str
     gbs: float
 
 
-def stated_roof(manifest: Manifest, machine: str | None) -> StatedRoof:
-    """What a machine's file says of GPUs like the engine's: measured if it is calibrated, else the data sheet's.
+def stated_roof(manifest: Manifest, machine: str | None, gpus: int) -> StatedRoof:
+    """What a machine's file says of `gpus` GPUs like the engine's: measured if it is calibrated, else the data sheet's.
 
     InputError if the file doesn't tell, or is of another target.
     """
@@ -142,12 +142,11 @@ def stated_roof(manifest: Manifest, machine: str | None) -> StatedRoof:
     if found.target != target:
         raise InputError(f"--machine {found.name} is for {found.target}, {manifest.folder} for {target}")
     if found.simulator is not None and found.simulator.calibrated:
-        return StatedRoof(
-            f"{found.name}, calibrated: {found.simulator.calibrated}", found.simulator.read[-1][2] * manifest.devices
-        )
+        name = f"{found.name}, calibrated: {found.simulator.calibrated}"
+        return StatedRoof(name, found.simulator.read[-1][2] * gpus)
     if found.bandwidth_gbs is None:
         raise InputError(f"machine {found.name} states no bandwidth_gbs: give --machine FILE")
-    return StatedRoof(f"{found.name}, data sheet", found.bandwidth_gbs * manifest.devices)
+    return StatedRoof(f"{found.name}, data sheet", found.bandwidth_gbs * gpus)
 
 
 def _fill(area: Bytes) -> None:

@@ -145,6 +145,8 @@ def _experts(
     for row in np.flatnonzero(wanted & np.isin(owner_of, owner[gathered])).tolist():
         found.setdefault(int(owner_of[row]), []).append(row)
     writes = np.flatnonzero(regions["mode"] == fmt.WRITE)
+    writes = writes[np.argsort(regions["buffer"][writes], kind="stable")]
+    written = regions["buffer"][writes].astype(np.int64)
     known = _Known(tables, device)
     event_of: dict[tuple[int, int], int] = {}
     for i in gathered.tolist():
@@ -154,7 +156,7 @@ def _experts(
             raise EngineError(f"instruction {owner[i]} doesn't read one number as the expert of its slot {slot}")
         where = int(regions["buffer"][mine[0]]), slot
         if where not in event_of:
-            those = writes[regions["buffer"][writes] == where[0]]
+            those = writes[slice(*np.searchsorted(written, [where[0], where[0] + 1]))]
             those = those[(regions["col_begin"][those] <= slot) & (regions["col_end"][those] > slot)]
             event_of[where] = known.after(np.unique(owner_of[those]), where)
         event = event_of[where]
@@ -169,7 +171,7 @@ class _Known:
     def __init__(self, tables: Tables, device: int) -> None:
         self.tables, self.device = tables, device
         self.order = np.argsort(tables["notifies"]["event"], kind="stable")
-        self.sorted = tables["notifies"]["event"][self.order]
+        self.sorted = tables["notifies"]["event"][self.order].astype(np.int64)
         self.owners = owners(tables["instructions"], "notify")
 
     def after(self, writers: Ints, where: tuple[int, int]) -> int:

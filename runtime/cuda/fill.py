@@ -6,9 +6,10 @@ same plan only. Nothing sensible comes out of such an engine, and nothing infini
 
 from __future__ import annotations
 
-from math import sqrt
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from tilecompile.runtime.format import (
     ARENAS,
@@ -20,7 +21,7 @@ from tilecompile.runtime.format import (
     FRAGMENT_BYTES,
     NONE,
     PANEL,
-    scale_count,
+    SCALE_BLOCK,
 )
 from tilecompile.runtime.tables import Table, Tables
 
@@ -29,56 +30,68 @@ PIECE = 1 << 20
 """Bytes that one block of the kernel fills."""
 
 _TYPES = {"f32": FILL_F32, "bf16": FILL_BF16, "fp8": FILL_E4M3}
+_TYPE_OF = np.array([_TYPES.get(name, 0) for name in DTYPES])
+
+Numbers = npt.NDArray[Any]
 
 
 def weight_fills(tables: Tables, device: int, pool: int) -> Table:
     """DeviceFill records for the weights of a device whose pool lies at an address."""
-    rows: list[tuple[int, int, int, float, float]] = []
     weights, buffers, tiles = tables["weights"], tables["buffers"], tables["tiles"]
-    for t in tiles[tiles["device"] == device]:
-        dtype = DTYPES[weights["dtype"][t["tensor"]]]
-        most = sqrt(3.0 / int(t["cols"]))
-        for copy in range(int(t["copies"])):
-            begin, size = pool + int(t["offset"]) + copy * int(t["bytes"]), int(t["bytes"])
-            if dtype == "fp8":
-                head = _scales(t) * 4
-                head = -(-head // FRAGMENT_BYTES) * FRAGMENT_BYTES
-                rows.append((begin, head, FILL_F32, most / E4M3_MAX, most / E4M3_MAX))
-                rows.append((begin + head, size - head, FILL_E4M3, -E4M3_MAX, E4M3_MAX))
-            else:
-                rows.append((begin, size, _TYPES[dtype], -most, most))
-    for b in buffers[(buffers["device"] == device) & (buffers["arena"] == ARENAS.index("weight"))]:
-        low, high = (0.5, 1.5) if b["rows"] == 1 else (-1.0, 1.0)
-        rows.append((pool + int(b["offset"]), -(-int(b["bytes"]) // 16) * 16, _TYPES[DTYPES[b["dtype"]]], low, high))
-    return _records(rows)
+    tiles = tiles[tiles["device"] == device]
+    dtype = weights["dtype"][tiles["tensor"]]
+    fp8 = dtype == DTYPES.index("fp8")
+    most = np.sqrt(3.0 / tiles["cols"])
+    scales = np.where(fp8, -(-_scales(tiles) * 4 // FRAGMENT_BYTES) * FRAGMENT_BYTES, 0)
+    limit, scale = np.where(fp8, E4M3_MAX, most), most / E4M3_MAX
+    # Of each copy of a tile its scales, which may be none, and the rest.
+    copies = tiles["copies"].astype(np.int64)
+    tile = np.repeat(np.arange(len(tiles)), copies)
+    copy = np.arange(len(tile)) - np.repeat(np.cumsum(copies) - copies, copies)
+    size = tiles["bytes"].astype(np.int64)
+    begin = pool + (tiles["offset"].astype(np.int64)[tile] + copy * size[tile])
+    constants = buffers[(buffers["device"] == device) & (buffers["arena"] == ARENAS.index("weight"))]
+    row = constants["rows"] == 1
+    return _records(
+        np.append(_pairs(begin, begin + scales[tile]), pool + constants["offset"].astype(np.int64)),
+        np.append(_pairs(scales[tile], (size - scales)[tile]), -(-constants["bytes"].astype(np.int64) // 16) * 16),
+        np.append(_pairs(np.full(len(tile), FILL_F32), _TYPE_OF[dtype][tile]), _TYPE_OF[constants["dtype"]]),
+        np.append(_pairs(scale[tile], -limit[tile]), np.where(row, 0.5, -1.0)),
+        np.append(_pairs(scale[tile], limit[tile]), np.where(row, 1.5, 1.0)),
+    )
 
 
 def cache_fills(tables: Tables, device: int, cache: int) -> Table:
     """DeviceFill records for the attention caches of a device whose cache arena lies at an address."""
     buffers = tables["buffers"]
     mine = buffers[(buffers["device"] == device) & (buffers["arena"] == ARENAS.index("cache"))]
-    return _records(
-        [
-            (cache + int(b["offset"]), -(-int(b["bytes"]) // 16) * 16, _TYPES[DTYPES[b["dtype"]]], -1.7, 1.7)
-            for b in mine
-        ]
-    )
+    size = -(-mine["bytes"].astype(np.int64) // 16) * 16
+    most = np.full(len(mine), 1.7)
+    return _records(cache + mine["offset"].astype(np.int64), size, _TYPE_OF[mine["dtype"]], -most, most)
 
 
-def _scales(tile: Table) -> int:
+def _scales(tiles: Table) -> Numbers:
     """How many scales an fp8 tile begins with: see `tilecompile/cuda/pack.py`."""
-    panels = -(-int(tile["row_end"] - tile["row_begin"]) // PANEL) * (2 if tile["second"] != NONE else 1)
-    matrices = 1 if tile["gathered"] else int(tile["end"] - tile["begin"])
-    return panels * matrices * scale_count(int(tile["cols"]), int(tile["col_begin"]))
+    rows = tiles["row_end"].astype(np.int64) - tiles["row_begin"]
+    panels = -(-rows // PANEL) * np.where(tiles["second"] != NONE, 2, 1)
+    matrices = np.where(tiles["gathered"], 1, tiles["end"].astype(np.int64) - tiles["begin"])
+    first = tiles["col_begin"].astype(np.int64) % SCALE_BLOCK  # as scale_count
+    return np.asarray(panels * matrices * -(-(first + tiles["cols"]) // SCALE_BLOCK))
 
 
-def _records(rows: list[tuple[int, int, int, float, float]]) -> Table:
+def _pairs(first: Numbers, second: Numbers) -> Numbers:
+    """One of the first, one of the second, and so on."""
+    return np.stack([first, second], axis=1).reshape(-1)
+
+
+def _records(begin: Numbers, size: Numbers, kind: Numbers, low: Numbers, high: Numbers) -> Table:
     """Records of PIECE bytes at most."""
-    pieces = [
-        (begin + at, min(PIECE, size - at), kind, 0, low, high)
-        for begin, size, kind, low, high in rows
-        for at in range(0, size, PIECE)
-    ]
-    out = np.array(pieces or [(0, 0, 0, 0, 0.0, 0.0)], DEVICE_FILL.dtype)
+    count = -(-size // PIECE)
+    of = np.repeat(np.arange(len(size)), count)
+    at = (np.arange(len(of)) - np.repeat(np.cumsum(count) - count, count)) * PIECE
+    out = np.zeros(max(1, len(of)), DEVICE_FILL.dtype)
+    found = out[: len(of)]
+    found["target"], found["bytes"] = begin[of] + at, np.minimum(PIECE, size[of] - at)
+    found["type"], found["low"], found["high"] = kind[of], low[of], high[of]
     out["stream"] = np.arange(len(out))
     return out

@@ -32,14 +32,14 @@ def levels(tables: Tables, device: int, program: int = 0) -> list[Ints]:
     """The instructions of one device, divided into launches.
 
     Operators are taken in their order in the engine, which is one that its events allow. One goes into the first launch
-    after all those that write what it touches or touch what it writes; memory counts as touched by whole buffers.
+    after all those that write what it touches or touch what it writes.
     """
     mine = instructions_of(tables, device, program)
     rows = tables["instructions"][mine]
     owner, entry = ranges(rows["region_begin"], rows["region_count"])
     regions = tables["regions"][entry]
     ops = rows["op"].astype(np.int64)
-    spans, writes = _pieces(tables, regions["buffer"].astype(np.int64)), regions["mode"] == fmt.WRITE
+    spans, writes = _pieces(tables, regions), regions["mode"] == fmt.WRITE
     touched = np.unique(np.stack([ops[owner], writes, *spans]), axis=1)
     written, read = np.zeros((2, int(touched[3].max(initial=0))), np.int64)  # levels so far, of each piece of memory
     at: dict[int, int] = {}
@@ -57,15 +57,23 @@ def levels(tables: Tables, device: int, program: int = 0) -> list[Ints]:
     return [mine[part] for part in np.split(order, np.searchsorted(level_of[order], np.arange(1, level_of.max() + 1)))]
 
 
-def _pieces(tables: Tables, buffers: Ints) -> tuple[Ints, Ints]:
-    """For buffers, the pieces (begin, end) of memory that each is: pieces are what no buffer's end divides."""
-    rows = tables["buffers"]
+def _pieces(tables: Tables, regions: npt.NDArray[Any]) -> tuple[Ints, Ints]:
+    """For regions, the pieces (begin, end) of memory that each touches: pieces are what no region's end divides.
+
+    A region of some columns of several rows counts as its whole buffer.
+    """
+    rows = tables["buffers"][regions["buffer"]]
+    cols, first, last = (x.astype(np.int64) for x in (rows["cols"], regions["row_begin"], regions["row_end"]))
+    element = np.array([fmt.DTYPE_BYTES[name] for name in fmt.DTYPES])[rows["dtype"]]
+    left, right = regions["col_begin"].astype(np.int64), regions["col_end"].astype(np.int64)
+    line = (last - first == 1) | ((left == 0) & (right == cols))
+    begin = np.where(line, (first * cols + left) * element, 0)
+    end = np.where(line, ((last - 1) * cols + right) * element, rows["bytes"].astype(np.int64))
     # Arenas of all devices one behind the other.
     place = (rows["device"].astype(np.int64) * len(fmt.ARENAS) + rows["arena"]) << 44
-    begin = place + rows["offset"].astype(np.int64)
-    end = begin + np.maximum(rows["bytes"].astype(np.int64), 1)
+    begin, end = begin + place + rows["offset"].astype(np.int64), end + place + rows["offset"].astype(np.int64)
     cuts = np.unique(np.concatenate([begin, end]))
-    return np.searchsorted(cuts, begin)[buffers], np.searchsorted(cuts, end)[buffers]
+    return np.searchsorted(cuts, begin), np.searchsorted(cuts, end)
 
 
 def task_rows(instructions: Ints, runs: npt.NDArray[Any], dtype: np.dtype[np.void]) -> npt.NDArray[Any]:

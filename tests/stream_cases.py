@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -53,42 +53,62 @@ def linear(name: str, tokens: int, rows: int, cols: int, dtype: str, norm: bool 
     return Case(OpNode(name, "linear", inputs, weights, (y,), attrs), tensors)
 
 
-def glm5() -> Iterator[tuple[Case, int]]:
-    """The products of GLM-5 on 8 devices (tensor parallel), with the number of workers."""
+def glm5(ops: Sequence[str] = OPS, most: int = 8) -> Iterator[tuple[Case, int]]:
+    """Products of GLM-5 on 8 devices (tensor parallel) of some ops, with the number of workers; up to `most` tokens."""
     for dtype in ("fp8", "bf16"):
         for tokens in (1, 3, 8) if dtype == "fp8" else (1, 3):
+            if tokens > most:
+                continue
             name = f"{dtype}_{tokens}"
-            yield linear(f"q_b_{name}", tokens, 2048, 2048, dtype), 132
-            yield linear(f"o_{name}", tokens, 6144, 2048, dtype, norm=False), 132
-            yield linear(f"down_{name}", tokens, 6144, 1536, dtype, norm=False), 148
-            yield linear(f"shared_{name}", tokens, 256, 6144, dtype, two=True), 132
-            yield linear(f"head_{name}", tokens, 19360, 6144, dtype), 132
-            generator = torch.Generator().manual_seed(tokens)
-            for label, rows, cols in (("uk", 512, 192), ("uv", 256, 512)):
-                x, y = View.of("x", (tokens, 8, cols), "f32"), View.of("y", (tokens, 8, rows), "f32")
-                w = View.of("w", (8, rows, cols), dtype)
-                tensors = {"x": normal(generator, x), "w": torch.randn(w.shape, generator=generator)}
-                yield Case(OpNode(f"{label}_{name}", "head_linear", (x,), (w,), (y,)), tensors), 132
-            slots = 8
-            expert = View.of("expert", (1, slots), "i32")
-            ids = torch.tensor([[3, 0, -1, 1, 2, -1, -1, -1]], dtype=torch.int32)
-            x, norm = View.of("x", (tokens, 6144), "f32"), View.of("norm", (6144,), "f32")
-            hidden = View.of("hidden", (tokens, slots, 256), "f32")
-            w, u = (View.of(n, (4, 256, 6144), dtype) for n in "wu")
-            tensors = {v.tensor: normal(generator, v) for v in (x, norm, hidden)}
-            tensors |= {v.tensor: torch.randn(v.shape, generator=generator) / 80 for v in (w, u)} | {"expert": ids}
-            attrs = {"norm": 1e-5, "epilogue": ("mul", ("silu", ("acc", 0)), ("acc", 1))}
-            node = OpNode(f"experts_{name}", "expert_linear", (x, norm, expert), (w, u), (hidden,), attrs)
-            written = (ids[0] >= 0)[None, :, None].expand(hidden.shape)
-            yield Case(node, tensors, written=written), 132
-            down, weight = View.of("down", (4, 6144, 256), dtype), View.of("weight", (tokens, slots), "f32")
-            y = View.of("y", (tokens, 6144), "f32")
-            tensors = tensors | {
-                "down": torch.randn(down.shape, generator=generator),
-                "weight": torch.rand(weight.shape),
-            }
-            node = OpNode(f"combine_{name}", "expert_combine", (hidden, expert, weight), (down,), (y,))
-            yield Case(node, tensors), 132
+            if "linear" in ops:
+                yield from _linears(name, tokens, dtype)
+            if "head_linear" in ops:
+                yield from _heads(name, tokens, dtype)
+            if {"expert_linear", "expert_combine"} & set(ops):
+                for case in _experts(name, tokens, dtype):
+                    if case.node.op in ops:
+                        yield case, 132
+
+
+def _linears(name: str, tokens: int, dtype: str) -> Iterator[tuple[Case, int]]:
+    yield linear(f"q_b_{name}", tokens, 2048, 2048, dtype), 132
+    yield linear(f"o_{name}", tokens, 6144, 2048, dtype, norm=False), 132
+    yield linear(f"down_{name}", tokens, 6144, 1536, dtype, norm=False), 148
+    yield linear(f"shared_{name}", tokens, 256, 6144, dtype, two=True), 132
+    yield linear(f"head_{name}", tokens, 19360, 6144, dtype), 132
+
+
+def _heads(name: str, tokens: int, dtype: str) -> Iterator[tuple[Case, int]]:
+    generator = torch.Generator().manual_seed(tokens)
+    for label, rows, cols in (("uk", 512, 192), ("uv", 256, 512)):
+        x, y = View.of("x", (tokens, 8, cols), "f32"), View.of("y", (tokens, 8, rows), "f32")
+        w = View.of("w", (8, rows, cols), dtype)
+        tensors = {"x": normal(generator, x), "w": torch.randn(w.shape, generator=generator)}
+        yield Case(OpNode(f"{label}_{name}", "head_linear", (x,), (w,), (y,)), tensors), 132
+
+
+def _experts(name: str, tokens: int, dtype: str) -> Iterator[Case]:
+    generator = torch.Generator().manual_seed(tokens)
+    slots = 8
+    expert = View.of("expert", (1, slots), "i32")
+    ids = torch.tensor([[3, 0, -1, 1, 2, -1, -1, -1]], dtype=torch.int32)
+    x, norm = View.of("x", (tokens, 6144), "f32"), View.of("norm", (6144,), "f32")
+    hidden = View.of("hidden", (tokens, slots, 256), "f32")
+    w, u = (View.of(n, (4, 256, 6144), dtype) for n in "wu")
+    tensors = {v.tensor: normal(generator, v) for v in (x, norm, hidden)}
+    tensors |= {v.tensor: torch.randn(v.shape, generator=generator) / 80 for v in (w, u)} | {"expert": ids}
+    attrs = {"norm": 1e-5, "epilogue": ("mul", ("silu", ("acc", 0)), ("acc", 1))}
+    node = OpNode(f"experts_{name}", "expert_linear", (x, norm, expert), (w, u), (hidden,), attrs)
+    written = (ids[0] >= 0)[None, :, None].expand(hidden.shape)
+    yield Case(node, tensors, written=written)
+    down, weight = View.of("down", (4, 6144, 256), dtype), View.of("weight", (tokens, slots), "f32")
+    y = View.of("y", (tokens, 6144), "f32")
+    tensors = tensors | {
+        "down": torch.randn(down.shape, generator=generator),
+        "weight": torch.rand(weight.shape),
+    }
+    node = OpNode(f"combine_{name}", "expert_combine", (hidden, expert, weight), (down,), (y,))
+    yield Case(node, tensors)
 
 
 def every_case(op: str) -> Iterator[tuple[Case, int]]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -193,3 +196,28 @@ def test_timeline(tmp_path: Path) -> None:
     with gzip.open(tmp_path / one["trace"], "rt") as file:
         events = json.load(file)["traceEvents"]
     assert len([e for e in events if e.get("cat") == "work"]) == one["timeline"]["tasks"]
+
+
+@pytest.mark.slow
+def test_prepare_and_run_without_a_gpu(tmp_path: Path) -> None:
+    """The two commands: what is prepared is there, and each part says in a line why it can't run."""
+    made = tmp_path / "made"
+    command = [sys.executable, RUN.with_name("prepare.py"), "-o", made, "--only", "smoke,streams"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    index = folder.read_index(made)
+    opened = folder.unpack(made, tmp_path / "files")
+    names = [ring["cubin"] for ring in index["streams"]["rings"]]
+    assert all(opened.bytes(name)[:4] == b"\x7fELF" for name in (*names, index["smoke"]["cubin"]))
+    out = tmp_path / "results.json"
+    command = [sys.executable, RUN, made, "--json", out]
+    environment = {**os.environ, "LD_LIBRARY_PATH": "", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 1, done.stderr
+    parts = json.loads(out.read_text())["parts"]
+    assert set(parts) == {"smoke", "bandwidth"}
+    for part in parts.values():
+        assert not part["passed"]
+        assert "\n" not in part["error"]
+    wrong = [sys.executable, RUN.with_name("prepare.py"), "-o", made, "--only", "smoke,z"]
+    assert subprocess.run(wrong, capture_output=True).returncode == 2

@@ -50,9 +50,8 @@ def _trials(op: str, seed: int, full_size: bool) -> Iterator[Trial]:
     if op in STREAM_OPS:
         for case, parts in every_case(op):
             yield Trial(case, parts)
-        for case, workers in glm5() if full_size else ():
-            if case.node.op == op and case.node.outputs[0].shape[0] == 1:
-                yield Trial(case, workers, 4)
+        for case, workers in glm5([op], 1) if full_size else ():
+            yield Trial(case, workers, 4)
         return
     for i, case in enumerate(cases_of(op, seed)[:OWN]):
         yield Trial(case, (1, 2, 5)[i % 3])

@@ -133,7 +133,7 @@ def speed(parts: Json, about: Json) -> Json:
 
 def run_all(source: Path, names: list[str], output: Path | None, total: float) -> Json:
     """Runs the parts one after the other; returns the results."""
-    about = {
+    about: Json = {
         **about_gpu(),
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "command": shlex.join(["python", "tests/gpu/run.py", *sys.argv[1:]]),
@@ -152,6 +152,7 @@ def run_all(source: Path, names: list[str], output: Path | None, total: float) -
             print(f"{part}, {seconds:.0f} s at most", file=sys.stderr, flush=True)
             earlier = {**parts, "output": str(output.absolute().parent) if output else None}
             parts[part] = in_process(part, source, work, earlier, seconds)
+    about["gpu"] = about["gpu"] or next((found["gpu"] for found in parts.values() if "gpu" in found), None)
     return {**about, "tilecompile": tilecompile.__version__, "parts": parts, "speed": speed(parts, about)}
 
 

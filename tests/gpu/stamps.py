@@ -72,7 +72,7 @@ def recorded(folder: Folder, about: Json, context: int, out: Path | None, **opti
         if options.get("share") is not None:
             from tilecompile.runtime.cuda.share import share_of
 
-            tables = share_of(tables, options["share"], engine.manifest.devices)
+            tables = share_of(tables, options["share"], engine.manifest.data["operators"])
         found = spans(engine.manifest, tables, stamps)
         typical = min(found, key=lambda step: abs(step.duration - float(np.median([s.duration for s in found]))))
         about_step = {"engine": about["engine"], "context": context, "source": "measured"}

@@ -28,6 +28,7 @@ from tilecompile.runtime.replay import prepared, record, replay_score
 from tilecompile.runtime.selections import Selections
 from tilecompile.runtime.tables import Tables
 from tilecompile.runtime.text import Text
+from tilecompile.runtime.uninterrupted import uninterrupted
 
 Prompt = str | Iterable[int]
 Progress = Callable[[int, int], None]
@@ -346,7 +347,11 @@ class Engine:
 
 def _end(kernel: Resident, backend: Backend) -> None:
     """Ends a kernel and gives its memory back."""
-    try:
-        kernel.close()
-    finally:
-        backend.close()
+
+    def work() -> None:
+        try:
+            kernel.close()
+        finally:
+            backend.close()
+
+    uninterrupted(work)

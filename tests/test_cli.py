@@ -296,6 +296,7 @@ BAD = [
     ({"devices": 2, "placement": "single"}, "placement single uses 1 device, 2 are wanted"),
     ({"devices": 2, "machine": "cpu"}, "--devices 2 contradicts --machine cpu, which has 1"),
     ({"workers": -1}, "--workers is -1, want 1 to"),
+    ({"workers": 1, "target": "sm_90a"}, "workers of a device are 1, want 2 or more on a GPU"),
     ({"on_one_gpu": True, "devices": 2}, "--on-one-gpu divides the workers of a GPU over devices: want --devices of 2"),
     ({"on_one_gpu": True, "machine": "h100"}, "--on-one-gpu divides the workers of a GPU over devices: want --devices"),
     (

@@ -125,6 +125,8 @@ class CompileOptions:
             workers = stated or machine.cores or usable_cores()
         _in_range(f"devices of machine {machine.name}", devices, 1, MAX_DEVICES)
         _in_range(f"workers of machine {machine.name}", workers, 1, MAX_WORKERS)
+        if workers < 2 and not machine.is_cpu:
+            raise InputError("workers of a device are 1, want 2 or more on a GPU: loaders learn of experts by events")
         placement = self.placement or PLACEMENTS[devices > 1]
         if placement == "single" and devices != 1:
             raise InputError(

@@ -13,10 +13,8 @@ import numpy as np
 from gpu.folder import Folder
 from tilecompile.runtime.cuda.options import CudaOptions
 from tilecompile.runtime.engine import Engine
-from tilecompile.runtime.generate import Run
-from tilecompile.runtime.launch import stalled
 from tilecompile.runtime.load import load_with
-from tilecompile.steps import window
+from tilecompile.steps import time_steps, window
 
 Json = dict[str, Any]
 
@@ -52,23 +50,7 @@ def loaded(folder: Folder, about: Json, **options: Any) -> Iterator[Engine]:
 def steps_ms(engine: Engine, kernel: Any, context: int, requests: int = REQUESTS, steps: int = STEPS) -> float:
     """Median over requests of the mean milliseconds of a step around a context."""
     contexts = window(context, steps, engine.manifest.max_seq_len)
-    found = []
-    for _ in range(1 + requests):
-        ids = np.array([contexts.start % engine.manifest.vocab_size], np.int32)
-        run = Run(
-            kernel,
-            lambda k: stalled(engine.manifest, engine.tables, k),
-            lambda: None,
-            ids,
-            max_new=len(contexts) + 1,
-            position=contexts.start - 2,
-        )
-        try:
-            run.wait(0)
-            run.wait(len(contexts))
-        finally:
-            run.finish()
-        found.append(run.stats().ms_per_step)
+    found = [time_steps(engine, kernel, contexts).ms_per_step for _ in range(1 + requests)]
     return float(np.median(found[1:]))
 
 

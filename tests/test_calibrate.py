@@ -71,6 +71,8 @@ def test_description_is_read_again(tmp_path: Path) -> None:
 def test_calibrate(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibrating, "SETS", (1 << 18, 1 << 21))
     monkeypatch.setattr(calibrating, "contexts_of", lambda limit: [64])
+    monkeypatch.setattr(calibrating, "RECORDINGS", 2)  # whatever the memory does meanwhile
+    monkeypatch.setattr(calibrating, "PAUSE", 0.1)
     output = tmp_path / "m.toml"
     done = run("calibrate", str(tiny), "-o", str(output), "--steps", "64", "--json")
     assert done.exit_code == 0, done.output

@@ -265,7 +265,7 @@ def test_json(tiny: Path, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
         assert found[key] == pytest.approx(np.median(values))
         assert found[spread]["min"] == min(values)
         assert found[spread]["max"] == max(values)
-    assert 0 < found["roof_fraction"] < 3  # less than 1, unless other work takes the cores while the roof is measured
+    assert 0 < found["roof_fraction"] < 1
     assert len(found["read_kernels"]) == len(KERNELS)
     assert found["read_kernel"] in [k["name"] for k in found["read_kernels"][: roof.FINALISTS]]
     assert [v["name"] for v in found["ablation"]] == [ablate.BARRIER, ablate.NO_PREFETCH, ablate.NO_TAPES]

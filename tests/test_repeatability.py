@@ -49,7 +49,7 @@ def test_runs_give_the_same_bits(threads: int, built: Build, want: np.ndarray) -
 @pytest.mark.parametrize("threads", [1, 2, 4])
 def test_delays_change_no_bits(threads: int, built: Build, chaos: Path, want: np.ndarray) -> None:
     engine = built("plain")
-    for _ in range(2):
+    for _ in range(4):
         with tilecompile.load(chaos, threads) as kernel:
             for _ in range(5):
                 assert np.array_equal(kernel.score(engine.ids[:SHORT]), want[:SHORT])
@@ -71,7 +71,9 @@ with tilecompile.load(sys.argv[1], 4) as kernel:
 """
     ids = built("plain").ids[:SHORT]
     command = [sys.executable, "-c", text, rehashed(tmp_path / "engine"), tmp_path / "logits.npy", *map(str, ids)]
-    if subprocess.run(command, check=False).returncode == 0:
+    code = subprocess.run(command, check=False).returncode
+    assert code <= 0, "it may crash, but not end with an error"
+    if code == 0:
         assert not np.array_equal(np.load(tmp_path / "logits.npy"), want[:SHORT])
 
 

@@ -11,6 +11,7 @@ import dataclasses
 import importlib
 import mmap
 import tempfile
+import weakref
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -197,8 +198,34 @@ def run_body(library: ctypes.CDLL, kind: Kind, case: Case, parts: int) -> list[t
 # --- guarded memory ---------------------------------------------------------------------------------------------------
 
 PAGE = mmap.PAGESIZE
+REACH = 1 << 42
+"""How far an absurd id leads: 2^31 rows of 2 KiB."""
+PLACES, PLACE = 4096, 1 << 20
+NO_ACCESS, MAP_FIXED, MAP_NORESERVE = 0, 0x10, 0x4000  # of Linux; Python 3.11 has no names for them
+
 _libc = ctypes.CDLL(None, use_errno=True)
-_libc.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *3 * (ctypes.c_int,), ctypes.c_long)
+
+
+def _map(address: int | None, size: int, protection: int) -> int:
+    """Maps zeroed pages, in place of those at `address` if one is given; returns where."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE | (MAP_FIXED if address else 0)
+    found = _libc.mmap(address, size, protection, flags, -1, 0)
+    if found is None or found == ctypes.c_void_p(-1).value:
+        raise OSError(ctypes.get_errno(), f"no address space of {size} bytes")
+    return int(found)
+
+
+@cache
+def _places() -> list[int]:
+    """Where guarded memory may lie: in the middle of address space that nothing else is in.
+
+    So a task that goes where an absurd id leads meets neither this process's memory, which it would destroy unseen, nor
+    any that it may touch.
+    """
+    begin = _map(None, 2 * REACH + PLACES * PLACE, NO_ACCESS) + REACH
+    return list(range(begin, begin + PLACES * PLACE, PLACE))
 
 
 def filling(size: int, pattern: int) -> Bytes:
@@ -211,12 +238,12 @@ class Guarded:
 
     def __init__(self, size: int, at_end: bool) -> None:
         inner = max(PAGE, -(-size // PAGE) * PAGE)
-        self.map = mmap.mmap(-1, inner + 2 * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        whole = np.frombuffer(self.map, np.uint8)
-        for guard in (whole.ctypes.data, whole.ctypes.data + PAGE + inner):
-            if _libc.mprotect(guard, PAGE, 0) != 0:
-                raise OSError(ctypes.get_errno(), "mprotect")
-        self.inner: Bytes = whole[PAGE : PAGE + inner]
+        if inner >= PLACE:
+            raise ValueError(f"{size} bytes of guarded memory are too many, want at most {PLACE - PAGE}")
+        place = _places().pop()
+        _map(place, inner, mmap.PROT_READ | mmap.PROT_WRITE)
+        weakref.finalize(self, lambda: _places().append(_map(place, inner, NO_ACCESS)))
+        self.inner: Bytes = np.ctypeslib.as_array((ctypes.c_uint8 * inner).from_address(place))
         begin = inner - size if at_end else 0
         self.bytes: Bytes = self.inner[begin : begin + size]
         self.filler = (self.inner[:begin], self.inner[begin + size :])

@@ -12,6 +12,7 @@ import dataclasses
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from math import prod
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from opharness import (
     OPS,
+    PLACE,
+    PLACES,
+    REACH,
     RUNNABLE,
     Guarded,
     Raw,
@@ -359,6 +363,17 @@ def test_regions_hold_their_boxes(window: tuple[View, Tensor, Access]) -> None:
     rows, cols = np.divmod(box_elements(access, view, 0), tensor.cols)
     assert (region.row_begin[0], region.row_end[0]) == (rows.min(), rows.max() + 1)
     assert (region.col_begin[0], region.col_end[0]) == (cols.min(), cols.max() + 1)
+
+
+def test_guarded_memory_is_alone() -> None:
+    """What a task is led to by an absurd id can't be this process's own memory: it would be destroyed unseen."""
+    blocks = [Guarded(size, at_end) for size in (1, 5000) for at_end in (False, True)]
+    mapped = [line.split()[:2] for line in Path("/proc/self/maps").read_text().splitlines()]
+    ranges = [tuple(int(word, 16) for word in where.split("-")) for where, access in mapped if access[:3] != "---"]
+    for block in blocks:
+        near = [(a, b) for a, b in ranges if b > block.address - REACH and a < block.address + REACH]
+        assert any(a <= block.address < b for a, b in near)
+        assert all(abs(a - block.address) < PLACES * PLACE and b - a < PLACE for a, b in near)
 
 
 # --- planted lies -----------------------------------------------------------------------------------------------------

@@ -37,9 +37,9 @@ def calibrate(
     `tilecompile timeline` does, how long an event takes to be seen and what the tasks of each op cost. Ops that the
     engines don't have cost nothing, so give engines of the models that will be simulated: two or three that differ in
     size and in their workers. The machine should do nothing else meanwhile: the recorded steps are shown beside what
-    the simulation makes of them, and where these differ much, something else had the cores. A recording is repeated
-    for up to a minute while the memory is not as fast as when its bandwidth was measured; `memory` is how fast it was
-    then, in parts of that.
+    the simulation makes of them, and where these differ much, something else had the cores. A recording is repeated, up
+    to twelve times, while others take cores or the memory's rate changes; `memory` is that rate, in parts of what was
+    measured first, and the simulation beside it is for memory of that rate.
     """
     import tilecompile.ops  # noqa: F401  (registers the tile ops)
     from tilecompile.cli_files import check_target, write_whole

@@ -22,7 +22,7 @@ from tilecompile.runtime.tables import load_tables
 from tilecompile.schedules.machine import Machine, OpCost, Simulator, load_machine
 from tilecompile.simulate.fit import Sample, fit
 from tilecompile.simulate.loop import Numbers
-from tilecompile.simulate.step import rates_at, simulate
+from tilecompile.simulate.step import at_pace, rates_at, simulate
 from tilecompile.simulate.work import Work, work_of
 from tilecompile.timeline.record import Recording, profiling_library, record
 from tilecompile.timeline.spans import Tasks, gaps_of, spans_of, tasks_of
@@ -38,9 +38,11 @@ QUIET = (10, 50)
 """Steps that count, in percent of all by duration: the longer ones were disturbed, the shortest were lucky."""
 
 STEADY = 0.08
-"""Part by which reading may be faster or slower while steps are recorded than it was for the calibration."""
-RECORDINGS, PAUSE = 12, 5.0
-"""Recordings of a context at most, and seconds before the next one, where other machines share the memory."""
+"""Part by which reading may be faster or slower after steps were recorded than it was before."""
+ATTENDED = 0.85
+"""Part of their cores that the threads must have had, which sleep between requests: else others took them."""
+WANTED, RECORDINGS, PAUSE = 3, 12, 2.0
+"""Undisturbed recordings of a context, recordings at most, and seconds before the next one after a disturbed one."""
 
 Progress = Callable[[str, int, int], None]
 Reads = tuple[tuple[float, float, float], ...]
@@ -50,10 +52,10 @@ Reads = tuple[tuple[float, float, float], ...]
 class Steps:
     """Recorded steps of an engine: its tasks' mean times, and what waiting for events and looking at workers took.
 
-    `step_ns` is their mean duration, `pace` the rate at which the engine's working set was read just before and after,
-    over that of the calibration (the one that is further from 1). `event_ns` holds what lay between the last
-    notification and the task, where it came from another thread and the task's own was free. `looks` [n, 2] pairs the
-    time between two tasks of a thread with the number of workers that it looked at meanwhile.
+    `step_ns` is their mean duration. `paces` are the rates at which the engine's working set was read just before and
+    just after, over that of the calibration. `event_ns` holds what lay between the last notification and the task,
+    where it came from another thread and the task's own was free. `looks` [n, 2] pairs the time between two tasks of a
+    thread with the number of workers that it looked at meanwhile. `attended`: see `Recording`.
     """
 
     tasks: Tasks
@@ -62,12 +64,19 @@ class Steps:
     times: Numbers
     event_ns: Numbers
     looks: Numbers
-    pace: float = 1.0
+    attended: float
+    paces: tuple[float, float] = (1.0, 1.0)
 
     @property
-    def steady(self) -> bool:
-        """Whether the memory was as at the calibration."""
-        return abs(self.pace - 1) <= STEADY
+    def pace(self) -> float:
+        """How fast the memory was meanwhile, in parts of what the calibration found."""
+        return float(np.sqrt(self.paces[0] * self.paces[1]))
+
+    @property
+    def disturbance(self) -> float:
+        """How far the memory's rate changed meanwhile and cores were missing, in parts of what is allowed."""
+        drift = abs(np.log(self.paces[1] / self.paces[0])) / np.log1p(STEADY)
+        return float(max(drift, (1 - self.attended) / (1 - ATTENDED)))
 
 
 @dataclass(frozen=True)
@@ -144,7 +153,8 @@ def _simulator(reads: Reads, found: Sequence[Steps], ops: Mapping[str, OpCost], 
 def _check(machine: Machine, path: Path, threads: int, steps: Steps) -> Check:
     manifest = read_manifest(path)
     nodes = read_graph(manifest).nodes
-    found = simulate(manifest, load_tables(manifest), nodes, machine, steps.context, threads)
+    then = at_pace(machine, steps.pace)
+    found = simulate(manifest, load_tables(manifest), nodes, then, steps.context, threads)
     return Check(str(path), steps.context, threads, steps.step_ns / 1e6, found.ms, steps.pace)
 
 
@@ -174,9 +184,10 @@ def contexts_of(max_seq_len: int) -> list[int]:
 
 
 def record_steps(engine: Engine, contexts: Sequence[int], reads: Reads, steps: int | None = None) -> list[Steps]:
-    """Records an engine at some contexts, each while the memory is as fast as `reads` says, if that can be had.
+    """Records an engine at some contexts, each time at the pace that the memory has at the moment.
 
-    Of two such recordings the faster one counts: what disturbs a recording as a whole only lengthens it.
+    Of WANTED undisturbed recordings the fastest counts, since what disturbs one as a whole only lengthens it. Where
+    none of RECORDINGS is undisturbed, it is the least disturbed one. `reads` is what the paces are compared with.
     """
     library = profiling_library(engine)
     tasks = tasks_of(engine.manifest, engine.tables, engine.threads)
@@ -189,17 +200,17 @@ def record_steps(engine: Engine, contexts: Sequence[int], reads: Reads, steps: i
     def once(context: int) -> Steps:
         before = pace()
         found = steps_of(tasks, record(engine, library, context, steps), context)
-        return replace(found, pace=max(before, pace(), key=lambda p: abs(np.log(p))))
+        return replace(found, paces=(before, pace()))
 
     result = []
     for context in contexts:
         found: list[Steps] = []
-        while len(found) < RECORDINGS and sum(s.steady for s in found) < 2:
-            if found and not found[-1].steady:
+        while len(found) < RECORDINGS and sum(s.disturbance <= 1 for s in found) < WANTED:
+            if found and found[-1].disturbance > 1:
                 time.sleep(PAUSE)
             found.append(once(context))
-        steady = [s for s in found if s.steady] or [min(found, key=lambda s: abs(np.log(s.pace)))]
-        result.append(min(steady, key=lambda s: s.step_ns))
+        quiet = [s for s in found if s.disturbance <= 1] or [min(found, key=lambda s: s.disturbance)]
+        result.append(min(quiet, key=lambda s: s.step_ns))
     return result
 
 
@@ -233,9 +244,8 @@ def steps_of(tasks: Tasks, found: Recording, context: int) -> Steps:
         passed = (tasks.worker - tasks.worker[before]) % on_thread[tasks.thread]
         switched = (before >= 0) & (passed > 0) & (on_thread.size == 1)
         looks.append(np.stack([(spans.begin - gaps.free)[switched], passed[switched]], 1))
-    return Steps(
-        tasks, context, float(found.durations[quiet].mean()), times, np.concatenate(event), np.concatenate(looks)
-    )
+    step_ns = float(found.durations[quiet].mean())
+    return Steps(tasks, context, step_ns, times, np.concatenate(event), np.concatenate(looks), found.attended)
 
 
 def _sample(engine: Engine, steps: Steps, reads: Reads) -> Sample:

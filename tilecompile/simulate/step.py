@@ -57,6 +57,14 @@ def slower(machine: Machine, times: float) -> Machine:
     return replace(machine, simulator=replace(costs, event_ns=local, remote_event_ns=remote))
 
 
+def at_pace(machine: Machine, pace: float) -> Machine:
+    """The machine while it reads that many times as fast: other programs, or other machines on the same hardware, take
+    a part of the memory's bandwidth that changes. InputError where it has no costs."""
+    costs = simulator_of(machine)
+    reads = tuple((size, single * pace, total * pace) for size, single, total in costs.read)
+    return replace(machine, simulator=replace(costs, read=reads))
+
+
 def simulate(
     manifest: Manifest,
     tables: Tables,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from tilecompile.build import ISAS, build
 from tilecompile.errors import EngineError, InputError
 from tilecompile.runtime.engine import Engine
 from tilecompile.runtime.kernel import Kernel, open_kernel
-from tilecompile.runtime.machine import cpu_features
+from tilecompile.runtime.machine import cpu_features, usable_cores
 from tilecompile.steps import another_kernel, fill_caches, time_steps, window
 
 KEPT = 16
@@ -42,7 +43,8 @@ class Recording:
     `contexts` int64 [records] in positions; `durations` [records] from a step's beginning to the next one's; `begins`
     and `ends` [records, instructions] from the step's beginning. `stamped` [requests] is the mean time of a request's
     steps, recorded or not, by the clock of the kernel that records, `profiled` the same by the host's, and `measured`
-    that of the engine's own kernel by the host's. A request ran `steps` of them.
+    that of the engine's own kernel by the host's. A request ran `steps` of them. `attended` is the part of their cores
+    that the threads had: what is missing went to other processes, or to other machines on the same hardware.
     """
 
     contexts: npt.NDArray[np.int64]
@@ -54,6 +56,7 @@ class Recording:
     measured: Numbers
     steps: int
     clock: str
+    attended: float = 1.0
 
     def typical(self) -> int:
         """The record that is nearest to the median request's mean step, so that it stands for what a user sees.
@@ -124,12 +127,15 @@ def record(
         requests = max(1, steps // len(contexts))
         library.tc_profile_every(recording.handle, -(-len(contexts) // KEPT))
         times, readings = np.zeros((2, requests)), [_read(library, recording)]
+        begin, used = time.perf_counter(), time.process_time()
         for i in range(requests):
             for which in (0, 1) if i % 2 else (1, 0):
                 times[which, i] = 1e6 * time_steps(engine, kernels[which], contexts).ms_per_step
             readings.append(_read(library, recording))
             progress(i + 1, requests)
-    return _recording(contexts, readings, times)
+        had = (time.perf_counter() - begin) * min(engine.threads, usable_cores())
+        attended = (time.process_time() - used) / had
+    return _recording(contexts, readings, times, attended)
 
 
 @dataclass(frozen=True)
@@ -155,7 +161,7 @@ def _read(library: ctypes.CDLL, kernel: Kernel) -> _Reading:
     return _Reading(copy(start, count * width).reshape(count, width), copy(address, marks), last, ticks, nanoseconds)
 
 
-def _recording(contexts: range, readings: list[_Reading], times: Numbers) -> Recording:
+def _recording(contexts: range, readings: list[_Reading], times: Numbers, attended: float) -> Recording:
     """The timed steps of each request but its very last, which no other step's beginning ends."""
     rate = (readings[-1].nanoseconds - readings[0].nanoseconds) / (readings[-1].ticks - readings[0].ticks)
     where, durations, stamps, stamped = [], [], [], []
@@ -180,4 +186,5 @@ def _recording(contexts: range, readings: list[_Reading], times: Numbers) -> Rec
         measured=times[0],
         steps=len(contexts),
         clock=clock(),
+        attended=attended,
     )

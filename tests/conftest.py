@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import importlib.util
 import json
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,9 @@ with contextlib.suppress(OSError, AttributeError, IndexError, TypeError):
     # Loaded before pytest sets its own, it is the one that is replaced.
     _folder = importlib.util.find_spec("tvm_ffi").submodule_search_locations[0]  # type: ignore[union-attr,index]
     ctypes.CDLL(f"{_folder}/lib/libtvm_ffi.so", ctypes.RTLD_GLOBAL)
+
+# A shell's background jobs ignore SIGINT, and so do their children: tests that interrupt would wait in vain.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TOKENS = 72
 ODD: dict[str, Any] = {

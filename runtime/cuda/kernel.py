@@ -156,8 +156,9 @@ class CudaKernel:
     def _look(self) -> int:
         """Reads the state into `status`; returns it."""
         seen, now = self._mail.host["status"][0], self.status.copy()
+        request = int(seen["request"])  # before the state, which is that of an earlier request until this is stored
         state = int(seen["state"])
-        if state != STALLED and int(seen["request"]) != self._submitted:  # not yet taken up
+        if state != STALLED and request != self._submitted:  # not yet taken up
             state = RUNNING
             now["fed"] = now["generated"] = now["reason"] = 0
         else:

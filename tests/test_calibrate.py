@@ -131,7 +131,7 @@ def test_predictions_hold(tmp_path: Path) -> None:
     """After one calibration, steps of plans that it hasn't seen are predicted within 15 %, on one thread and on two.
 
     Of the measured steps the undisturbed half counts. The memory's bandwidth may have changed since the calibration
-    (where other machines share it, by half within minutes), so it is read beside each step that is recorded.
+    (where other machines share it, nearly by two within minutes), so it is read beside each step that is recorded.
     """
     for name, (model, options, _) in PLANS.items():
         compile_model(CompileOptions(model, tmp_path / name, **options))

@@ -56,7 +56,7 @@ class Recording:
     measured: Numbers
     steps: int
     clock: str
-    attended: float = 1.0
+    attended: float
 
     def typical(self) -> int:
         """The record that is nearest to the median request's mean step, so that it stands for what a user sees.

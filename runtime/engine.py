@@ -15,18 +15,19 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from tilecompile.runtime.backend import Backend, CpuBackend
-from tilecompile.runtime.buffers import Arrays, check_kept, find_operator, numbers_of, read_buffers, writes
+from tilecompile.runtime.backend import Backend
+from tilecompile.runtime.cpu.backend import CpuBackend
+from tilecompile.runtime.cpu.launch import stalled
 from tilecompile.runtime.errors import EngineError, EngineStalled, InputError
-from tilecompile.runtime.files import read_bytes
+from tilecompile.runtime.folder.files import read_bytes
+from tilecompile.runtime.folder.manifest import Manifest
+from tilecompile.runtime.folder.tables import Tables
 from tilecompile.runtime.format import ARENAS
 from tilecompile.runtime.generate import Output, Run, Stats, TokenStream, check_ids, check_max_new
 from tilecompile.runtime.kernel import STALLED, Resident
-from tilecompile.runtime.launch import stalled
-from tilecompile.runtime.manifest import Manifest
-from tilecompile.runtime.replay import prepared, record, replay_score
-from tilecompile.runtime.selections import Selections
-from tilecompile.runtime.tables import Tables
+from tilecompile.runtime.replay.buffers import Arrays, check_kept, find_operator, numbers_of, read_buffers, writes
+from tilecompile.runtime.replay.replay import prepared, record, replay_score
+from tilecompile.runtime.replay.selections import Selections
 from tilecompile.runtime.text import Text
 from tilecompile.runtime.uninterrupted import uninterrupted
 

@@ -84,8 +84,8 @@ def panel_bytes(cols: int, dtype: str) -> int:
 
 
 LAYOUTS = ("rows", "fragments")
-"""How the panels of a weight tile lie: for CPUs column by column (`tilecompile/tiles.py`), for GPUs as the operands of
-their matrix instructions (`tilecompile/cuda/pack.py`)."""
+"""How the panels of a weight tile lie: for CPUs column by column (`targets/tiles.py`), for GPUs as the operands of
+their matrix instructions (`targets/cuda/fragments.py`)."""
 
 FRAGMENT_BYTES = 512
 """Bytes of a panel that a warp takes at once, 16 a lane: the k-blocks of layout "fragments"."""

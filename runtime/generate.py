@@ -12,10 +12,10 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from tilecompile.runtime.cpu.memory import address
 from tilecompile.runtime.errors import EngineError, InputError
 from tilecompile.runtime.format import REQUEST
 from tilecompile.runtime.kernel import BAD_ID, REASONS, RUNNING, STALLED, Resident
-from tilecompile.runtime.memory import address
 from tilecompile.runtime.text import Pieces
 
 POLL_MS = 50

@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
-import tempfile
-import threading
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-
-from tilecompile.runtime.errors import EngineError
-from tilecompile.runtime.format import FORMAT_VERSION, STATUS
-from tilecompile.runtime.memory import address
 
 IDLE, RUNNING, STALLED, CLOSED = range(4)
 REASONS = ("running", "stop", "length", "context", "aborted", "bad id")
@@ -22,35 +13,6 @@ REASONS = ("running", "stop", "length", "context", "aborted", "bad id")
 BAD_ID = 5
 
 Record = npt.NDArray[np.void]
-
-_FUNCTIONS = {
-    "tc_abi": (ctypes.c_uint32, []),
-    "tc_launch": (ctypes.c_void_p, [ctypes.c_void_p]),
-    "tc_submit": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_void_p]),
-    "tc_wait": (ctypes.c_uint32, [ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_void_p]),
-    "tc_tokens": (ctypes.c_void_p, [ctypes.c_void_p]),
-    "tc_abort": (None, [ctypes.c_void_p]),
-    "tc_close": (None, [ctypes.c_void_p]),
-}
-
-
-def open_kernel(path: Path) -> ctypes.CDLL:
-    """Loads a kernel and declares its functions. EngineError if it isn't one, or one of another version."""
-    # The loader takes an equal path for an equal library, and an engine may have been replaced since: use a new path.
-    with tempfile.TemporaryDirectory(prefix="tilecompile-") as folder:
-        link = os.path.join(folder, path.name)
-        os.symlink(path.resolve(), link)
-        try:
-            library = ctypes.CDLL(link)
-            for name, (result, arguments) in _FUNCTIONS.items():
-                function = getattr(library, name)
-                function.restype, function.argtypes = result, arguments
-        except (OSError, AttributeError) as error:
-            raise EngineError(f"{path}: can't be loaded: {str(error).replace(link, path.name)}") from error
-    version = library.tc_abi()
-    if version != FORMAT_VERSION:
-        raise EngineError(f"{path}: the kernel's format version is {version}, want {FORMAT_VERSION}")
-    return library
 
 
 class Resident(Protocol):
@@ -68,97 +30,3 @@ class Resident(Protocol):
     def tokens(self, begin: int, end: int) -> list[int]: ...
     def abort(self) -> None: ...
     def close(self) -> None: ...
-
-
-class Kernel:
-    """A launched kernel: its resident threads. Calls from several threads are safe; each lasts 50 ms at most.
-
-    `status` is the last state seen, `memory` keeps alive what the kernel works on.
-    """
-
-    logit_rows: int | None = None
-    """Positions whose logits one request can give: any number."""
-
-    def __init__(self, library: ctypes.CDLL, launch: Record, memory: object) -> None:
-        self.status: Record = np.zeros(1, STATUS.dtype)
-        self._library = library
-        self._memory: tuple[object, ...] = (launch, memory)
-        self._mutex = threading.RLock()
-        self._closing = False
-        self._pid = os.getpid()
-        self._kept: list[npt.NDArray[np.float32] | None] = []  # what the kernel may still write to
-        self._handle: int | None = library.tc_launch(address(launch))
-        if not self._handle:
-            raise EngineError("the kernel can't be launched: not enough memory, or no more threads are allowed")
-        self.wait(0, 0)
-
-    def field(self, name: str) -> int:
-        """A field of the last state seen."""
-        return int(self.status[name][0])
-
-    @property
-    def handle(self) -> int:
-        """What functions take that only some kernels have, like a profiling one. EngineError once it is closed."""
-        return self._check()
-
-    @property
-    def closed(self) -> bool:
-        """Whether the kernel is closed or about to be."""
-        return self._closing or os.getpid() != self._pid
-
-    def _check(self) -> int:
-        if os.getpid() != self._pid:
-            raise EngineError(f"the engine was loaded in process {self._pid}, whose threads are not in this fork")
-        if self._closing or self._handle is None:
-            raise EngineError("the engine is closed")
-        return self._handle
-
-    def submit(self, request: Record, logits: npt.NDArray[np.float32] | None) -> int:
-        """Starts a request: 0, or -1 while one is running, or -2 after a stall. Keeps `logits` alive meanwhile."""
-        self._check()
-        with self._mutex:
-            self._kept.append(logits)  # first: an interrupt may come as soon as the kernel has the address
-            result = int(self._library.tc_submit(self._check(), address(request)))
-            if result == 0:
-                del self._kept[:-1]
-            else:
-                self._kept.pop()
-            return result
-
-    def release(self) -> None:
-        """Lets go of the logits of a request that has ended."""
-        self._kept.clear()
-
-    def wait(self, generated: int, timeout_ms: int) -> int:
-        """Waits until more than `generated` tokens exist or the request has ended; returns the state."""
-        status = np.zeros(1, STATUS.dtype)
-        self._check()  # before the mutex, which in a fork nobody may give back
-        with self._mutex:
-            state = int(self._library.tc_wait(self._check(), generated, timeout_ms, address(status)))
-            self.status = status
-        return state
-
-    def tokens(self, begin: int, end: int) -> list[int]:
-        """Generated ids of the current or last request."""
-        self._check()
-        with self._mutex:
-            start = self._library.tc_tokens(self._check())
-            return list((ctypes.c_int32 * (end - begin)).from_address(start + 4 * begin))
-
-    def abort(self) -> None:
-        """Ends the current request at the next step."""
-        self._check()
-        with self._mutex:
-            self._library.tc_abort(self._check())
-
-    def close(self) -> None:
-        """Ends the resident threads; a request that runs ends with EngineError in the thread that waits for it."""
-        self._closing = True
-        if os.getpid() != self._pid:
-            return  # a fork: threads and whoever held the mutex are in the other process
-        with self._mutex:
-            if self._handle is not None:
-                self._library.tc_abort(self._handle)
-                self._library.tc_close(self._handle)
-                self._handle = None
-        self._memory, self._kept = (), []

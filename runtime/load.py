@@ -6,16 +6,16 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tilecompile.runtime.backend import CpuBackend
-from tilecompile.runtime.contract import check_contract
+from tilecompile.runtime.cpu.backend import CpuBackend
 from tilecompile.runtime.cuda.backend import CudaBackend
 from tilecompile.runtime.cuda.options import CudaOptions, cuda_options
 from tilecompile.runtime.engine import Engine
 from tilecompile.runtime.errors import InputError
+from tilecompile.runtime.folder.contract import check_contract
+from tilecompile.runtime.folder.manifest import CUBIN, read_manifest
+from tilecompile.runtime.folder.runnable import check_cpu, check_runnable
+from tilecompile.runtime.folder.tables import load_tables
 from tilecompile.runtime.machine import usable_cores
-from tilecompile.runtime.manifest import CUBIN, read_manifest
-from tilecompile.runtime.runnable import check_cpu, check_runnable
-from tilecompile.runtime.tables import load_tables
 
 Progress = Callable[[int, int], None]
 

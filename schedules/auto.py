@@ -6,9 +6,10 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from tilecompile.graph import OpGraph
-from tilecompile.ops.base import REGISTRY, OpNode
-from tilecompile.plan import Placement, Split
+from tilecompile.ir.graph import OpGraph
+from tilecompile.ir.node import OpNode
+from tilecompile.ir.placement import Placement, Split
+from tilecompile.ops.base import REGISTRY
 from tilecompile.schedules.shares import divided
 
 REPLICATE, SHARD = "replicate", "shard"

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 from math import prod
 
-from tilecompile.graph import OpGraph
-from tilecompile.ops.base import PANEL, REGISTRY, OpNode, View
-from tilecompile.plan import Part, Placement, Split
+from tilecompile.ir.graph import OpGraph
+from tilecompile.ir.node import OpNode, View
+from tilecompile.ir.placement import Part, Placement, Split
+from tilecompile.ir.tiling import PANEL
+from tilecompile.ops.base import REGISTRY
 from tilecompile.runtime.format import DTYPE_BYTES
 from tilecompile.schedules.shares import by_rows_or_cols, summed
 

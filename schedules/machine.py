@@ -15,8 +15,8 @@ from typing import Any
 
 from tilecompile.errors import InputError
 from tilecompile.runtime.machine import usable_cores
-from tilecompile.schedules.check import Kind, ListOf, Number, Table, TableOf, Text, fault
 from tilecompile.schedules.this_machine import cache_bytes, memory_bytes
+from tilecompile.schedules.toml_schema import Kind, ListOf, Number, Table, TableOf, Text, fault
 
 FOLDER = Path(__file__).parent / "machines"
 FAMILIES = ("cpu", "sm_90a", "sm_100a")

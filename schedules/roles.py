@@ -18,9 +18,9 @@ from __future__ import annotations
 
 import re
 
-from tilecompile.graph import OpGraph
-from tilecompile.ops.base import OpNode
-from tilecompile.plan import Placement, Split
+from tilecompile.ir.graph import OpGraph
+from tilecompile.ir.node import OpNode
+from tilecompile.ir.placement import Placement, Split
 from tilecompile.schedules.shares import by_heads, by_rows_or_cols, divided, summed
 
 INDEXER = r"\.self_attn\.indexer\."

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 
-from tilecompile.graph import OpGraph
-from tilecompile.ops.base import OpNode
-from tilecompile.plan import Split
+from tilecompile.ir.graph import OpGraph
+from tilecompile.ir.node import OpNode
+from tilecompile.ir.placement import Split
 
 ROWS = r"(gate_proj|up_proj|^lm_head|\.lm_head)$"
 """Divided by rows of the weight, in whole panels where they suffice; of a fused pair the last name decides."""

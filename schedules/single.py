@@ -1,7 +1,7 @@
 """single: every operator on one device."""
 
-from tilecompile.graph import OpGraph
-from tilecompile.plan import Placement, Split
+from tilecompile.ir.graph import OpGraph
+from tilecompile.ir.placement import Placement, Split
 
 
 def place(graph: OpGraph, devices: int, reduction: str | None = None) -> Placement:

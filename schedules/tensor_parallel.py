@@ -8,8 +8,8 @@ device 0 gathers the logits.
 
 from __future__ import annotations
 
-from tilecompile.graph import OpGraph
-from tilecompile.plan import Placement, Split
+from tilecompile.ir.graph import OpGraph
+from tilecompile.ir.placement import Placement, Split
 from tilecompile.schedules.shares import by_heads, by_rows_or_cols, summed
 
 

@@ -16,8 +16,8 @@ if __name__ == "__main__":
     if present:
         sys.exit(f"this environment has {', '.join(present)}; the check needs one without them")
     import tilecompile
-    from tilecompile.cli_bench import bench
-    from tilecompile.cli_verify import verify
+    from tilecompile.cli.bench import bench
+    from tilecompile.cli.verify import verify
 
     verify(Path(sys.argv[1]))
     with tilecompile.load(sys.argv[1]) as engine:

@@ -7,8 +7,8 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from tilecompile.build import ISAS, build
-from tilecompile.runtime.manifest import NAME, write_manifest
+from tilecompile.runtime.folder.manifest import NAME, write_manifest
+from tilecompile.targets.cpu.build import ISAS, build
 
 HEADER = Path(__file__).parent / "chaos.h"
 

@@ -13,14 +13,15 @@ import torch
 from opharness import as_view, poison
 
 import tilecompile.ops  # noqa: F401  (registers the ops)
-from tilecompile.build import find_compiler
-from tilecompile.cuda.emit import CUDA as SOURCES
-from tilecompile.cuda.emit import GpuKind, bodies, largest_tiles, once, task_kinds
-from tilecompile.cuda.pack import Quantised, pack_copy
-from tilecompile.ops.base import REGISTRY, OpNode, Tiling, View, WeightTile, reference_values
+from tilecompile.ir.node import OpNode, View
+from tilecompile.ir.tiling import Tiling, WeightTile
+from tilecompile.ops.base import REGISTRY, reference_values
 from tilecompile.ops.testing import Case
 from tilecompile.runtime import format as fmt
-from tilecompile.tiles import unpack_tile
+from tilecompile.targets.cpu.build import find_compiler
+from tilecompile.targets.cuda.emit import GpuKind, bodies, header, largest_tiles, once, task_kinds
+from tilecompile.targets.cuda.fragments import Quantised, pack_copy
+from tilecompile.targets.tiles import unpack_tile
 
 HOST = Path(__file__).parent / "cuda_host"
 
@@ -45,7 +46,7 @@ def build(kinds: list[GpuKind], panels: dict[int, int], change: tuple[str, str] 
     table = ", ".join(["nullptr", *(f"tc::{kind.function}" for kind in kinds)])
     scratch = f"#define TC_SCRATCH_BYTES {1 << 20}\n#define TC_SHARED_BYTES {1 << 22}\n"
     parts = [fmt.c_header(), scratch, (HOST / "warp.h").read_text()]
-    parts += [(SOURCES / name).read_text() for name in ("call.cuh", "scalar.cuh")]
+    parts += [header(name) for name in ("call.cuh", "scalar.cuh")]
     parts += [text, f"static void (*const BODIES[])(const tc::Call&) = {{{table}}};", (HOST / "bodies.h").read_text()]
     return library("#include <algorithm>\n" + once("\n".join(parts)))
 

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from cuda_programs import EXPERTS, VOCAB, Case
 
-from tilecompile.build import find_compiler
 from tilecompile.runtime import format as fmt
-from tilecompile.runtime.device_tables import controller, device_tables
+from tilecompile.runtime.cuda.tables import controller, device_tables
+from tilecompile.targets.cpu.build import find_compiler
+from tilecompile.targets.cuda.emit import header
 
 HERE = Path(__file__).parent / "cuda_host"
-CUDA = Path(__file__).parents[1] / "tilecompile" / "cuda"
 HEADERS = ("ring.cuh", "call.cuh", "worker.cuh", "control.cuh", "loader.cuh", "loop.cuh")
 CONSUMER_WARPS, SLOT, STAGES = 4, 64, 3
 NEVER = fmt.NONE
@@ -28,7 +28,7 @@ MAX_SEQ_LEN = 8
 
 def build(folder: Path, change: Callable[[str], str] = lambda text: text) -> ctypes.CDLL:
     """The harness around the product's headers, with a change to their text."""
-    text = change("\n".join((CUDA / name).read_text() for name in HEADERS))
+    text = change("\n".join(header(name) for name in HEADERS))
     parts = [fmt.c_header(), *((HERE / name).read_text() for name in ("clocks.h", "simulation.h", "shim.cuh")), text]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "program.h").write_text("\n".join(parts).replace("#pragma once\n", ""))

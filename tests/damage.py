@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from tilecompile.runtime.files import file_entry
-from tilecompile.runtime.manifest import manifest_sha256
+from tilecompile.runtime.folder.files import file_entry
+from tilecompile.runtime.folder.manifest import manifest_sha256
 
 
 def copy(engine: Path, folder: Path) -> Path:

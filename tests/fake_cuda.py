@@ -18,8 +18,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tilecompile.build import find_compiler
-from tilecompile.cuda.build import _cuda_headers
+from tilecompile.targets.cpu.build import find_compiler
+from tilecompile.targets.cuda.build import _cuda_headers
 
 HERE = Path(__file__).parent
 LIVE = (

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from tilecompile.build import ISAS, build
 from tilecompile.runtime import format as fmt
-from tilecompile.runtime.manifest import manifest_sha256, write_manifest
+from tilecompile.runtime.folder.manifest import manifest_sha256, write_manifest
 from tilecompile.runtime.text import _byte_alphabet
+from tilecompile.targets.cpu.build import ISAS, build
 
 VOCAB = 300
 MAX_SEQ_LEN = 64

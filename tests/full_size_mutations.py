@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 
 from tilecompile.runtime import format as fmt
-from tilecompile.runtime.manifest import Manifest, read_manifest
-from tilecompile.runtime.tables import arena_sizes, load_tables
-from tilecompile.verify import Memory, Proof, VerifyError, verify
-from tilecompile.verify_windows import Proved
+from tilecompile.runtime.folder.manifest import Manifest, read_manifest
+from tilecompile.runtime.folder.tables import arena_sizes, load_tables
+from tilecompile.verify.proof import Memory, Proof, VerifyError, verify
+from tilecompile.verify.windows import Proved
 
 Tables = dict[str, np.ndarray]
 

@@ -11,7 +11,7 @@ that a crash is seen as one, and a hang as one. Kinds of cases:
     text      the tokenizer altered, with hashes right again
 
 The last two can make another engine, about which loading says nothing. What it can refuse are indices that lead
-nowhere and addresses for which the kernel wasn't built (`runtime/contract.py`). A wrong schedule (who waits for what,
+nowhere and addresses for which the kernel wasn't built (`contract.py`). A wrong schedule (who waits for what,
 in which order) passes; where it doesn't stall it may give other tokens, and to prove that it is right is the business
 of `tilecompile verify`. Such cases are counted apart as "another", and the tests ask the verifier to reject them, as it
 must those that stall. The hashes of an altered kernel are never mended: it is a program, and nothing can be said about

@@ -9,13 +9,15 @@ from pathlib import Path
 
 import opharness
 
-from tilecompile.build import find_compiler
-from tilecompile.cuda import emit
-from tilecompile.cuda.body import TileBody
-from tilecompile.cuda.lower import to_c, to_cuda
-from tilecompile.emit import CPU, Kind
-from tilecompile.ops.base import REGISTRY, OpNode
+from tilecompile.ir.node import OpNode
+from tilecompile.ops.base import REGISTRY
+from tilecompile.ops.kit.body import TileBody
 from tilecompile.runtime.format import c_header
+from tilecompile.targets.cpu.build import find_compiler
+from tilecompile.targets.cpu.emit import FRONT, KIT
+from tilecompile.targets.cuda import emit
+from tilecompile.targets.cuda.lower import to_c, to_cuda
+from tilecompile.targets.kind import Kind
 
 FLAGS = ("-std=c++20", "-O1", "-fPIC", "-shared", "-fno-strict-aliasing", "-ffp-contract=off", "-w")
 """TileLang's C reads the bits of floats through pointers."""
@@ -46,7 +48,7 @@ def build_c_bodies(nodes: list[OpNode]) -> tuple[ctypes.CDLL, dict[str, Kind]]:
         key = (number, statement)
         kinds.setdefault(key, Kind(len(kinds) + 1, node.op, node.name, statement))
         of_node[node.name] = kinds[key]
-    parts = [c_header(), *((CPU / name).read_text() for name in ("simd.h", "call.h"))]
+    parts = [c_header(), *((KIT / name).read_text() for name in FRONT)]
     parts += [source.replace("@NAME@", f"body{number}") for source, number in functions.items()]
     parts += [f"static void {k.function}(const Call& c) {{\n  {k.statement}\n}}" for k in kinds.values()]
     table = ", ".join(["nullptr", *(kind.function for kind in kinds.values())])

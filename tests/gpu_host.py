@@ -13,8 +13,8 @@ from gpu.cases import Trial, kinds_of
 from gpu.records import TASK_LAUNCH, TASK_ROW
 from gpu_bodies import build_c_bodies
 
-from tilecompile.cuda.emit import bodies
 from tilecompile.runtime import format as fmt
+from tilecompile.targets.cuda.emit import bodies
 
 
 @dataclass

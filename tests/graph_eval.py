@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tilecompile.graph import OpGraph
-from tilecompile.ops.base import View, reference_values
-from tilecompile.ops.testing import TORCH_DTYPES
+from tilecompile.ir.graph import OpGraph
+from tilecompile.ir.node import View
+from tilecompile.ops.base import reference_values
+from tilecompile.ops.dtypes import TORCH_DTYPES
 
 
 def window(tensors: dict[str, Tensor], view: View) -> Tensor:

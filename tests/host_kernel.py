@@ -15,21 +15,21 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from cuda_bodies import HOST, SOURCES
+from cuda_bodies import HOST
 from gpu_bodies import FLAGS
 
-from tilecompile import kernels
-from tilecompile.build import find_compiler
 from tilecompile.compile import compile_model
-from tilecompile.cuda import emit
-from tilecompile.cuda.body import StreamBody, TileBody
-from tilecompile.cuda.build import toolkit
-from tilecompile.cuda.emit import GpuKind, once
-from tilecompile.cuda.engine import FRONT_BYTES, SLOT_BYTES, Kernel, make_kernel
-from tilecompile.cuda.lower import to_c
+from tilecompile.engine import kernels
+from tilecompile.ops.kit.body import StreamBody, TileBody
 from tilecompile.options import CompileOptions
-from tilecompile.runtime.contract import MARK
+from tilecompile.runtime.folder.contract import MARK
 from tilecompile.runtime.format import BLOCK_THREADS, FILL, MEGAKERNEL, c_header
+from tilecompile.targets.cpu.build import find_compiler
+from tilecompile.targets.cuda import emit
+from tilecompile.targets.cuda.build import toolkit
+from tilecompile.targets.cuda.emit import GpuKind, once
+from tilecompile.targets.cuda.kernel import FRONT_BYTES, SLOT_BYTES, Kernel, make_kernel
+from tilecompile.targets.cuda.lower import to_c
 
 FAKE = Path(__file__).parent / "fake_cuda"
 CONSUMER_WARPS = 3
@@ -72,7 +72,7 @@ def build(folder: Path, kinds: list[GpuKind], panels: Mapping[int, int], shared:
     names = f'constexpr char MEGAKERNEL[] = "{MEGAKERNEL}", FILL[] = "{FILL}";\n'
     names += f"constexpr uint32_t BLOCK_THREADS = {BLOCK_THREADS};\n"
     loop = [c_header(), names, (HOST / "resident.h").read_text()]
-    loop += [(SOURCES / name).read_text() for name in ("ring.cuh", "call.cuh", *emit.LOOP)]
+    loop += [emit.header(name) for name in ("ring.cuh", "call.cuh", *emit.LOOP)]
     (folder / "loop.h").write_text("#include <algorithm>\n" + once("\n".join(loop)))
     (folder / "streams.cpp").write_text(_streams(kinds, panels))
     (folder / "tiles.cpp").write_text(_tiles(kinds))
@@ -107,7 +107,7 @@ def _streams(kinds: list[GpuKind], panels: Mapping[int, int]) -> str:
     scratch = ", ".join(str(made.scratch.get(i, 0)) for i in range(last + 1))
     parts = [f"#define TC_SCRATCH_BYTES {SCRATCH}\n#define TC_SHARED_BYTES {4 * SCRATCH}\n", c_header()]
     parts += ["#include <algorithm>", (HOST / "warp.h").read_text()]
-    parts += [(SOURCES / name).read_text() for name in ("call.cuh", "scalar.cuh")]
+    parts += [emit.header(name) for name in ("call.cuh", "scalar.cuh")]
     parts += [made.source, f"static void (*const BODIES[])(const tc::Call&) = {{{bodies}}};"]
     parts += [f"constexpr uint32_t SCRATCH[] = {{{scratch}}};"]
     parts += [(HOST / name).read_text() for name in ("bodies.h", "stream_bodies.h")]

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from small import GLM5
 
-from tilecompile.fuse import fuse
-from tilecompile.graph import OpGraph
+from tilecompile.ir.graph import OpGraph
+from tilecompile.ir.node import OpNode, View
 from tilecompile.models.config import Glm5Config
 from tilecompile.models.glm5 import Glm5Step
 from tilecompile.models.mtp import MtpStep
-from tilecompile.ops.base import OpNode, View
-from tilecompile.trace import trace
+from tilecompile.passes.fuse import fuse
+from tilecompile.passes.trace import trace
 
 ODD = {
     "num_attention_heads": 5,

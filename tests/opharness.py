@@ -21,14 +21,18 @@ import numpy.typing as npt
 import torch
 
 import tilecompile.ops  # noqa: F401  (registers the ops)
-from tilecompile.build import ISAS, Isa, build
-from tilecompile.emit import Kind, bodies_source, task_kinds
-from tilecompile.ops.base import REGISTRY, OpNode, View, WeightTile, reference_values
-from tilecompile.ops.testing import TORCH_DTYPES, Case
+from tilecompile.ir.node import OpNode, View
+from tilecompile.ir.tiling import WeightTile
+from tilecompile.ops.base import REGISTRY, reference_values
+from tilecompile.ops.dtypes import TORCH_DTYPES
+from tilecompile.ops.testing import Case
+from tilecompile.passes.schedule import ALIGN
 from tilecompile.runtime import format as fmt
 from tilecompile.runtime.machine import cpu_features
-from tilecompile.schedule import ALIGN
-from tilecompile.tiles import pack_tile
+from tilecompile.targets.cpu.build import ISAS, Isa, build
+from tilecompile.targets.cpu.emit import bodies_source, task_kinds
+from tilecompile.targets.kind import Kind
+from tilecompile.targets.tiles import pack_tile
 
 Raw = npt.NDArray[np.unsignedinteger]
 Bytes = npt.NDArray[np.uint8]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tilecompile.simulate.loop import Loop
+from tilecompile.cost.simulate.loop import Loop
 
 
 def loop(streams: list[list[dict[str, Any]]], **machine: Any) -> Loop:

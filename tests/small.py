@@ -9,18 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from tilecompile import ops
-from tilecompile.emit import task_kinds
-from tilecompile.events import events
-from tilecompile.fuse import fuse
-from tilecompile.graph import OpGraph
+from tilecompile.ir.graph import OpGraph
+from tilecompile.ir.program import Program
+from tilecompile.ir.tasks import EventTensors
 from tilecompile.models.config import Glm5Config
 from tilecompile.models.glm5 import Glm5Step
 from tilecompile.models.mtp import MtpStep
-from tilecompile.place import place
-from tilecompile.plan import EventTensors, Program
-from tilecompile.schedule import schedule
-from tilecompile.tile import tile
-from tilecompile.trace import trace
+from tilecompile.passes.events import events
+from tilecompile.passes.fuse import fuse
+from tilecompile.passes.place.place import place
+from tilecompile.passes.schedule import schedule
+from tilecompile.passes.tile import tile
+from tilecompile.passes.trace import trace
+from tilecompile.targets.cpu.emit import task_kinds
 
 HIDDEN, VOCAB = 32, 50
 

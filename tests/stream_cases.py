@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from tilecompile.ops.base import OpNode, View
+from tilecompile.ir.node import OpNode, View
 from tilecompile.ops.testing import Case, normal
 
 OPS = ("linear", "head_linear", "expert_linear", "expert_combine")

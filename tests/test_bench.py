@@ -16,19 +16,19 @@ from table_tools import correct, take_apart
 from typer.testing import CliRunner, Result
 
 import tilecompile
-from tilecompile import peers
-from tilecompile.bench import ablate, report, roof, rounds
-from tilecompile.bench.roof import KERNELS, ReadKernel, Roof
-from tilecompile.bench.rounds import ENGINE, Round, best_kernel, steady
-from tilecompile.cli import app
+from tilecompile.cli.app import app
 from tilecompile.errors import EngineError
+from tilecompile.measure import peers, roof
+from tilecompile.measure.bench import ablate, report, rounds
+from tilecompile.measure.bench.rounds import ENGINE, Round, best_kernel, steady
+from tilecompile.measure.roof import KERNELS, ReadKernel, Roof
+from tilecompile.measure.steps import another_kernel, fill_caches
 from tilecompile.runtime import format as fmt
+from tilecompile.runtime.cpu.kernel import Kernel
+from tilecompile.runtime.cpu.launch import stalled
+from tilecompile.runtime.folder.tables import arena_sizes
 from tilecompile.runtime.generate import Run
-from tilecompile.runtime.kernel import Kernel
-from tilecompile.runtime.launch import stalled
-from tilecompile.runtime.tables import arena_sizes
-from tilecompile.steps import another_kernel, fill_caches
-from tilecompile.verify import Memory, verify
+from tilecompile.verify.proof import Memory, verify
 
 A, B = KERNELS[:2]
 

@@ -14,12 +14,12 @@ import pytest
 from conftest import Built
 from test_bench import refused, run
 
-from tilecompile import peers
-from tilecompile.bench import measure, roof, rounds
-from tilecompile.bench.command import STEPS, command_peers
 from tilecompile.errors import InputError
+from tilecompile.measure import peers, roof
+from tilecompile.measure.bench import measure, rounds
+from tilecompile.measure.bench.command import STEPS, command_peers
+from tilecompile.runtime.folder.manifest import Manifest, read_manifest
 from tilecompile.runtime.load import load
-from tilecompile.runtime.manifest import Manifest, read_manifest
 from tilecompile.schedules.machine import load_machine
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "peers"

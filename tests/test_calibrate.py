@@ -15,15 +15,15 @@ from test_cli import run
 from test_simulate import Plan, cpu, plan_of, work_at
 
 from tilecompile.compile import compile_model
+from tilecompile.cost.simulate.step import at_pace, simulate, simulator_of
+from tilecompile.cost.step_time.spans import tasks_of
 from tilecompile.errors import InputError
+from tilecompile.measure.calibrate import calibrate as calibrating
+from tilecompile.measure.calibrate.fit_costs import Sample, fit, nonnegative
+from tilecompile.measure.calibrate.toml import machine_toml
 from tilecompile.options import CompileOptions
 from tilecompile.runtime.load import load
 from tilecompile.schedules.machine import OpCost, load_machine
-from tilecompile.simulate import calibrate as calibrating
-from tilecompile.simulate.fit import Sample, fit, nonnegative
-from tilecompile.simulate.step import at_pace, simulate, simulator_of
-from tilecompile.simulate.toml import machine_toml
-from tilecompile.timeline.spans import tasks_of
 
 
 @pytest.fixture(scope="module")

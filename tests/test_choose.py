@@ -11,17 +11,17 @@ from machines import write_machine
 from typer.testing import CliRunner
 
 import tilecompile
-from tilecompile.choose import Chosen, choose, coarser, sample
-from tilecompile.cli import app
+from tilecompile.cli.app import app
 from tilecompile.compile import compile_model, trace_programs
 from tilecompile.errors import InputError
-from tilecompile.fuse import fuse
-from tilecompile.graph import OpGraph
+from tilecompile.ir.graph import OpGraph
 from tilecompile.models.config import Glm5Config
 from tilecompile.models.named import NAMED
 from tilecompile.options import CompileOptions
-from tilecompile.place import RECIPES
-from tilecompile.runtime.manifest import read_manifest
+from tilecompile.passes.fuse import fuse
+from tilecompile.passes.place.choose import Chosen, choose, coarser, sample
+from tilecompile.passes.place.place import RECIPES
+from tilecompile.runtime.folder.manifest import read_manifest
 from tilecompile.schedules.auto import REPLICATE, SHARD
 from tilecompile.schedules.machine import load_machine
 

@@ -18,7 +18,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import tilecompile
-from tilecompile.cli import app
+from tilecompile.cli.app import app
 from tilecompile.errors import InputError
 from tilecompile.options import CompileOptions
 from tilecompile.runtime import machine
@@ -279,7 +279,7 @@ def test_demo(compiler: list[CompileOptions], tmp_path: Path, monkeypatch: pytes
     assert Path(compiler[0].model) == checkpoint
     assert run("demo", *prompt).exit_code == 0
     assert not compiler[1].output.exists()
-    monkeypatch.setattr("tilecompile.cli.__file__", str(tmp_path / "package" / "cli.py"))
+    monkeypatch.setattr("tilecompile.cli.demo.__file__", str(tmp_path / "package" / "cli" / "demo.py"))
     assert "demo needs a checkout of the repository" in refused("demo")
 
 
@@ -371,6 +371,6 @@ def test_targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_placements_are_the_recipes() -> None:
-    from tilecompile.place import RECIPES
+    from tilecompile.passes.place.place import RECIPES
 
     assert (*RECIPES, "auto") == PLACEMENTS

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from opharness import assert_close, expected
 from torch import Tensor
 
-from tilecompile.ops.base import OpNode, View
+from tilecompile.ir.node import OpNode, View
 from tilecompile.ops.context import Context
 from tilecompile.ops.testing import Case, normal
 

@@ -11,7 +11,8 @@ from opharness import same_bits
 from stream_cases import OPS, every_case, glm5, linear
 
 from tilecompile.errors import InputError
-from tilecompile.ops.base import REGISTRY, OpNode, View
+from tilecompile.ir.node import OpNode, View
+from tilecompile.ops.base import REGISTRY
 from tilecompile.ops.testing import Case, normal
 
 TOLERANCE = {"fp8": 1e-3, "bf16": 4e-3}

@@ -7,9 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from tilecompile.cuda import build as cuda
-from tilecompile.cuda.build import ARCHITECTURES, Resources, build, check_instructions, check_resources, instructions
 from tilecompile.errors import InputError
+from tilecompile.targets.cuda import build as cuda
+from tilecompile.targets.cuda.build import (
+    ARCHITECTURES,
+    Resources,
+    build,
+    check_instructions,
+    check_resources,
+    instructions,
+)
 
 PLAIN = """
 #include <cstdint>

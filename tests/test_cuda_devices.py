@@ -12,9 +12,9 @@ from conftest import tiny_model
 from host_kernel import stand_in
 from typer.testing import CliRunner
 
-from tilecompile import kernels
-from tilecompile.cli import app
+from tilecompile.cli.app import app
 from tilecompile.compile import compile_model
+from tilecompile.engine import kernels
 from tilecompile.errors import InputError
 from tilecompile.options import CompileOptions
 from tilecompile.runtime.cuda.options import CudaOptions, cuda_options

@@ -13,13 +13,13 @@ import pytest
 from test_cuda_bodies import linear
 from typer.testing import CliRunner
 
-from tilecompile.cli import app
-from tilecompile.cuda.build import ARCHITECTURES, SHARED_BYTES
-from tilecompile.cuda.emit import GpuKind, task_kinds
-from tilecompile.cuda.engine import Kernel, make_kernel
+from tilecompile.cli.app import app
 from tilecompile.errors import InputError
-from tilecompile.ops.base import OpNode, View
-from tilecompile.runtime.contract import MARK
+from tilecompile.ir.node import OpNode, View
+from tilecompile.runtime.folder.contract import MARK
+from tilecompile.targets.cuda.build import ARCHITECTURES, SHARED_BYTES
+from tilecompile.targets.cuda.emit import GpuKind, task_kinds
+from tilecompile.targets.cuda.kernel import Kernel, make_kernel
 
 TINY = Path(__file__).parents[1] / "examples" / "tiny-glm5"
 

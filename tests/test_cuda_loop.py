@@ -15,16 +15,18 @@ import numpy as np
 import pytest
 from cuda_mistakes import BUGS, planted
 from cuda_programs import IDS, NEXT, PLAIN, SAMPLED, VOCAB, Case, Task
-from cuda_protocol import CUDA, HEADERS, MAX_SEQ_LEN, Ask, Result, aligned, build, random_run, request, run
+from cuda_protocol import HEADERS, MAX_SEQ_LEN, Ask, Result, aligned, build, random_run, request, run
 
-from tilecompile.build import find_compiler
-from tilecompile.cuda.build import ARCHITECTURES, check_instructions, check_resources, instructions
-from tilecompile.cuda.build import build as build_cubin
-from tilecompile.cuda.emit import once
 from tilecompile.runtime import format as fmt
-from tilecompile.runtime.device_tables import device_tables
+from tilecompile.runtime.cpu.kernel import Kernel, open_kernel
+from tilecompile.runtime.cuda.tables import device_tables
 from tilecompile.runtime.errors import EngineError
-from tilecompile.runtime.kernel import IDLE, REASONS, Kernel, open_kernel
+from tilecompile.runtime.kernel import IDLE, REASONS
+from tilecompile.targets.cpu import emit as cpu_emit
+from tilecompile.targets.cpu.build import find_compiler
+from tilecompile.targets.cuda.build import ARCHITECTURES, check_instructions, check_resources, instructions
+from tilecompile.targets.cuda.build import build as build_cubin
+from tilecompile.targets.cuda.emit import header, once
 
 ABORTED = REASONS.index("aborted")
 
@@ -203,7 +205,7 @@ NEEDED = (
 @pytest.mark.parametrize(("architecture", "flags"), list(zip(ARCHITECTURES, ((), ("-DTC_TIMES=4",)), strict=True)))
 def test_it_compiles_for_gpus(architecture: str, flags: tuple[str, ...]) -> None:
     """NVRTC takes the same text; the PTX has the instructions that are meant and nothing in local memory."""
-    parts = [fmt.c_header(), *((CUDA / name).read_text() for name in ("sync.cuh", *HEADERS)), TRIVIAL]
+    parts = [fmt.c_header(), *(header(name) for name in ("sync.cuh", *HEADERS)), TRIVIAL]
     built = build_cubin(once("\n".join(parts)), architecture, flags=flags)
     check_resources("the loop", built.kernels["kernel"], 227 * 1024)
     check_instructions("the loop", instructions(built.ptx)["kernel"], NEEDED)
@@ -256,10 +258,10 @@ def cpu_answers(library: ctypes.CDLL, case: Case, asks: list[Ask], stops: list[i
 
 def test_requests_end_as_on_a_cpu(library: ctypes.CDLL, tmp_path: Path) -> None:
     """The controller's decisions are those of the CPU's kernel: same reasons, same tokens."""
-    texts = [(CUDA.parent / "cpu" / name).read_text() for name in ("simd.h", "call.h")]
+    texts = [(cpu_emit.KIT / name).read_text() for name in cpu_emit.FRONT]
     texts += [
         CPU_BODIES,
-        *((CUDA.parent / "cpu" / name).read_text() for name in ("worker.h", "profile.h", "loop.h", "abi.h")),
+        *((cpu_emit.HERE / name).read_text() for name in ("worker.h", "profile.h", "loop.h", "abi.h")),
     ]
     source = tmp_path / "kernel.cpp"
     source.write_text(once("\n".join([fmt.c_header(), *texts, 'extern "C" const char tc_contract[] = "";'])))

@@ -11,14 +11,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tilecompile.cuda.pack import Quantised, fragments, pack_copy, unfragmented
+from tilecompile.engine.weights import pack
 from tilecompile.errors import InputError
-from tilecompile.graph import Tensor
-from tilecompile.ops.base import WeightTile
-from tilecompile.pack import pack
-from tilecompile.plan import PlacedTile, Program
+from tilecompile.ir.graph import Tensor
+from tilecompile.ir.program import PlacedTile, Program
+from tilecompile.ir.tiling import WeightTile
 from tilecompile.runtime.format import FRAGMENT_BYTES, tile_bytes
-from tilecompile.tiles import unpack_tile
+from tilecompile.targets.cuda.fragments import Quantised, fragments, pack_copy, unfragmented
+from tilecompile.targets.tiles import unpack_tile
 
 E4M3 = torch.float8_e4m3fn
 

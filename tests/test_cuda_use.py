@@ -16,7 +16,7 @@ from host_kernel import compile_for_host
 import tilecompile
 from tilecompile.compile import compile_model
 from tilecompile.options import CompileOptions
-from tilecompile.runtime.selections import Selections
+from tilecompile.runtime.replay.selections import Selections
 
 pytestmark = pytest.mark.slow
 

@@ -16,14 +16,14 @@ from conftest import Built
 from typer.testing import CliRunner
 
 import tilecompile
-from tilecompile.build import ISAS, build
-from tilecompile.cli import app
-from tilecompile.debug import compare, first_wrong
+from tilecompile.cli.app import app
 from tilecompile.errors import EngineError, InputError
-from tilecompile.interpret import Interpreter
-from tilecompile.runtime.buffers import check_kept, find_operator, writes
-from tilecompile.runtime.manifest import read_manifest
-from tilecompile.runtime.tables import load_tables
+from tilecompile.interpret.compare import compare, first_wrong
+from tilecompile.interpret.interpreter import Interpreter
+from tilecompile.runtime.folder.manifest import read_manifest
+from tilecompile.runtime.folder.tables import load_tables
+from tilecompile.runtime.replay.buffers import check_kept, find_operator, writes
+from tilecompile.targets.cpu.build import ISAS, build
 
 Build = Callable[[str], Built]
 NAMES = [

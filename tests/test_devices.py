@@ -19,13 +19,13 @@ from reference import draw
 from typer.testing import CliRunner
 
 import tilecompile
-from tilecompile.cli import app
+from tilecompile.cli.app import app
 from tilecompile.compile import compile_model
 from tilecompile.errors import InputError
-from tilecompile.interpret import Interpreter
+from tilecompile.interpret.interpreter import Interpreter
 from tilecompile.options import CompileOptions
-from tilecompile.runtime.manifest import read_manifest
-from tilecompile.runtime.tables import load_tables
+from tilecompile.runtime.folder.manifest import read_manifest
+from tilecompile.runtime.folder.tables import load_tables
 from tilecompile.schedules import PLACEMENTS, REDUCTIONS
 
 TOLERANCE = 5e-4

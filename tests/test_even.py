@@ -11,27 +11,27 @@ from graph_eval import evaluate, random_tensors, window
 from small import GLM5, glm5_graphs, trace_step
 from torch import Tensor
 
-from tilecompile.by_context import by_context
 from tilecompile.compile import trace_programs
-from tilecompile.copies import Copies
-from tilecompile.device_reads import device_reads, node_reads, tape_reads
-from tilecompile.distribute import distribute
-from tilecompile.events import events
-from tilecompile.fuse import fuse
-from tilecompile.graph import OpGraph
+from tilecompile.cost.device_reads import device_reads, node_reads, tape_reads
+from tilecompile.cost.placement_table import placement_table
+from tilecompile.cost.traffic import reads
+from tilecompile.ir.graph import OpGraph
+from tilecompile.ir.placement import Split
 from tilecompile.models.config import Glm5Config
 from tilecompile.models.glm5 import Glm5Step
 from tilecompile.models.named import NAMED
 from tilecompile.ops.base import reference_values
 from tilecompile.ops.context import Context
-from tilecompile.ops.testing import TORCH_DTYPES
-from tilecompile.place import place
-from tilecompile.placement_table import placement_table
-from tilecompile.plan import Split
-from tilecompile.schedule import schedule
+from tilecompile.ops.dtypes import TORCH_DTYPES
+from tilecompile.passes.events import events
+from tilecompile.passes.fuse import fuse
+from tilecompile.passes.place.by_context import by_context
+from tilecompile.passes.place.copies import Copies
+from tilecompile.passes.place.distribute import distribute
+from tilecompile.passes.place.place import place
+from tilecompile.passes.schedule import schedule
+from tilecompile.passes.tile import tile
 from tilecompile.schedules import even
-from tilecompile.tile import tile
-from tilecompile.traffic import reads
 
 TOPK = GLM5["index_topk"]
 

@@ -10,11 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small import glm5_graphs, plans
 
-from tilecompile.events import classes, events
-from tilecompile.fuse import fuse
-from tilecompile.graph import OpGraph, Tensor
-from tilecompile.ops.base import OpNode, Tiling
-from tilecompile.plan import EventTensors, Placement, Region, TaskGrid, TaskGrids
+from tilecompile.ir.graph import OpGraph, Tensor
+from tilecompile.ir.node import OpNode
+from tilecompile.ir.placement import Placement
+from tilecompile.ir.tasks import EventTensors, Region, TaskGrid, TaskGrids
+from tilecompile.ir.tiling import Tiling
+from tilecompile.passes.events import classes, events
+from tilecompile.passes.fuse import fuse
 
 Task = tuple[int, int]
 ROWS, COLS = 3, 6

@@ -14,21 +14,21 @@ from reference import draw
 from small import GLM5
 
 import tilecompile
-from tilecompile import split_attention as splitting
 from tilecompile.compile import compile_model, trace_programs
-from tilecompile.device_reads import device_reads
-from tilecompile.direct import direct, pushes
-from tilecompile.fuse import fuse
-from tilecompile.graph import OpGraph, Tensor
-from tilecompile.interpret import Interpreter
+from tilecompile.cost.device_reads import device_reads
+from tilecompile.cost.placement_table import placement_table
+from tilecompile.interpret.interpreter import Interpreter
+from tilecompile.ir.graph import OpGraph, Tensor, pushes
+from tilecompile.ir.node import OpNode, View
+from tilecompile.ir.placement import PlacedGraph
 from tilecompile.models.config import Glm5Config
-from tilecompile.ops.base import OpNode, View
 from tilecompile.options import CompileOptions
-from tilecompile.place import place
-from tilecompile.placement_table import placement_table
-from tilecompile.plan import PlacedGraph
-from tilecompile.runtime.manifest import read_manifest
-from tilecompile.split_attention import split_attention
+from tilecompile.passes.fuse import fuse
+from tilecompile.passes.place import split_attention as splitting
+from tilecompile.passes.place.direct import direct
+from tilecompile.passes.place.place import place
+from tilecompile.passes.place.split_attention import split_attention
+from tilecompile.runtime.folder.manifest import read_manifest
 
 CONTEXT = 40
 SIZES = {**GLM5, "index_topk": 24, "num_nextn_predict_layers": 0}

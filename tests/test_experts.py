@@ -8,10 +8,10 @@ import pytest
 import torch
 from opharness import RUNNABLE, build_bodies, run_body
 
-from tilecompile.build import Isa
+from tilecompile.ir.node import OpNode, View
 from tilecompile.ops import dispatch, expert_combine, expert_linear, route
-from tilecompile.ops.base import OpNode, View
 from tilecompile.ops.testing import Case
+from tilecompile.targets.cpu.build import Isa
 
 HIDDEN, INNER, EXPERTS, TOPK = 45, 70, 9, 3
 

@@ -9,7 +9,7 @@ import pytest
 from fake_cuda import HERE, Done, run
 from host_kernel import stand_in
 
-from tilecompile.build import find_compiler
+from tilecompile.targets.cpu.build import find_compiler
 
 SPINNING = """
 #include "host_kernel.h"

@@ -26,12 +26,12 @@ from safetensors.torch import save_file
 from using import left
 
 import tilecompile
-from tilecompile import kernels
 from tilecompile.compile import compile_model
+from tilecompile.engine import kernels
 from tilecompile.errors import EngineError, InputError
 from tilecompile.models.checkpoint import Checkpoint
 from tilecompile.options import CompileOptions
-from tilecompile.runtime.check import check_engine
+from tilecompile.runtime.folder.check import check_engine
 
 STAGES = ("open", "trace", "tile", "events", "schedule", "verify", "build", "pack")
 

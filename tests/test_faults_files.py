@@ -17,9 +17,9 @@ from fuzz_server import Server
 from using import PROMPT
 
 import tilecompile
+from tilecompile.engine.folder import exchange
 from tilecompile.errors import EngineError
-from tilecompile.output import exchange
-from tilecompile.runtime.check import check_engine
+from tilecompile.runtime.folder.check import check_engine
 from tilecompile.runtime.format import TABLES
 
 FILES = [f"tables/{name}.npy" for name in TABLES]

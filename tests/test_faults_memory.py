@@ -7,7 +7,7 @@ from pathlib import Path
 from using import script
 
 from tilecompile.runtime import machine
-from tilecompile.runtime.manifest import read_manifest
+from tilecompile.runtime.folder.manifest import read_manifest
 
 
 def test_control_groups(tmp_path: Path) -> None:

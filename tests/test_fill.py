@@ -13,8 +13,8 @@ from tilecompile.compile import compile_model
 from tilecompile.options import CompileOptions
 from tilecompile.runtime import format as fmt
 from tilecompile.runtime.cuda.fill import PIECE, cache_fills, weight_fills
-from tilecompile.runtime.manifest import read_manifest
-from tilecompile.runtime.tables import load_tables
+from tilecompile.runtime.folder.manifest import read_manifest
+from tilecompile.runtime.folder.tables import load_tables
 
 POOL = 1 << 40
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from tilecompile.build import find_compiler
 from tilecompile.runtime import format as fmt
+from tilecompile.targets.cpu.build import find_compiler
 
 
 def test_sizes_and_offsets_hold_in_c(tmp_path: Path) -> None:

@@ -19,24 +19,25 @@ from small import GLM5
 from typer.testing import CliRunner
 
 import tilecompile
-from tilecompile.cli import app
+from tilecompile.cli.app import app
 from tilecompile.compile import compile_model, trace_programs
+from tilecompile.cost.capacity import Needs, check_fit, needs
+from tilecompile.cost.traffic import reads
+from tilecompile.engine.graph_json import read_graph
+from tilecompile.engine.placement_json import read_placement
 from tilecompile.errors import EngineError, InputError
-from tilecompile.fit import Needs, check_fit, needs
-from tilecompile.fuse import fuse
-from tilecompile.graph_json import read_graph
+from tilecompile.ir.placement import PlacedGraph
+from tilecompile.ir.tiling import WeightTile
 from tilecompile.models.named import NAMED
-from tilecompile.ops.base import REGISTRY, WeightTile
+from tilecompile.ops.base import REGISTRY
 from tilecompile.options import CompileOptions
-from tilecompile.place import place
-from tilecompile.placement_json import read_placement
-from tilecompile.plan import PlacedGraph
-from tilecompile.repetition import shortened
+from tilecompile.passes.fuse import fuse
+from tilecompile.passes.place.place import place
+from tilecompile.passes.repetition import shortened
+from tilecompile.runtime.folder.manifest import read_manifest
+from tilecompile.runtime.folder.tables import load_tables
 from tilecompile.runtime.format import LINES, matrix_bytes, panel_bytes
-from tilecompile.runtime.manifest import read_manifest
-from tilecompile.runtime.tables import load_tables
 from tilecompile.schedules.machine import load_machine
-from tilecompile.traffic import reads
 
 LAYERS = 12
 GB = 10**9
@@ -247,7 +248,7 @@ def test_full_size(tmp_path: Path) -> None:
 
 MEASURED = """
 import resource, sys
-from tilecompile.cli import main
+from tilecompile.cli.app import main
 code = 0
 try:
     main()

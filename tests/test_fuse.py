@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tilecompile import ops
-from tilecompile.fuse import MAX_LEAVES, REWRITES, compose_maps, fold_epilogue, fold_norm, fuse, gate_logits
-from tilecompile.graph import OpGraph
-from tilecompile.ops.expr import leaves
-from tilecompile.order import by_depth
-from tilecompile.trace import trace
+from tilecompile.ir.expr import leaves
+from tilecompile.ir.graph import OpGraph
+from tilecompile.passes.fuse import MAX_LEAVES, REWRITES, compose_maps, fold_epilogue, fold_norm, fuse, gate_logits
+from tilecompile.passes.order import by_depth
+from tilecompile.passes.trace import trace
 
 
 def same(before: OpGraph, after: OpGraph, seed: int = 0) -> None:

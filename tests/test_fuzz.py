@@ -9,9 +9,9 @@ import pytest
 from fuzz_engine import KINDS
 from fuzz_server import Outcome, run
 
-from tilecompile.cli_verify import prove
+from tilecompile.cli.verify import prove
 from tilecompile.errors import EngineError
-from tilecompile.runtime.check import check_engine
+from tilecompile.runtime.folder.check import check_engine
 
 SAMPLE, ALL = 180, 3000
 

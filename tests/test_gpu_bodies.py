@@ -20,11 +20,11 @@ from glm5_cases import CASES
 from gpu_bodies import TILE_OPS, build_c_bodies, kernels_source, tile_body
 from opharness import any_seed, assert_close, cases_of, expected, run_body, same_bits
 
-from tilecompile.cuda.build import FORBIDDEN, build
-from tilecompile.cuda.lower import LoweringError, rewrite, to_cuda
-from tilecompile.emit import Kind
-from tilecompile.ops.base import OpNode
+from tilecompile.ir.node import OpNode
 from tilecompile.ops.testing import Case
+from tilecompile.targets.cuda.build import FORBIDDEN, build
+from tilecompile.targets.cuda.lower import LoweringError, rewrite, to_cuda
+from tilecompile.targets.kind import Kind
 
 TOLERANCE = 1e-4
 """Max error over RMS of results that are computed; selections and copies must be equal."""
@@ -134,7 +134,8 @@ def test_cuda_form_of_many_tokens(op: str, architecture: str) -> None:
 def test_lowering_repeats_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two processes with different hash seeds and empty caches make the same bytes."""
     program = (
-        "from gpu_bodies import tile_body; from opharness import cases_of; from tilecompile.cuda.lower import to_cuda\n"
+        "from gpu_bodies import tile_body; from opharness import cases_of\n"
+        "from tilecompile.targets.cuda.lower import to_cuda\n"
         f"print([to_cuda(tile_body(cases_of(op, 0)[0].node), a) for op in {REPEATED} for a in {ARCHITECTURES}])"
     )
     printed = []
@@ -151,7 +152,7 @@ def test_lowered_bodies_are_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("TILECOMPILE_CACHE", str(tmp_path))
     body = tile_body(cases_of("push", 0)[1].node)
     first = to_cuda(body, "sm_90a")
-    monkeypatch.setattr("tilecompile.cuda.lower._lower", None)
+    monkeypatch.setattr("tilecompile.targets.cuda.lower._lower", None)
     assert to_cuda(body, "sm_90a") == first
     monkeypatch.undo()
     monkeypatch.setenv("TILECOMPILE_CACHE", str(tmp_path))

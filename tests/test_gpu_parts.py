@@ -18,13 +18,13 @@ from gpu.cases import Trial, kinds_of
 from gpu.records import TASK_ROW
 from stream_cases import linear
 
-from tilecompile.cuda.build import build, instructions
-from tilecompile.cuda.emit import once
 from tilecompile.errors import EngineError, InputError
 from tilecompile.models.named import NAMED
-from tilecompile.runtime.device_tables import device_tables
-from tilecompile.runtime.manifest import Manifest, read_manifest
-from tilecompile.runtime.tables import Tables, load_tables
+from tilecompile.runtime.cuda.tables import device_tables
+from tilecompile.runtime.folder.manifest import Manifest, read_manifest
+from tilecompile.runtime.folder.tables import Tables, load_tables
+from tilecompile.targets.cuda.build import build, instructions
+from tilecompile.targets.cuda.emit import once
 
 HERE = Path(__file__).parent / "gpu"
 

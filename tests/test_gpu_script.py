@@ -26,8 +26,8 @@ from host_kernel import compile_for_host, stand_in
 
 from tilecompile.options import CompileOptions
 from tilecompile.runtime import format as fmt
-from tilecompile.runtime.manifest import read_manifest
-from tilecompile.runtime.tables import load_tables
+from tilecompile.runtime.folder.manifest import read_manifest
+from tilecompile.runtime.folder.tables import load_tables
 
 RUN = Path(__file__).parent / "gpu" / "run.py"
 

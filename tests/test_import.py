@@ -32,7 +32,7 @@ def test_import_is_quick() -> None:
 def test_runtime_and_command_line_need_only_the_base() -> None:
     compiler = ("torch", "tilelang", "networkx", "safetensors")
     assert loaded("from tilecompile.runtime.load import load", (*compiler, "cuda", "tokenizers", "rich")) == ""
-    assert loaded("import tilecompile.cli, tilecompile.cli_output, tilecompile.options", compiler) == ""
+    assert loaded("import tilecompile.cli.app, tilecompile.cli.output, tilecompile.options", compiler) == ""
     assert loaded("import tilecompile; tilecompile.load, tilecompile.CompileOptions", compiler) == ""
 
 

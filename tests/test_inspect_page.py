@@ -21,16 +21,16 @@ from conftest import tiny_model
 from test_warmup_page import BROWSER
 from typer.testing import CliRunner
 
-from tilecompile.cli import app
-from tilecompile.cli_output import size
+from tilecompile.cli.app import app
 from tilecompile.compile import compile_model
+from tilecompile.engine.placement_json import read_table
 from tilecompile.inspection.layout import GAP, layout
 from tilecompile.inspection.picture import short
 from tilecompile.inspection.structure import Structure, folded, ranges, structure
 from tilecompile.options import CompileOptions
-from tilecompile.placement_json import read_table
-from tilecompile.runtime.manifest import Manifest, read_manifest
-from tilecompile.runtime.tables import Tables, load_tables
+from tilecompile.runtime.folder.manifest import Manifest, read_manifest
+from tilecompile.runtime.folder.tables import Tables, load_tables
+from tilecompile.show.units import size
 
 DEVICES = 4
 VOID = ("meta", "br", "img", "link")

@@ -14,12 +14,12 @@ from chaos import rehashed
 from conftest import MODELS, Built
 
 import tilecompile
+from tilecompile.engine.graph_json import read_graph
 from tilecompile.errors import EngineError, EngineStalled, InputError
-from tilecompile.graph_json import read_graph
-from tilecompile.interpret import Interpreter, Order
+from tilecompile.interpret.interpreter import Interpreter, Order
+from tilecompile.runtime.folder.manifest import read_manifest
 from tilecompile.runtime.format import FORMAT_VERSION
-from tilecompile.runtime.manifest import read_manifest
-from tilecompile.tiles import pack_rows, unpack_rows
+from tilecompile.targets.tiles import pack_rows, unpack_rows
 
 Build = Callable[[str], Built]
 LIMIT = 1e-5

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from tilecompile.cli import app
+from tilecompile.cli.app import app
 from tilecompile.errors import InputError
 from tilecompile.options import CompileOptions
 from tilecompile.runtime.machine import usable_cores

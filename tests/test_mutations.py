@@ -10,9 +10,9 @@ from mutated_models import MODELS, graphs
 from oracle import wrong
 from table_tools import put_together
 
-from tilecompile.verify import VerifyError, verify
-from tilecompile.verify_window import Window
-from tilecompile.verify_windows import Proved
+from tilecompile.verify.proof import VerifyError, verify
+from tilecompile.verify.window import Window
+from tilecompile.verify.windows import Proved
 
 SAMPLE = (("tiny", 2), ("tiny reusing", 3), ("tiny reusing", 4), ("odd reusing", 2), ("shared", 3))
 ALL = (*((model, workers) for model in MODELS for workers in (2, 3, 8)), ("tiny reusing", 4), ("odd reusing", 4))

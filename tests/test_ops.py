@@ -8,7 +8,7 @@ import pytest
 import torch
 from opharness import OPS, RUNNABLE, any_seed, assert_close, build_bodies, cases_of, expected, run_body, same_bits
 
-from tilecompile.build import Isa
+from tilecompile.targets.cpu.build import Isa
 
 
 @pytest.mark.parametrize("op", OPS)

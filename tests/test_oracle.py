@@ -13,10 +13,14 @@ from oracle import wrong
 from random_programs import CHANGES, random_program
 from table_tools import put_together
 
-from tilecompile import verify_layout, verify_order, verify_weights, verify_window, verify_windows
-from tilecompile.verify import VerifyError, verify
-from tilecompile.verify_window import Window
-from tilecompile.verify_windows import Proved
+from tilecompile.verify import memory as verify_layout
+from tilecompile.verify import order as verify_order
+from tilecompile.verify import weights as verify_weights
+from tilecompile.verify import window as verify_window
+from tilecompile.verify import windows as verify_windows
+from tilecompile.verify.proof import VerifyError, verify
+from tilecompile.verify.window import Window
+from tilecompile.verify.windows import Proved
 
 SAMPLE, ALL = 600, 6000
 LEAST = 0.25

@@ -13,10 +13,10 @@ import pytest
 from using import left
 
 import tilecompile
-from tilecompile import output as output_module
+from tilecompile.engine import folder as output_module
+from tilecompile.engine.folder import exchange, new_folder
 from tilecompile.errors import EngineError, InputError
-from tilecompile.output import exchange, new_folder
-from tilecompile.runtime.check import check_engine
+from tilecompile.runtime.folder.check import check_engine
 
 KILLED = """
 import os, signal, sys

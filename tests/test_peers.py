@@ -21,16 +21,16 @@ from torch import Tensor
 from transformers import GlmMoeDsaForCausalLM
 
 import tilecompile
-from tilecompile import peers
-from tilecompile.children import Child
 from tilecompile.compile import compile_model
 from tilecompile.errors import InputError
+from tilecompile.measure import peers
+from tilecompile.measure.children import Child
+from tilecompile.measure.peers import search as search_module
+from tilecompile.measure.peers.decode import Decoder, Setting
+from tilecompile.measure.peers.model import DTYPES, build, open_weights
+from tilecompile.measure.peers.search import Search
 from tilecompile.options import CompileOptions
-from tilecompile.peers import search as search_module
-from tilecompile.peers.decode import Decoder, Setting
-from tilecompile.peers.model import DTYPES, build, open_weights
-from tilecompile.peers.search import Search
-from tilecompile.runtime.manifest import Manifest, read_manifest
+from tilecompile.runtime.folder.manifest import Manifest, read_manifest
 
 CHECKPOINT = Path(__file__).parent.parent / "examples" / "tiny-glm5"
 

@@ -14,10 +14,10 @@ from test_peers import changed, peer_model, stand_in
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tilecompile import peers
-from tilecompile.peers import search as search_module
-from tilecompile.peers.decode import Decoder, Setting
-from tilecompile.runtime.manifest import Manifest, read_manifest
+from tilecompile.measure import peers
+from tilecompile.measure.peers import search as search_module
+from tilecompile.measure.peers.decode import Decoder, Setting
+from tilecompile.runtime.folder.manifest import Manifest, read_manifest
 
 
 def for_gpu(engine: Path, dtype: str = "fp8") -> Manifest:

@@ -13,10 +13,10 @@ from small import glm5_program
 from table_tools import Parts, changed, put_together, take_apart
 from typer.testing import CliRunner
 
-from tilecompile.cli import app
-from tilecompile.ops.base import PANEL
+from tilecompile.cli.app import app
+from tilecompile.ir.tiling import PANEL
 from tilecompile.runtime import format as fmt
-from tilecompile.verify import Memory, Proof, VerifyError, by_layer, verify
+from tilecompile.verify.proof import Memory, Proof, VerifyError, by_layer, verify
 
 WEIGHT = fmt.ARENAS.index("weight")
 

@@ -37,14 +37,17 @@ from opharness import (
     raw,
 )
 
-from tilecompile.build import Isa
-from tilecompile.emit import Kind
-from tilecompile.graph import Tensor
-from tilecompile.ops.base import REGISTRY, Access, Bound, OpNode, Tiling, View
-from tilecompile.ops.testing import TORCH_DTYPES, Case
+from tilecompile.ir.graph import Tensor
+from tilecompile.ir.node import OpNode, View
+from tilecompile.ir.tiling import Access, Bound, Tiling
+from tilecompile.ops.base import REGISTRY
+from tilecompile.ops.dtypes import TORCH_DTYPES
+from tilecompile.ops.testing import Case
+from tilecompile.passes.schedule import ALIGN
+from tilecompile.passes.tile import region_of
 from tilecompile.runtime import format as fmt
-from tilecompile.schedule import ALIGN
-from tilecompile.tile import region_of
+from tilecompile.targets.cpu.build import Isa
+from tilecompile.targets.kind import Kind
 
 Mask = npt.NDArray[np.bool_]
 Elements = npt.NDArray[np.int64]

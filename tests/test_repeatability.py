@@ -15,8 +15,8 @@ from chaos import chaotic, rehashed
 from conftest import Built
 
 import tilecompile
-from tilecompile.build import COMMON, find_compiler
 from tilecompile.errors import InputError
+from tilecompile.targets.cpu.build import COMMON, find_compiler
 
 Build = Callable[[str], Built]
 SHORT = 40

@@ -9,23 +9,23 @@ import pytest
 import torch
 from small import GLM5
 
-from tilecompile import repetition
 from tilecompile.compile import trace_programs
-from tilecompile.emit import task_kinds
-from tilecompile.events import events
-from tilecompile.fuse import fuse
-from tilecompile.graph_json import graph_of
+from tilecompile.ir.program import Program, graph_of
+from tilecompile.ir.tasks import EventTensors
 from tilecompile.models.config import Glm5Config
 from tilecompile.models.named import NAMED
-from tilecompile.place import place
-from tilecompile.plan import EventTensors, Program
-from tilecompile.repetition import Repeat, agrees, shortened, whole_graph, whole_placed, whole_program
+from tilecompile.passes import repetition
+from tilecompile.passes.events import events
+from tilecompile.passes.fuse import fuse
+from tilecompile.passes.place.place import place
+from tilecompile.passes.repetition import Repeat, agrees, shortened, whole_graph, whole_placed, whole_program
+from tilecompile.passes.schedule import schedule
+from tilecompile.passes.tile import tile
+from tilecompile.runtime.folder.repeat import Line, expand
 from tilecompile.runtime.format import LINES, TABLES, WRITE
-from tilecompile.runtime.repeat import Line, expand
-from tilecompile.schedule import schedule
-from tilecompile.tile import tile
-from tilecompile.verify import Memory, VerifyError, verify
-from tilecompile.verify_windows import KEPT, Proved
+from tilecompile.targets.cpu.emit import task_kinds
+from tilecompile.verify.proof import Memory, VerifyError, verify
+from tilecompile.verify.windows import KEPT, Proved
 
 SHARED = {"num_hidden_layers": 27, "index_topk_freq": 4, "index_skip_topk_offset": 3}
 CASES = [

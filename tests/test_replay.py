@@ -15,9 +15,9 @@ import tilecompile
 from tilecompile.compile import compile_model
 from tilecompile.errors import EngineError, InputError
 from tilecompile.options import CompileOptions
-from tilecompile.runtime.choices import check_shares, choices
-from tilecompile.runtime.replay import replayed
-from tilecompile.runtime.selections import Selections
+from tilecompile.runtime.replay.choices import check_shares, choices
+from tilecompile.runtime.replay.replay import replayed
+from tilecompile.runtime.replay.selections import Selections
 
 TOPK, EXPERTS, A_TOKEN, LAYERS = 24, 16, 4, (0, 1, 2)
 SPARSE = LAYERS[1:]

@@ -15,16 +15,16 @@ from small import glm5_graphs, trace_step
 
 import tilecompile.ops  # noqa: F401  (registers the tile ops)
 from tilecompile.compile import compile_model
-from tilecompile.direct import pushes
 from tilecompile.errors import InputError
-from tilecompile.fuse import fuse
-from tilecompile.graph import OpGraph
+from tilecompile.ir.graph import OpGraph, pushes
+from tilecompile.ir.node import OpNode, View
+from tilecompile.ir.placement import Part, Split
 from tilecompile.models.config import Glm5Config
 from tilecompile.models.glm5 import Glm5Step
-from tilecompile.ops.base import OpNode, View, reference_values
+from tilecompile.ops.base import reference_values
 from tilecompile.options import CompileOptions
-from tilecompile.place import place
-from tilecompile.plan import Part, Split
+from tilecompile.passes.fuse import fuse
+from tilecompile.passes.place.place import place
 from tilecompile.schedules import REDUCTIONS
 from tilecompile.schedules.shares import summed
 

@@ -21,11 +21,11 @@ from hypothesis import strategies as st
 import tilecompile
 from tilecompile.errors import EngineError, EngineStalled, InputError
 from tilecompile.runtime import machine
-from tilecompile.runtime.files import ChunkHasher, file_entry
+from tilecompile.runtime.cpu.memory import allocate, read_into
+from tilecompile.runtime.folder.files import ChunkHasher, file_entry
+from tilecompile.runtime.folder.manifest import read_manifest
 from tilecompile.runtime.format import FORMAT_VERSION
 from tilecompile.runtime.generate import Output
-from tilecompile.runtime.manifest import read_manifest
-from tilecompile.runtime.memory import allocate, read_into
 from tilecompile.runtime.text import Text
 
 PROMPT = [1, 2, 3]

@@ -13,11 +13,12 @@ from table_tools import Parts, Stream, correct, orders, put_together, take_apart
 from torch import Tensor
 
 from tilecompile import ops
-from tilecompile.fuse import fuse
-from tilecompile.order import depths
-from tilecompile.plan import EventTensors, PlacedTile, Program
+from tilecompile.ir.program import PlacedTile, Program
+from tilecompile.ir.tasks import EventTensors
+from tilecompile.passes.fuse import fuse
+from tilecompile.passes.order import depths
+from tilecompile.passes.schedule import ALIGN, assign
 from tilecompile.runtime import format as fmt
-from tilecompile.schedule import ALIGN, assign
 
 WORKERS = (1, 2, 3, 5, 16)
 Key = tuple[int, tuple[int, ...]]

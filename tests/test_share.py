@@ -12,10 +12,10 @@ from tilecompile.compile import compile_model
 from tilecompile.errors import EngineError
 from tilecompile.options import CompileOptions
 from tilecompile.runtime.cuda.share import share_of
-from tilecompile.runtime.device_tables import owners
+from tilecompile.runtime.cuda.tables import owners
+from tilecompile.runtime.folder.manifest import read_manifest
+from tilecompile.runtime.folder.tables import Tables, load_tables
 from tilecompile.runtime.format import COMMIT_KIND
-from tilecompile.runtime.manifest import read_manifest
-from tilecompile.runtime.tables import Tables, load_tables
 
 
 def plan(folder: Path, placement: str, reduction: str | None = None) -> tuple[Tables, list[str]]:

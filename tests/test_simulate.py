@@ -15,20 +15,20 @@ from test_cli import refused, run
 from trace_format import check_format
 
 from tilecompile.compile import compile_model
+from tilecompile.cost.simulate.report import CAUSES, figures
+from tilecompile.cost.simulate.step import Simulated, rates_at, simulate
+from tilecompile.cost.simulate.work import Work, work_of
+from tilecompile.cost.step_time.path import critical_path, path_length
+from tilecompile.cost.step_time.spans import gaps_of, tasks_of
+from tilecompile.cost.traffic import stated_reads
+from tilecompile.engine.graph_json import read_graph
 from tilecompile.errors import EngineError, InputError
-from tilecompile.graph_json import read_graph
-from tilecompile.ops.base import OpNode
+from tilecompile.ir.node import OpNode
+from tilecompile.measure.timeline.summary import summary
 from tilecompile.options import CompileOptions
-from tilecompile.runtime.manifest import Manifest, read_manifest
-from tilecompile.runtime.tables import Tables, load_tables
+from tilecompile.runtime.folder.manifest import Manifest, read_manifest
+from tilecompile.runtime.folder.tables import Tables, load_tables
 from tilecompile.schedules.machine import Machine, OpCost, Simulator, load_machine
-from tilecompile.simulate.report import CAUSES, figures
-from tilecompile.simulate.step import Simulated, rates_at, simulate
-from tilecompile.simulate.work import Work, work_of
-from tilecompile.timeline.path import critical_path, path_length
-from tilecompile.timeline.spans import gaps_of, tasks_of
-from tilecompile.timeline.summary import summary
-from tilecompile.traffic import stated_reads
 
 Plan = tuple[Manifest, Tables, list[OpNode]]
 COSTS = Simulator(

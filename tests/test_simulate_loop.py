@@ -11,7 +11,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from simulated_step import by_small_steps, loop
 
-from tilecompile.simulate.loop import Loop, Times, run_loop
+from tilecompile.cost.simulate.loop import Loop, Times, run_loop
 
 
 def times(*streams: list[dict[str, Any]], **machine: Any) -> Times:

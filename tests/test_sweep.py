@@ -11,7 +11,7 @@ from machines import write_machine
 from small import GLM5
 from test_cli import refused, run
 
-from tilecompile.simulate.sweep import CONTEXTS
+from tilecompile.measure.simulated.sweep import CONTEXTS
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tilecompile.ops  # noqa: F401  (registers the ops)
-from tilecompile.ops.base import PANEL, REGISTRY, OpNode, Tiling, View, WeightTile
-from tilecompile.tiles import pack_tile
+from tilecompile.ir.node import OpNode, View
+from tilecompile.ir.tiling import PANEL, Tiling, WeightTile
+from tilecompile.ops.base import REGISTRY
+from tilecompile.targets.tiles import pack_tile
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 

@@ -16,16 +16,16 @@ from test_cli import refused, run
 from trace_format import NS, check_format, slices
 
 from tilecompile.compile import compile_model
+from tilecompile.cost.step_time.path import critical_path, path_length
+from tilecompile.cost.step_time.spans import Spans, Tasks, gaps_of, spans_of
 from tilecompile.errors import EngineError
+from tilecompile.measure.timeline import measure as measuring
+from tilecompile.measure.timeline.perfetto import trace
+from tilecompile.measure.timeline.record import profiling_library
+from tilecompile.measure.timeline.summary import WAITS, summary
 from tilecompile.options import CompileOptions
 from tilecompile.runtime.engine import Engine
 from tilecompile.runtime.load import load
-from tilecompile.timeline import measure as measuring
-from tilecompile.timeline.path import critical_path, path_length
-from tilecompile.timeline.record import profiling_library
-from tilecompile.timeline.spans import Spans, Tasks, gaps_of, spans_of
-from tilecompile.timeline.summary import WAITS, summary
-from tilecompile.timeline.trace import trace
 
 CHECKPOINT = Path(__file__).parents[1] / "examples" / "tiny-glm5"
 

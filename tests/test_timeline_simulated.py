@@ -10,7 +10,7 @@ from machines import write_machine
 from test_cli import run
 from trace_format import check_format, slices
 
-from tilecompile.runtime.manifest import read_manifest
+from tilecompile.runtime.folder.manifest import read_manifest
 
 
 def test_simulated_step(two_devices: Path, tmp_path: Path) -> None:

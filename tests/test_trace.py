@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tilecompile import ops
-from tilecompile.emit import bodies_source, task_kinds
 from tilecompile.errors import InputError
-from tilecompile.fuse import fuse
+from tilecompile.passes.fuse import fuse
+from tilecompile.targets.cpu.emit import bodies_source, task_kinds
 
 REFUSED: dict[str, tuple[Middle, str]] = {
     "unmapped": (lambda m, x: torch.sin(x), r"aten\.sin\.default at layers\.3\.0 with shapes \[\[2, 32\]\]: no map"),

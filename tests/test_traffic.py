@@ -8,10 +8,10 @@ import damage
 import pytest
 from small import GLM5, glm5_graphs
 
+from tilecompile.cost.traffic import reads, stated_reads
 from tilecompile.errors import EngineError
-from tilecompile.fuse import fuse
-from tilecompile.runtime.manifest import read_manifest
-from tilecompile.traffic import reads, stated_reads
+from tilecompile.passes.fuse import fuse
+from tilecompile.runtime.folder.manifest import read_manifest
 
 MAX_SEQ_LEN = 32
 

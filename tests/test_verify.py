@@ -13,8 +13,8 @@ from small import glm5_program
 from table_tools import Ins, Parts, Stream, changed, correct, put_together, take_apart
 
 from tilecompile.runtime import format as fmt
-from tilecompile.verify import Proof, VerifyError, verify
-from tilecompile.verify_base import covered
+from tilecompile.verify.base import covered
+from tilecompile.verify.proof import Proof, VerifyError, verify
 
 WORKERS = (1, 2, 3, 5, 16)
 PROGRAM = 1

@@ -19,11 +19,11 @@ from test_cli import refused, run
 from warming import GOOD, peer, program, warmup
 
 from tilecompile.compile import compile_model
+from tilecompile.measure.warmup import measure
+from tilecompile.measure.warmup.marks import MARKS
+from tilecompile.measure.warmup.measure import PHASES
+from tilecompile.measure.warmup.systems import SYSTEMS, System
 from tilecompile.options import CompileOptions
-from tilecompile.warmup import measure
-from tilecompile.warmup.marks import MARKS
-from tilecompile.warmup.measure import PHASES
-from tilecompile.warmup.systems import SYSTEMS, System
 
 CHECKPOINT = Path(__file__).parent.parent / "examples" / "tiny-glm5"
 
@@ -183,7 +183,7 @@ def test_peers_of_an_engine_for_gpus_want_one(tmp_path: Path) -> None:
 
 def test_a_captured_step_comes_to_the_same_token(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a stand-in for CUDA graphs that runs the captured call again, after the prompt's own tokens."""
-    from tilecompile.warmup import run_transformers as program
+    from tilecompile.measure.warmup import run_transformers as program
 
     calls: list[Callable[[], None]] = []
 

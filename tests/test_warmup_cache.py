@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from warming import GOOD, peer, program, warmup
 
-import tilecompile.cli_warmup
-from tilecompile.warmup import cache
-from tilecompile.warmup.measure import measure
-from tilecompile.warmup.systems import System
+import tilecompile.measure.warmup.marks as marks_program
+from tilecompile.measure.warmup import file_cache as cache
+from tilecompile.measure.warmup.measure import measure
+from tilecompile.measure.warmup.systems import System
 
 DISK = ("ext2/ext3", "ext4", "xfs", "btrfs")
 
@@ -92,7 +92,7 @@ def test_what_measures_gives_up_its_own_pages(tmp_path: Path) -> None:
     library = tmp_path / "library.so"
     shutil.copy(np.linalg._umath_linalg.__file__, library)
     code = (
-        "import ctypes, sys; from tilecompile.warmup import cache;"
+        "import ctypes, sys; from tilecompile.measure.warmup import file_cache as cache;"
         f"path = {str(library)!r}; ctypes.CDLL(path); before = cache.cached([path]);"
         "cache.evict([path]); print(before.cached == before.known, cache.cached([path]).cached / before.cached)"
     )
@@ -104,7 +104,7 @@ def test_what_measures_gives_up_its_own_pages(tmp_path: Path) -> None:
 
 def test_marks_import_nothing_of_the_package(tmp_path: Path) -> None:
     """Peers don't pay for the package, and what they print is no report."""
-    marks = Path(tilecompile.cli_warmup.__file__).parent / "warmup" / "marks.py"
+    marks = Path(marks_program.__file__)
     (tmp_path / "marks.py").write_text(marks.read_text())
     (tmp_path / "program.py").write_text(
         "import os, sys\n"

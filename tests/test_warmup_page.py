@@ -16,9 +16,9 @@ import fake_engine as fake
 import pytest
 from warming import warmup
 
-from tilecompile.cli_files import write_whole
+from tilecompile.cli.files import write_whole
 from tilecompile.errors import InputError
-from tilecompile.warmup.page import page, seconds
+from tilecompile.measure.warmup.page import page, seconds
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,5 @@
 """python -m tilecompile: the command line."""
 
-from tilecompile.cli import main
+from tilecompile.cli.app import main
 
 main()

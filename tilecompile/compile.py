@@ -18,38 +18,39 @@ import numpy as np
 import torch
 
 import tilecompile.ops  # noqa: F401  (registers the tile ops)
-from tilecompile.choose import DEFAULT_CONTEXT, Chosen, choose
-from tilecompile.describe import describe
-from tilecompile.dump import Dump
+from tilecompile.cost.capacity import check_fit, needs
+from tilecompile.cost.placement_table import placement_table
+from tilecompile.cost.traffic import reads
+from tilecompile.engine.dump import Dump
+from tilecompile.engine.folder import new_folder
+from tilecompile.engine.graph_json import write_graph
+from tilecompile.engine.kernels import check_bodies, kinds_of, write_kernel
+from tilecompile.engine.listing import listing
+from tilecompile.engine.manifest import describe
+from tilecompile.engine.placement_json import write_placement
+from tilecompile.engine.weights import pack
 from tilecompile.errors import InputError
-from tilecompile.events import events
-from tilecompile.fit import check_fit, needs
-from tilecompile.fuse import fuse
-from tilecompile.graph import OpGraph
-from tilecompile.graph_json import graph_of, write_graph
-from tilecompile.kernels import check_bodies, kinds_of, write_kernel
-from tilecompile.listing import listing
+from tilecompile.ir.graph import OpGraph
+from tilecompile.ir.program import Program, graph_of
 from tilecompile.models.config import Glm5Config
 from tilecompile.models.glm5 import Glm5Step
 from tilecompile.models.mtp import MtpStep
-from tilecompile.ops.testing import TORCH_DTYPES
+from tilecompile.ops.dtypes import TORCH_DTYPES
 from tilecompile.options import CompileOptions, Settings
-from tilecompile.output import new_folder
-from tilecompile.pack import pack
-from tilecompile.place import RECIPES, place
-from tilecompile.placement_json import write_placement
-from tilecompile.plan import Program
-from tilecompile.repetition import KEPT, agrees, shortened, whole_graph, whole_placed, whole_program
-from tilecompile.runtime.contract import contract
-from tilecompile.runtime.manifest import TOKENIZER, write_manifest
-from tilecompile.schedule import schedule
+from tilecompile.passes.events import events
+from tilecompile.passes.fuse import fuse
+from tilecompile.passes.place.choose import DEFAULT_CONTEXT, Chosen, choose
+from tilecompile.passes.place.place import RECIPES, place
+from tilecompile.passes.place.split_attention import split_attention
+from tilecompile.passes.repetition import KEPT, agrees, shortened, whole_graph, whole_placed, whole_program
+from tilecompile.passes.schedule import schedule
+from tilecompile.passes.tile import tile
+from tilecompile.passes.trace import trace
+from tilecompile.runtime.folder.contract import contract
+from tilecompile.runtime.folder.manifest import TOKENIZER, write_manifest
 from tilecompile.schedules.auto import Choice
 from tilecompile.sources import ModelSource, open_model
-from tilecompile.split_attention import split_attention
-from tilecompile.tile import tile
-from tilecompile.trace import trace
-from tilecompile.traffic import reads
-from tilecompile.verify import Memory, Proof, verify
+from tilecompile.verify.proof import Memory, Proof, verify
 
 DEFAULT_MAX_SEQ_LEN = 4096
 
@@ -104,6 +105,9 @@ def compile_model(options: CompileOptions, progress: Progress = lambda stage, do
             dump.add("place", chosen)
         placed = [place(g, how, settings.devices, settings.reduction) for g in graphs]
         placed = [dump.add("place", split_attention(p, settings.workers)) for p in placed]
+        if settings.devices > 1:
+            for p in placed:
+                dump.add("place", placement_table(p))
         if not settings.machine.is_cpu:
             check_fit(needs(placed, copies), settings.machine, max_seq_len)
         nodes = {(p.graph.program, n.name): n for p in placed for n in p.graph.nodes}

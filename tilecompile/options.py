@@ -6,14 +6,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tilecompile.build import ISAS, Isa
 from tilecompile.errors import InputError
 from tilecompile.models.named import NAMED
+from tilecompile.runtime.folder.manifest import NAME as MANIFEST
 from tilecompile.runtime.format import MAX_TOKENS
 from tilecompile.runtime.machine import cpu_features, usable_cores
-from tilecompile.runtime.manifest import NAME as MANIFEST
 from tilecompile.schedules import PLACEMENTS, REDUCTIONS
 from tilecompile.schedules.machine import Machine, load_machine
+from tilecompile.targets.cpu.build import ISAS, Isa
 
 TARGETS: dict[str, tuple[str, ...]] = {
     "cpu": ("avx512", "avx2", "portable"),

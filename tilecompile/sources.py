@@ -10,7 +10,7 @@ from tilecompile.models.checkpoint import Checkpoint, DrawnWeights, Weights
 from tilecompile.models.config import Glm5Config
 from tilecompile.models.named import NAMED
 from tilecompile.options import CompileOptions
-from tilecompile.runtime.manifest import TOKENIZER
+from tilecompile.runtime.folder.manifest import TOKENIZER
 
 
 @dataclass(frozen=True)

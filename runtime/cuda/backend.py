@@ -10,16 +10,16 @@ import numpy as np
 import numpy.typing as npt
 
 from tilecompile.runtime import format as fmt
+from tilecompile.runtime.cpu.launch import extra_begin
 from tilecompile.runtime.cuda.driver import CudaError
 from tilecompile.runtime.cuda.kernel import CudaKernel, Mail
 from tilecompile.runtime.cuda.node import Node, Part, Progress
 from tilecompile.runtime.cuda.options import CudaOptions
 from tilecompile.runtime.cuda.share import share_of
-from tilecompile.runtime.device_tables import controller, device_tables
+from tilecompile.runtime.cuda.tables import controller, device_tables
 from tilecompile.runtime.errors import EngineError
-from tilecompile.runtime.launch import extra_begin
-from tilecompile.runtime.manifest import Manifest
-from tilecompile.runtime.tables import Table, Tables
+from tilecompile.runtime.folder.manifest import Manifest
+from tilecompile.runtime.folder.tables import Table, Tables
 
 Bytes = npt.NDArray[np.uint8]
 

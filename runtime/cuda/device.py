@@ -24,7 +24,7 @@ from tilecompile.runtime.cuda.driver import (
     launch,
 )
 from tilecompile.runtime.errors import EngineError
-from tilecompile.runtime.manifest import Manifest
+from tilecompile.runtime.folder.manifest import Manifest
 
 
 class Gpu:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tilecompile.runtime.folder.tables import Table, Tables
 from tilecompile.runtime.format import (
     ARENAS,
     DEVICE_FILL,
@@ -23,7 +24,6 @@ from tilecompile.runtime.format import (
     PANEL,
     SCALE_BLOCK,
 )
-from tilecompile.runtime.tables import Table, Tables
 
 E4M3_MAX = 448.0
 PIECE = 1 << 20
@@ -71,7 +71,7 @@ def cache_fills(tables: Tables, device: int, cache: int) -> Table:
 
 
 def _scales(tiles: Table) -> Numbers:
-    """How many scales an fp8 tile begins with: see `tilecompile/cuda/pack.py`."""
+    """How many scales an fp8 tile begins with: see `tilecompile/targets/cuda/fragments.py`."""
     rows = tiles["row_end"].astype(np.int64) - tiles["row_begin"]
     panels = -(-rows // PANEL) * np.where(tiles["second"] != NONE, 2, 1)
     matrices = np.where(tiles["gathered"], 1, tiles["end"].astype(np.int64) - tiles["begin"])

@@ -17,8 +17,8 @@ from tilecompile.runtime.cuda.device import Gpu
 from tilecompile.runtime.cuda.driver import NOT_READY, SUCCESS, error_of
 from tilecompile.runtime.cuda.memory import Pinned
 from tilecompile.runtime.errors import EngineError
+from tilecompile.runtime.folder.tables import Tables
 from tilecompile.runtime.kernel import IDLE, RUNNING, STALLED, Record
-from tilecompile.runtime.tables import Tables
 
 LOGITS_BYTES = 64 << 20
 """Pinned memory for the logits of one request, if one row needs no more."""

@@ -17,9 +17,9 @@ from tilecompile.runtime.cuda.fill import cache_fills, weight_fills
 from tilecompile.runtime.cuda.memory import Mapping, Stage
 from tilecompile.runtime.cuda.options import CudaOptions
 from tilecompile.runtime.errors import EngineError
-from tilecompile.runtime.files import read_bytes
-from tilecompile.runtime.manifest import CUBIN, Manifest, check_same
-from tilecompile.runtime.tables import Table, Tables
+from tilecompile.runtime.folder.files import read_bytes
+from tilecompile.runtime.folder.manifest import CUBIN, Manifest, check_same
+from tilecompile.runtime.folder.tables import Table, Tables
 
 Progress = Callable[[int, int], None]
 

@@ -14,10 +14,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tilecompile.runtime.device_tables import owners
+from tilecompile.runtime.cuda.tables import owners
 from tilecompile.runtime.errors import EngineError
+from tilecompile.runtime.folder.tables import Tables
 from tilecompile.runtime.format import COMMIT_KIND
-from tilecompile.runtime.tables import Tables
 
 DEVICE_OF = re.compile(r"(\.\d+:\d+)?@[^@]*$")
 """What an operator's name says of devices, behind what the counterparts on other devices are called too."""

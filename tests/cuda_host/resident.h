@@ -1,4 +1,4 @@
-// The functions of tilecompile/cuda/sync.cuh for running a kernel of resident blocks on a host: a launch is a thread of the
+// The functions of tilecompile/ops/kit/cuda/sync.cuh for running a kernel of resident blocks on a host: a launch is a thread of the
 // process, its warps are fibers of that thread, which change at every look at what others may have to do first. A warp has
 // one lane.
 #pragma once

@@ -1,4 +1,4 @@
-// The functions of tilecompile/cuda/sync.cuh on a host, over the simulation of simulation.h.
+// The functions of tilecompile/ops/kit/cuda/sync.cuh on a host, over the simulation of simulation.h.
 #pragma once
 
 #define TC_DEVICE inline

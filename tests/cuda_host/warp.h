@@ -1,5 +1,5 @@
 // Runs the text of hand-written GPU bodies on a host: the 256 threads of a body as fibers of one thread, in step wherever
-// they meet. In the place of cuda/sync.cuh and cuda/ring.cuh; what it computes, it computes as the PTX ISA states it.
+// they meet. In the place of ops/kit/cuda/sync.cuh and ops/kit/cuda/ring.cuh; what it computes, it computes as the PTX ISA states it.
 //
 // A run of weights comes through a ring of three slots, which are full of not-a-number before they are filled and once
 // all warps have released them.

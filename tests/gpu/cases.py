@@ -12,9 +12,9 @@ from opharness import OPS, cases_of
 from stream_cases import OPS as STREAM_OPS
 from stream_cases import every_case, glm5
 
-from tilecompile.cuda.emit import GpuKind, task_kinds
 from tilecompile.ops.base import REGISTRY
 from tilecompile.ops.testing import Case
+from tilecompile.targets.cuda.emit import GpuKind, task_kinds
 
 OWN = 4
 """Cases of an op's own that are run, of ops in TileLang: lowering each takes seconds."""

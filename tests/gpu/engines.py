@@ -12,13 +12,13 @@ import numpy as np
 
 from gpu.kernels import HERE, SHARED_BYTES, built, entry
 from tilecompile.compile import CompileOptions, compile_model
+from tilecompile.cost.simulate.report import figures
 from tilecompile.errors import InputError
+from tilecompile.measure.simulated.plans import plan_of
 from tilecompile.models.named import NAMED
+from tilecompile.runtime.folder.manifest import Manifest, read_manifest
 from tilecompile.runtime.load import load
-from tilecompile.runtime.manifest import Manifest, read_manifest
 from tilecompile.schedules.machine import load_machine
-from tilecompile.simulate.plans import plan_of
-from tilecompile.simulate.report import figures
 
 Json = dict[str, Any]
 Progress = Callable[[str], None]

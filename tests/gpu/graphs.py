@@ -17,8 +17,8 @@ from gpu.levels import levels, task_rows
 from gpu.records import STALL_NS, TASK_LAUNCH, TASK_ROW, record
 from gpu.share import bandwidth_of, loaded, plan_for, roof
 from tilecompile.runtime import format as fmt
-from tilecompile.runtime.device_tables import device_tables
-from tilecompile.runtime.tables import Tables
+from tilecompile.runtime.cuda.tables import device_tables
+from tilecompile.runtime.folder.tables import Tables
 
 Json = dict[str, Any]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tilecompile.cuda.build import SHARED_BYTES, build, check_resources
-from tilecompile.cuda.emit import FRONT, GpuKind, bodies, front, once
 from tilecompile.errors import InputError
+from tilecompile.targets.cuda.build import SHARED_BYTES, build, check_resources
+from tilecompile.targets.cuda.emit import FRONT, GpuKind, bodies, front, once
 
 HERE = Path(__file__).parent
 FRONT_BYTES = 2048

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tilecompile.runtime import format as fmt
-from tilecompile.runtime.tables import Tables
+from tilecompile.runtime.folder.tables import Tables
 
 Ints = npt.NDArray[np.int64]
 

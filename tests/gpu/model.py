@@ -50,7 +50,7 @@ def compare(got: np.ndarray, want: np.ndarray) -> Json:
 
 def check_engine(engine: Any, folder: Folder, end: float) -> Json:
     """One loaded engine: logits with its own selections and with the CPU engine's, tokens, repetitions."""
-    from tilecompile.runtime.selections import Selections
+    from tilecompile.runtime.replay.selections import Selections
 
     about = folder.index["tiny"]
     with np.load(folder.path(about["results"])) as file:

@@ -14,7 +14,8 @@ from opharness import as_view, expected, poison, same_bits
 from gpu.cases import ALL, Trial, trials
 from gpu.folder import Folder
 from gpu.records import STALL_NS, TASK_LAUNCH, TASK_ROW, record
-from tilecompile.ops.base import REGISTRY, OpNode
+from tilecompile.ir.node import OpNode
+from tilecompile.ops.base import REGISTRY
 from tilecompile.ops.testing import Case
 from tilecompile.runtime import format as fmt
 

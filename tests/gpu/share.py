@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from gpu.folder import Folder
+from tilecompile.measure.steps import time_steps, window
 from tilecompile.runtime.cuda.options import CudaOptions
 from tilecompile.runtime.engine import Engine
 from tilecompile.runtime.load import load_with
-from tilecompile.steps import time_steps, window
 
 Json = dict[str, Any]
 

@@ -26,7 +26,7 @@ BUFFERS = {
 
 def make(files: Path, architecture: str) -> Json:
     """The kernel of `kinds`. Needs the compiler."""
-    from tilecompile.cuda.engine import make_kernel
+    from tilecompile.targets.cuda.kernel import make_kernel
 
     made, of_name = kinds()
     kernel = make_kernel(made, {}, architecture, None, "two tasks", {})
@@ -36,8 +36,8 @@ def make(files: Path, architecture: str) -> Json:
 
 def kinds() -> tuple[list[Any], dict[str, int]]:
     """The kinds of two maps, y = 2x and z = y + 1, and their numbers by name."""
-    from tilecompile.cuda.emit import task_kinds
-    from tilecompile.ops.base import OpNode, View
+    from tilecompile.ir.node import OpNode, View
+    from tilecompile.targets.cuda.emit import task_kinds
 
     x, y, z = (View.of(name, (1, COUNT), "f32") for name in "xyz")
     nodes = {
@@ -78,7 +78,7 @@ def launch_record(
     card: Any, made: dict[str, np.ndarray], memory: int, host: dict[str, tuple[np.ndarray, int]]
 ) -> np.ndarray:
     """The DeviceLaunch of the tables over memory of the card and of the host."""
-    from tilecompile.runtime.device_tables import controller, device_tables
+    from tilecompile.runtime.cuda.tables import controller, device_tables
 
     places = np.uint64(memory) + made["buffers"]["offset"]
     counters = card.put(np.zeros(8, np.uint32))

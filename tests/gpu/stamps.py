@@ -13,11 +13,11 @@ import numpy as np
 
 from gpu.folder import Folder
 from gpu.share import loaded, plan_for, steps_ms
-from tilecompile.runtime.manifest import Manifest
-from tilecompile.runtime.tables import Tables
-from tilecompile.timeline.spans import Spans, gaps_of, spans_of, tasks_of
-from tilecompile.timeline.summary import summary
-from tilecompile.timeline.trace import trace
+from tilecompile.cost.step_time.spans import Spans, gaps_of, spans_of, tasks_of
+from tilecompile.measure.timeline.perfetto import trace
+from tilecompile.measure.timeline.summary import summary
+from tilecompile.runtime.folder.manifest import Manifest
+from tilecompile.runtime.folder.tables import Tables
 
 Json = dict[str, Any]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tilecompile.cli_output import size
+from tilecompile.engine.placement_json import read_placement, read_table
 from tilecompile.inspection.picture import COLOURS, picture, short
 from tilecompile.inspection.sections import (
     ARENAS,
@@ -20,10 +20,10 @@ from tilecompile.inspection.sections import (
 )
 from tilecompile.inspection.structure import Structure, ranges, structure
 from tilecompile.inspection.times import Times
-from tilecompile.page_style import document, text
-from tilecompile.placement_json import read_placement, read_table
-from tilecompile.runtime.manifest import Manifest
-from tilecompile.runtime.tables import load_tables
+from tilecompile.runtime.folder.manifest import Manifest
+from tilecompile.runtime.folder.tables import load_tables
+from tilecompile.show.html import document, text
+from tilecompile.show.units import size
 
 Progress = Callable[[str, int, int], None]
 

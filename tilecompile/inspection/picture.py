@@ -6,10 +6,10 @@ from collections import defaultdict
 from collections.abc import Mapping
 from itertools import pairwise
 
-from tilecompile.cli_output import size
 from tilecompile.inspection.layout import Layout, Pair, layout
 from tilecompile.inspection.structure import Edge, Operator, Structure, ranges
-from tilecompile.page_style import text
+from tilecompile.show.html import text
+from tilecompile.show.units import size
 
 BOX, HEIGHT, PILL, LOW, SPACE, MARGIN = 164.0, 58.0, 136.0, 24.0, 42.0, 8.0
 """Pixels: width and height of a box, of what is outside the layer, height between rows, room around all."""

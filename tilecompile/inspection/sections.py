@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from tilecompile.cli_output import size
 from tilecompile.inspection.picture import COLOURS, short
 from tilecompile.inspection.structure import Operator, Structure, ranges
 from tilecompile.inspection.times import Times
-from tilecompile.page_style import text
-from tilecompile.runtime.manifest import Manifest
+from tilecompile.runtime.folder.manifest import Manifest
+from tilecompile.show.html import text
+from tilecompile.show.units import size
 
 PARTS = ("attention", "indexer", "MLP and experts", "lm_head", "the rest")
 """What the weights of a step are of."""

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from tilecompile.cost.step_time.spans import op_of
 from tilecompile.runtime.errors import InputError
+from tilecompile.runtime.folder.manifest import Manifest
+from tilecompile.runtime.folder.tables import Tables
 from tilecompile.runtime.format import DTYPE_BYTES, DTYPES
-from tilecompile.runtime.manifest import Manifest
-from tilecompile.runtime.tables import Tables
-from tilecompile.timeline.spans import op_of
 
 Ints = npt.NDArray[np.int64]
 PUSH = re.compile(r"\.push\.\d+:\d+@\d+>\d+$")

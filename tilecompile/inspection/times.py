@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from tilecompile.runtime.errors import InputError
-from tilecompile.runtime.manifest import Manifest
-from tilecompile.runtime.schema import MapOf, mismatch
+from tilecompile.runtime.folder.manifest import Manifest
+from tilecompile.runtime.folder.schema import MapOf, mismatch
 
 COMMON: dict[str, Any] = {"source": str, "context": int, "threads": int, "devices": int, "tasks": int}
 TIMELINE: dict[str, Any] = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from tilecompile.ops.base import OpNode
+from tilecompile.ir.node import OpNode
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from tilecompile.ops.base import OpNode, View
-
-TORCH_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "i32": torch.int32, "fp8": torch.float8_e4m3fn}
+from tilecompile.ir.node import OpNode, View
+from tilecompile.ops.dtypes import TORCH_DTYPES
 
 
 @dataclass(frozen=True)

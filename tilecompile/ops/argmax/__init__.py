@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from tilecompile.ir.node import OpNode
+from tilecompile.ir.tiling import Tiling, whole
 from tilecompile.ops.argmax.gpu import gpu
-from tilecompile.ops.base import OpNode, TileOp, Tiling, register, whole
+from tilecompile.ops.base import TileOp, register
 
 
 @torch.library.custom_op("tilecompile::argmax", mutates_args=())

@@ -9,8 +9,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from tilecompile.ir.node import OpNode
+from tilecompile.ir.tiling import Access, Tiling, pieces, split
 from tilecompile.ops.attention_merge.gpu import gpu
-from tilecompile.ops.base import Access, OpNode, TileOp, Tiling, pieces, register, split
+from tilecompile.ops.base import TileOp, register
 
 
 def tile(node: OpNode, parts: int) -> Tiling:

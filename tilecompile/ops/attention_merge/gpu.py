@@ -1,7 +1,7 @@
 """The GPU body of attention_merge: each thread takes every THREADS-th latent of a head; all compute the factors."""
 
-from tilecompile.cuda.body import THREADS, Flavor, PrimFunc, TileBody, extent
-from tilecompile.ops.base import OpNode
+from tilecompile.ir.node import OpNode
+from tilecompile.ops.kit.body import THREADS, Flavor, PrimFunc, TileBody, extent
 
 
 def gpu(node: OpNode) -> TileBody:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from tilecompile.ops.base import CPP_TYPES, Access, OpNode, TileOp, Tiling, register, whole
+from tilecompile.ir.node import OpNode
+from tilecompile.ir.tiling import Access, Tiling, whole
+from tilecompile.ops.base import CPP_TYPES, TileOp, register
 from tilecompile.ops.cache_append.gpu import gpu
 from tilecompile.ops.context import Context, cpp_context
 

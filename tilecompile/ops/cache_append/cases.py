@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from tilecompile.ops.base import OpNode, View
+from tilecompile.ir.node import OpNode, View
 from tilecompile.ops.testing import Case, normal
 
 

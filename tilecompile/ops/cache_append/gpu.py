@@ -1,8 +1,8 @@
 """The GPU body of cache_append."""
 
-from tilecompile.cuda.body import CPP, STORED, THREADS, Flavor, PrimFunc, TileBody
-from tilecompile.ops.base import OpNode
+from tilecompile.ir.node import OpNode
 from tilecompile.ops.context import Context
+from tilecompile.ops.kit.body import CPP, STORED, THREADS, Flavor, PrimFunc, TileBody
 
 
 def gpu(node: OpNode) -> TileBody:

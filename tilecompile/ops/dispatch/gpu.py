@@ -1,7 +1,7 @@
 """The GPU body of dispatch: an id's slot is how many smaller ids there are, counted by a thread for each id."""
 
-from tilecompile.cuda.body import THREADS, Flavor, PrimFunc, TileBody
-from tilecompile.ops.base import OpNode
+from tilecompile.ir.node import OpNode
+from tilecompile.ops.kit.body import THREADS, Flavor, PrimFunc, TileBody
 
 
 def gpu(node: OpNode) -> TileBody:

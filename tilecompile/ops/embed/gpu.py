@@ -1,7 +1,7 @@
 """The GPU body of embed."""
 
-from tilecompile.cuda.body import CPP, STORED, THREADS, Flavor, PrimFunc, TileBody
-from tilecompile.ops.base import OpNode
+from tilecompile.ir.node import OpNode
+from tilecompile.ops.kit.body import CPP, STORED, THREADS, Flavor, PrimFunc, TileBody
 
 
 def gpu(node: OpNode) -> TileBody:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tilecompile.cuda.body import StreamBody
+from tilecompile.ops.kit.body import StreamBody
 from tilecompile.ops.linear.gpu import Shape, epilogue
 from tilecompile.runtime.format import PANEL
 
 if TYPE_CHECKING:
-    from tilecompile.ops.base import OpNode
+    from tilecompile.ir.node import OpNode
 
 
 def gpu(node: OpNode) -> StreamBody:

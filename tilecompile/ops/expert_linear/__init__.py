@@ -12,9 +12,11 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from tilecompile.ops.base import CPP_TYPES, PANEL, Access, OpNode, Shard, TileOp, Tiling, WeightTile, register, split
+from tilecompile.ir.expr import evaluate
+from tilecompile.ir.node import OpNode
+from tilecompile.ir.tiling import PANEL, Access, Tiling, WeightTile, split
+from tilecompile.ops.base import CPP_TYPES, Shard, TileOp, register
 from tilecompile.ops.expert_linear.gpu import gpu
-from tilecompile.ops.expr import evaluate
 from tilecompile.ops.linear import (
     cpu_epilogue,
     cpu_input,

@@ -6,7 +6,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tilecompile.ops.base import CPP_TYPES, PANEL, Access, OpNode, Shard, TileOp, Tiling, WeightTile, register, split
+from tilecompile.ir.node import OpNode
+from tilecompile.ir.tiling import PANEL, Access, Tiling, WeightTile, split
+from tilecompile.ops.base import CPP_TYPES, Shard, TileOp, register
 from tilecompile.ops.head_linear.gpu import gpu
 from tilecompile.runtime.format import DTYPE_BYTES
 

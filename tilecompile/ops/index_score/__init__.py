@@ -10,7 +10,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from tilecompile.ops.base import CPP_TYPES, Access, OpNode, TileOp, Tiling, register, whole
+from tilecompile.ir.node import OpNode
+from tilecompile.ir.tiling import Access, Tiling, whole
+from tilecompile.ops.base import CPP_TYPES, TileOp, register
 from tilecompile.ops.context import Context, cpp_context, rows_of
 from tilecompile.ops.index_score.gpu import gpu
 

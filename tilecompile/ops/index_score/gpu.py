@@ -4,9 +4,9 @@ A dot product is one sum over d in ascending order, a half adds its heads in asc
 added to the first: bits depend on neither the block nor the other tokens.
 """
 
-from tilecompile.cuda.body import CPP, STORED, THREADS, Flavor, PrimFunc, TileBody, extent
-from tilecompile.ops.base import OpNode
+from tilecompile.ir.node import OpNode
 from tilecompile.ops.context import Context, rows_expr
+from tilecompile.ops.kit.body import CPP, STORED, THREADS, Flavor, PrimFunc, TileBody, extent
 
 KEYS = 128
 """Keys at a time."""

@@ -6,7 +6,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from tilecompile.ops.base import OpNode, TileOp, Tiling, register, whole
+from tilecompile.ir.node import OpNode
+from tilecompile.ir.tiling import Tiling, whole
+from tilecompile.ops.base import TileOp, register
 from tilecompile.ops.layer_norm.gpu import gpu
 
 

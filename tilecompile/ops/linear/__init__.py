@@ -12,21 +12,10 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from tilecompile.ops.base import (
-    CPP_TYPES,
-    Access,
-    Bound,
-    OpNode,
-    Shard,
-    TileOp,
-    Tiling,
-    View,
-    WeightTile,
-    register,
-    split,
-    whole,
-)
-from tilecompile.ops.expr import evaluate, to_cpp
+from tilecompile.ir.expr import evaluate, to_cpp
+from tilecompile.ir.node import OpNode, View
+from tilecompile.ir.tiling import Access, Bound, Tiling, WeightTile, split, whole
+from tilecompile.ops.base import CPP_TYPES, Shard, TileOp, register
 from tilecompile.ops.linear.gpu import gpu
 from tilecompile.ops.rms_norm import rms_norm
 from tilecompile.runtime.format import DTYPE_BYTES

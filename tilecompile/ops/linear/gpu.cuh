@@ -1,7 +1,7 @@
 // linear: y[t][n] = epilogue(sum_k w[n][k] * x[t][k]), one tile of rows for all tokens, and what the other ops that stream
 // weights build on.
 //
-// Weights come from the ring in fragment order (cuda/pack.py): panels of 16 rows in k-blocks of 512 bytes, of which a lane
+// Weights come from the ring in fragment order (targets/cuda/fragments.py): panels of 16 rows in k-blocks of 512 bytes, of which a lane
 // takes 16. They are the first operand of mma.m16n8k16, tokens the second, so up to eight tokens cost what one costs.
 // Activations are staged in shared memory once, as 16-bit numbers in the order of the second operand: for bf16 weights as
 // bf16, for fp8 weights as f16, scaled by a power of two that brings the token's largest to 2^14. As one such number they

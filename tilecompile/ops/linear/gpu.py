@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tilecompile.cuda.body import StreamBody
 from tilecompile.errors import InputError
-from tilecompile.ops.expr import to_scalar
+from tilecompile.ir.expr import to_scalar
+from tilecompile.ops.kit.body import StreamBody
 from tilecompile.runtime.format import FRAGMENT_BYTES, FRAGMENT_COLS, PANEL, SCALE_BLOCK, scale_count
 
 if TYPE_CHECKING:
-    from tilecompile.ops.base import OpNode, View
+    from tilecompile.ir.node import OpNode, View
 
 TYPES = {"bf16": "Bf16", "fp8": "Fp8"}
 ACTIVATION_BYTES = {"bf16": 4, "fp8": 3}

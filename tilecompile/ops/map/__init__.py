@@ -7,8 +7,10 @@ from math import prod
 import numpy as np
 import torch
 
-from tilecompile.ops.base import CPP_TYPES, Access, Bound, OpNode, TileOp, Tiling, View, pieces, register, split
-from tilecompile.ops.expr import evaluate, to_cpp
+from tilecompile.ir.expr import evaluate, to_cpp
+from tilecompile.ir.node import OpNode, View
+from tilecompile.ir.tiling import Access, Bound, Tiling, pieces, split
+from tilecompile.ops.base import CPP_TYPES, TileOp, register
 from tilecompile.ops.map.gpu import gpu
 
 

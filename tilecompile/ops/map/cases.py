@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import torch
 
-from tilecompile.ops.base import OpNode, View
-from tilecompile.ops.expr import ELEMENTWISE, Expr
+from tilecompile.ir.expr import ELEMENTWISE, Expr
+from tilecompile.ir.node import OpNode, View
 from tilecompile.ops.testing import Case, normal
 
 

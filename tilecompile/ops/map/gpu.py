@@ -3,9 +3,9 @@
 from math import prod
 from typing import Any
 
-from tilecompile.cuda.body import CPP, STORED, THREADS, Flavor, PrimFunc, TileBody, extent
-from tilecompile.ops.base import OpNode
-from tilecompile.ops.expr import Expr
+from tilecompile.ir.expr import Expr
+from tilecompile.ir.node import OpNode
+from tilecompile.ops.kit.body import CPP, STORED, THREADS, Flavor, PrimFunc, TileBody, extent
 
 MOST = 12
 """Inputs of the prim_func, whose number TileLang wants fixed; those that a node lacks come to nothing."""

@@ -14,7 +14,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from tilecompile.ops.base import CPP_TYPES, Access, OpNode, Shard, TileOp, Tiling, register, split, whole
+from tilecompile.ir.node import OpNode
+from tilecompile.ir.tiling import Access, Tiling, split, whole
+from tilecompile.ops.base import CPP_TYPES, Shard, TileOp, register
 from tilecompile.ops.context import is_part
 from tilecompile.ops.mla_attention.gpu import gpu
 

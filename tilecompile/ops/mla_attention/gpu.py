@@ -5,9 +5,9 @@ has a larger score. Orders of summation depend on neither the tile nor the other
 columns, added in order; the denominator is a tree over each chunk, chunk by chunk; an output adds rows as selected.
 """
 
-from tilecompile.cuda.body import CPP, STORED, THREADS, Flavor, PrimFunc, TileBody, extent
-from tilecompile.ops.base import OpNode
+from tilecompile.ir.node import OpNode
 from tilecompile.ops.context import is_part
+from tilecompile.ops.kit.body import CPP, STORED, THREADS, Flavor, PrimFunc, TileBody, extent
 
 ROWS = 32
 """Rows of a chunk."""

@@ -9,7 +9,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from tilecompile.ops.base import Access, OpNode, TileOp, Tiling, pieces, register, split
+from tilecompile.ir.node import OpNode
+from tilecompile.ir.tiling import Access, Tiling, pieces, split
+from tilecompile.ops.base import TileOp, register
 from tilecompile.ops.push.gpu import gpu
 
 

@@ -1,7 +1,7 @@
 """The GPU body of push: stores to the peer's memory, as coalesced as the reads."""
 
-from tilecompile.cuda.body import THREADS, Flavor, PrimFunc, TileBody
-from tilecompile.ops.base import OpNode
+from tilecompile.ir.node import OpNode
+from tilecompile.ops.kit.body import THREADS, Flavor, PrimFunc, TileBody
 
 
 def gpu(node: OpNode) -> TileBody:

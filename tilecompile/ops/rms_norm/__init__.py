@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from tilecompile.ops.base import OpNode, TileOp, Tiling, register, whole
+from tilecompile.ir.node import OpNode
+from tilecompile.ir.tiling import Tiling, whole
+from tilecompile.ops.base import TileOp, register
 from tilecompile.ops.rms_norm.gpu import gpu
 
 

@@ -1,7 +1,7 @@
 """The GPU body of rms_norm: THREADS sums over k mod THREADS, added as a tree."""
 
-from tilecompile.cuda.body import THREADS, Flavor, PrimFunc, TileBody
-from tilecompile.ops.base import OpNode
+from tilecompile.ir.node import OpNode
+from tilecompile.ops.kit.body import THREADS, Flavor, PrimFunc, TileBody
 
 
 def gpu(node: OpNode) -> TileBody:

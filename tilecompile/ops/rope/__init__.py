@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from tilecompile.ops.base import Access, OpNode, Shard, TileOp, Tiling, pieces, register, split, whole
+from tilecompile.ir.node import OpNode
+from tilecompile.ir.tiling import Access, Tiling, pieces, split, whole
+from tilecompile.ops.base import Shard, TileOp, register
 from tilecompile.ops.rope.gpu import gpu
 
 

@@ -1,7 +1,7 @@
 """The GPU body of rope: each element from itself, its partner and the angle of their pair."""
 
-from tilecompile.cuda.body import THREADS, Flavor, PrimFunc, TileBody, extent
-from tilecompile.ops.base import OpNode
+from tilecompile.ir.node import OpNode
+from tilecompile.ops.kit.body import THREADS, Flavor, PrimFunc, TileBody, extent
 
 Strides = tuple[int, ...]
 

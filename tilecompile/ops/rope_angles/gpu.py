@@ -6,8 +6,8 @@ The library's functions of large angles take local memory, which kernels must no
 
 from typing import Any
 
-from tilecompile.cuda.body import THREADS, Flavor, PrimFunc, TileBody
-from tilecompile.ops.base import OpNode
+from tilecompile.ir.node import OpNode
+from tilecompile.ops.kit.body import THREADS, Flavor, PrimFunc, TileBody
 
 HALF_PI = ("1.57079632673412561417", "6.07710050650619224932e-11")
 """π/2 = a number whose products with 20-bit numbers are exact + the rest."""

@@ -5,8 +5,8 @@ The weights are summed in the order of choice.
 
 from typing import Any
 
-from tilecompile.cuda.body import THREADS, Flavor, PrimFunc, TileBody
-from tilecompile.ops.base import OpNode
+from tilecompile.ir.node import OpNode
+from tilecompile.ops.kit.body import THREADS, Flavor, PrimFunc, TileBody
 
 WARPS, LANES = 8, 32
 

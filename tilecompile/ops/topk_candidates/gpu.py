@@ -1,8 +1,8 @@
 """The GPU body of topk_candidates: topk_select's steps on a share's scores, and keys of what they choose."""
 
-from tilecompile.cuda.body import THREADS, Flavor, PrimFunc, TileBody
-from tilecompile.ops.base import OpNode
+from tilecompile.ir.node import OpNode
 from tilecompile.ops.context import Context, position_expr, rows_expr
+from tilecompile.ops.kit.body import THREADS, Flavor, PrimFunc, TileBody
 from tilecompile.ops.topk_select.gpu import BINS, Selector, load_score, signed
 
 

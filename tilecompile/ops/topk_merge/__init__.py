@@ -9,7 +9,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from tilecompile.ops.base import OpNode, TileOp, Tiling, register, whole
+from tilecompile.ir.node import OpNode
+from tilecompile.ir.tiling import Tiling, whole
+from tilecompile.ops.base import TileOp, register
 from tilecompile.ops.context import Context
 from tilecompile.ops.topk_merge.gpu import gpu
 

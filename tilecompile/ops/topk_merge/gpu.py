@@ -3,9 +3,9 @@
 Keys that count differ, so among the candidates of equal score the low words decide, and no tie is left.
 """
 
-from tilecompile.cuda.body import THREADS, Flavor, PrimFunc, TileBody
-from tilecompile.ops.base import OpNode
+from tilecompile.ir.node import OpNode
 from tilecompile.ops.context import Context, rows_expr
+from tilecompile.ops.kit.body import THREADS, Flavor, PrimFunc, TileBody
 from tilecompile.ops.topk_select.gpu import BINS, LOWEST, Selector, signed
 
 

@@ -7,8 +7,8 @@ stretch of positions, counts what it holds of them, and writes it behind what th
 
 from typing import Any
 
-from tilecompile.cuda.body import THREADS, Flavor, PrimFunc, TileBody
-from tilecompile.ops.base import OpNode
+from tilecompile.ir.node import OpNode
+from tilecompile.ops.kit.body import THREADS, Flavor, PrimFunc, TileBody
 
 BITS = 11
 """An interval's number."""

@@ -1,0 +1,204 @@
+"""What loading makes of an engine's tables for a GPU: addresses in the place of indices, so that a kernel loads less.
+
+Shapes: a table is one-dimensional; `n` below is the number of rows of the table that it stands for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from tilecompile.runtime import format as fmt
+from tilecompile.runtime.errors import EngineError
+from tilecompile.runtime.folder.tables import Table, Tables
+
+Addresses = npt.NDArray[np.uint64]
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class DeviceTables:
+    """The tables of one device: DeviceStream [programs · blocks], instructions, addresses, waits, notifies, runs."""
+
+    streams: Table
+    instructions: Table
+    operands: Addresses
+    waits: Table
+    notifies: Table
+    runs: Table
+
+
+def device_tables(
+    tables: Tables, device: int, counters: Sequence[int], places: Addresses, pools: Sequence[int]
+) -> DeviceTables:
+    """The tables that the blocks of one device read.
+
+    counters: address of each device's counters, u32, one for each event; places: address of each buffer; pools: address
+    of each device's weights; all as that device sees them. EngineError if the tables can't be run by a GPU's loop.
+    """
+    base = np.asarray(counters, np.uint64)
+    events, waits, notifies = tables["events"], tables["waits"], tables["notifies"]
+    address = base[events["device"]] + 4 * np.arange(len(events), dtype=np.uint64)
+    remote = np.zeros(len(events), bool)
+    remote[notifies["event"][notifies["scope"] != 0]] = True
+    awaited = np.zeros(len(waits), fmt.DEVICE_WAIT.dtype)
+    bit = np.where(remote, np.uint64(fmt.REMOTE), np.uint64(0))
+    awaited["counter"] = address[waits["event"]] | bit[waits["event"]]
+    awaited["event"], awaited["count"] = waits["event"], waits["count"]
+    told = np.zeros(len(notifies), fmt.DEVICE_NOTIFY.dtype)
+    told["counter"] = (
+        address[notifies["event"]] | bit[notifies["event"]]
+    )  # also of local producers: one scope a counter
+    operands = places[tables["operands"]["buffer"]] + tables["operands"]["offset"]
+
+    streams = tables["streams"]
+    mine = streams[(streams["device"] == device) & (streams["agent"] == 0)]
+    mine = mine[np.lexsort((mine["worker"], mine["program"]))]
+    instructions = tables["instructions"].copy()
+    conditional = np.zeros(len(instructions), bool)
+    conditional[owners(instructions, "tape")[tables["tape"]["slot"] >= 0]] = True
+    conditional |= (instructions["flags"] & fmt.GATED).astype(bool)
+    conditional &= instructions["tape_count"] > 0
+    instructions["flags"] |= np.where(conditional, fmt.CONDITIONAL, 0).astype(np.uint16)
+
+    order = _ranges(mine["begin"].astype(np.int64), mine["end"].astype(np.int64))
+    rows = _ranges(
+        instructions["tape_begin"][order].astype(np.int64),
+        instructions["tape_begin"][order].astype(np.int64) + instructions["tape_count"][order],
+    )
+    owner = np.repeat(order, instructions["tape_count"][order])
+    runs = _runs(tables, rows, owner, instructions, int(pools[device]))
+    _experts(tables, runs, rows, owner, awaited_at=(address, remote), places=places, device=device)
+    begin = np.concatenate([[0], np.cumsum(instructions["tape_count"][order])])
+    first = np.concatenate([[0], np.cumsum(mine["end"].astype(np.int64) - mine["begin"])])
+    out = np.zeros(len(mine), fmt.DEVICE_STREAM.dtype)
+    out["begin"], out["end"] = mine["begin"], mine["end"]
+    out["run_begin"], out["run_end"] = begin[first[:-1]], begin[first[1:]]
+    for s in out:
+        _hints(runs[s["run_begin"] : s["run_end"]], int(s["run_begin"]))
+    return DeviceTables(out, instructions, operands, awaited, told, runs)
+
+
+def controller(tables: Tables) -> int:
+    """The worker that has the sinks of all programs. EngineError if it is not one worker."""
+    streams, commit = tables["streams"], tables["instructions"]["kind"] == fmt.COMMIT_KIND
+    sinks = np.concatenate([[0], np.cumsum(commit)])
+    workers = np.unique(streams["worker"][sinks[streams["end"]] > sinks[streams["begin"]]])
+    if len(workers) != 1:
+        raise EngineError(f"the sinks are on workers {workers.tolist()}, want one worker for all programs")
+    return int(workers[0])
+
+
+def _ranges(begin: Ints, end: Ints) -> Ints:
+    """begin[0] … end[0] - 1, begin[1] … in one array."""
+    count = end - begin
+    start = np.repeat(begin - np.concatenate([[0], np.cumsum(count)[:-1]]) if len(begin) else begin, count)
+    return start + np.arange(len(start))
+
+
+def owners(instructions: Table, table: str) -> Ints:
+    """The instruction that each row of a table belongs to."""
+    begin, count = instructions[f"{table}_begin"].astype(np.int64), instructions[f"{table}_count"].astype(np.int64)
+    out = np.zeros(int((begin + count).max(initial=0)), np.int64)
+    out[_ranges(begin, begin + count)] = np.repeat(np.arange(len(instructions)), count)
+    return out
+
+
+def _runs(tables: Tables, rows: Ints, owner: Ints, instructions: Table, pool: int) -> Table:
+    tape = tables["tape"][rows]
+    if (tape["bytes"] % 16).any() or (tape["bytes"] >> np.uint64(32)).any() or (tape["offset"] % 16).any():
+        raise EngineError("a weight run isn't in units of 16 bytes, or has 4 GB or more")
+    runs = np.zeros(len(rows), fmt.DEVICE_RUN.dtype)
+    runs["source"] = np.uint64(pool) + tape["offset"]
+    runs["stride"], runs["bytes"] = tape["stride"], tape["bytes"]
+    runs["flags"] = instructions["flags"][owner]
+    runs["instruction"] = owner
+    return runs
+
+
+def _experts(
+    tables: Tables,
+    runs: Table,
+    rows: Ints,
+    owner: Ints,
+    awaited_at: tuple[Addresses, npt.NDArray[np.bool_]],
+    places: Addresses,
+    device: int,
+) -> None:
+    """States for gathered runs where their expert's number lies, and after which event it is known.
+
+    An instruction reads the numbers of its slots from the row of an i32 buffer, and none else from such a one.
+    """
+    address, remote = awaited_at
+    slots = tables["tape"]["slot"][rows]
+    gathered = np.flatnonzero(slots >= 0)
+    if not len(gathered):
+        return
+    regions, buffers, events = (tables[name] for name in ("regions", "buffers", "events"))
+    owner_of = owners(tables["instructions"], "region")
+    wanted = (regions["mode"] == fmt.READ) & (regions["row_begin"] == 0) & (regions["row_end"] == 1)
+    wanted &= buffers["dtype"][regions["buffer"]] == fmt.DTYPES.index("i32")
+    found: dict[int, list[int]] = {}
+    for row in np.flatnonzero(wanted & np.isin(owner_of, owner[gathered])).tolist():
+        found.setdefault(int(owner_of[row]), []).append(row)
+    writes = np.flatnonzero(regions["mode"] == fmt.WRITE)
+    writes = writes[np.argsort(regions["buffer"][writes], kind="stable")]
+    written = regions["buffer"][writes].astype(np.int64)
+    known = _Known(tables, device)
+    event_of: dict[tuple[int, int], int] = {}
+    for i in gathered.tolist():
+        slot = int(slots[i])
+        mine = [r for r in found.get(int(owner[i]), ()) if regions["col_begin"][r] <= slot < regions["col_end"][r]]
+        if len(mine) != 1:
+            raise EngineError(f"instruction {owner[i]} doesn't read one number as the expert of its slot {slot}")
+        where = int(regions["buffer"][mine[0]]), slot
+        if where not in event_of:
+            those = writes[slice(*np.searchsorted(written, [where[0], where[0] + 1]))]
+            those = those[(regions["col_begin"][those] <= slot) & (regions["col_end"][those] > slot)]
+            event_of[where] = known.after(np.unique(owner_of[those]), where)
+        event = event_of[where]
+        runs["expert"][i] = places[where[0]] + np.uint64(4 * slot)
+        runs["event"][i], runs["count"][i] = event, events["wait_count"][event]
+        runs["counter"][i] = address[event] | np.uint64(fmt.REMOTE if remote[event] else 0)
+
+
+class _Known:
+    """Finds events on a device after which instructions are done."""
+
+    def __init__(self, tables: Tables, device: int) -> None:
+        self.tables, self.device = tables, device
+        self.order = np.argsort(tables["notifies"]["event"], kind="stable")
+        self.sorted = tables["notifies"]["event"][self.order].astype(np.int64)
+        self.owners = owners(tables["instructions"], "notify")
+
+    def after(self, writers: Ints, where: tuple[int, int]) -> int:
+        """An event that all `writers` notify, and besides them only tasks of their operators.
+
+        So it waits for nothing that may wait for the loader. EngineError if there is none.
+        """
+        instructions, notifies, events = (self.tables[n] for n in ("instructions", "notifies", "events"))
+        common: set[int] | None = None
+        for w in writers:
+            begin = int(instructions["notify_begin"][w])
+            mine = set(notifies["event"][begin : begin + int(instructions["notify_count"][w])].tolist())
+            common = mine if common is None else common & mine
+        ops = np.unique(instructions["op"][writers])
+        for event in sorted(common or (), key=lambda e: (int(events["wait_count"][e]), e)):
+            a, b = np.searchsorted(self.sorted, [event, event + 1])
+            tells = instructions["op"][self.owners[self.order[a:b]]]
+            if events["device"][event] == self.device and np.isin(tells, ops).all():
+                return int(event)
+        raise EngineError(
+            f"no event on device {self.device} says when buffer {where[0]} has the expert of slot {where[1]}"
+        )
+
+
+def _hints(runs: Table, base: int) -> None:
+    """Gives each run of a stream the next one that is not conditional."""
+    plain = (runs["flags"] & fmt.CONDITIONAL) == 0
+    place = np.where(plain, np.arange(len(runs)), len(runs))
+    after = np.append(np.minimum.accumulate(place[::-1])[::-1][1:], len(runs)) if len(runs) else place
+    runs["hint"] = np.where(after < len(runs), base + after, fmt.NONE)

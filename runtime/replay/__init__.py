@@ -1,0 +1,1 @@
+"""Choices of one engine, read off and replayed in another."""

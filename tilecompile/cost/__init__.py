@@ -1,0 +1,1 @@
+"""Bytes and time, computed without running anything."""

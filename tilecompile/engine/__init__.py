@@ -1,0 +1,1 @@
+"""The compiler's side of the files in an engine folder."""

@@ -1,0 +1,1 @@
+"""An engine executed without its kernel."""

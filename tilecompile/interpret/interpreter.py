@@ -1,0 +1,217 @@
+"""interpret: executes an engine's program in Python, with the ops' eager references in place of the kernel's bodies.
+
+It reads the engine's own tables and pool files and keeps its own counters, so it is the oracle between schedule and
+kernel: whatever order it picks among the instructions whose waits are met, the results must be those of the kernel.
+How one task runs is in `evaluate.py`; this module is the resident loop, `targets/cpu/loop.h` in Python.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from tilecompile.errors import EngineError, EngineStalled, InputError
+from tilecompile.interpret.evaluate import Evaluator, one_thread
+from tilecompile.runtime.folder.manifest import read_manifest
+from tilecompile.runtime.folder.tables import load_tables
+from tilecompile.runtime.format import COMMIT_KIND
+from tilecompile.runtime.generate import check_ids, check_max_new
+from tilecompile.runtime.replay.buffers import Arrays, find_operator, numbers_of, read_buffers, writes
+
+Order = Literal["program"] | int
+"""Order of execution: that of the operators in the program, or a seed of random legal orders."""
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What bodies and workers need of a step's record."""
+
+    run: int
+    position: int
+    logits: bool
+
+
+@dataclass
+class _Worker:
+    """A worker's place in its current step."""
+
+    id: int
+    streams: dict[int, tuple[int, int]]
+    pc: int = 0
+    end: int = 0
+    sequence: int = 0
+
+
+class Interpreter:
+    """An engine's decode program, executed instruction by instruction.
+
+    `order` is "program" or the seed of random legal orders: each time any worker whose next instruction's waits are met
+    by the counters may go on. Every request starts with fresh counters and with memory full of not-a-number. Needs the
+    engine's weights and its graph.json; doesn't need its kernel, nor the machine that it was compiled for.
+    """
+
+    def __init__(self, engine: str | Path, order: Order = "program") -> None:
+        self.manifest = read_manifest(engine)
+        self.tables = load_tables(self.manifest)
+        self._evaluator = Evaluator(self.manifest, self.tables)
+        self._random = None if order == "program" else random.Random(order)
+        names = ("kind", "op", "wait_begin", "wait_count", "notify_begin", "notify_count")
+        columns = [self.tables["instructions"][name].tolist() for name in names]
+        waits, notifies = self.tables["waits"].tolist(), self.tables["notifies"]["event"].tolist()
+        self._kinds, self._ops = columns[:2]
+        self._waits = [waits[b : b + n] for b, n in zip(*columns[2:4], strict=True)]
+        self._notifies = [notifies[b : b + n] for b, n in zip(*columns[4:], strict=True)]
+        self._io: dict[str, int] = self.manifest.data["io"]
+        self._stops = frozenset(self.manifest.eos_token_ids)
+        self._reset()
+
+    def score(self, ids: Iterable[int]) -> npt.NDArray[np.float32]:
+        """Logits after each id: float32 [len(ids), vocab]."""
+        self._request(self._ids(ids), 0, logits=True)
+        return np.stack(self._logits)
+
+    def generate(self, prompt: Iterable[int], max_new_tokens: int | None = 64) -> list[int]:
+        """Generates greedily from token ids, as `Engine.generate` does; returns the tokens."""
+        self._request(self._ids(prompt), check_max_new(max_new_tokens), logits=False)
+        return self._tokens
+
+    def buffers(self) -> Arrays:
+        """All buffers but the weights, by tensor: copies, as the last request left them. See `read_buffers`."""
+        return read_buffers(self.manifest, self.tables, None, self._evaluator.memory.area)
+
+    def buffers_after(self, ids: Iterable[int], operator: str | None = None) -> Arrays:
+        """Feeds ids and returns the buffers that an operator (OP@LAYER, see `find_operator`) writes.
+
+        In the last id's step the execution ends as soon as all tasks of the operator are done. None: all buffers but
+        the weights, after the whole step. What nothing has written is not-a-number.
+        """
+        if operator is None:
+            self._request(self._ids(ids), 0, logits=False)
+            return self.buffers()
+        written = writes(self.manifest, self.tables)
+        name = find_operator(written, operator)
+        names = self.manifest.data["operators"]
+        self._request(self._ids(ids), 0, logits=False, stop_after={i for i, n in enumerate(names) if n == name})
+        return read_buffers(self.manifest, self.tables, numbers_of(written[name]), self._evaluator.memory.area)
+
+    def op(self, operator: str) -> str:
+        """The tile op of an operator."""
+        return self._evaluator.ops[operator]
+
+    def _ids(self, ids: Iterable[int]) -> list[int]:
+        if isinstance(ids, str):
+            raise InputError("the interpreter takes token ids, not text")
+        return [int(i) for i in check_ids(ids, self.manifest.vocab_size, self.manifest.max_seq_len)]
+
+    def _reset(self) -> None:
+        """Memory, counters and workers as at a launch."""
+        self._evaluator.memory.poison()
+        self._counters = [0] * len(self.tables["events"])
+        self._runs = [0] * len(self.manifest.data["programs"])
+        self._sequence = 0
+        self._steps: list[_Step] = [_Step(0, 0, False)] * 2
+        streams: dict[int, dict[int, tuple[int, int]]] = {}
+        for s in self.tables["streams"]:
+            if s["agent"] == 0:
+                streams.setdefault(int(s["worker"]), {})[int(s["program"])] = (int(s["begin"]), int(s["end"]))
+        self._workers = [_Worker(worker, own) for worker, own in sorted(streams.items())]
+        self._tokens: list[int] = []
+        self._logits: list[npt.NDArray[np.float32]] = []
+        self._running = False
+
+    def _request(self, ids: list[int], max_new: int, logits: bool, stop_after: Iterable[int] = ()) -> None:
+        """Runs a request from position 0 to its end, or to the end of some operators in the last id's step."""
+        self._reset()
+        self._prompt, self._max_new, self._want_logits = ids, max_new, logits
+        wanted = set(stop_after)
+        left = sum(self._ops[i] in wanted for w in self._workers for i in range(*w.streams[0]))
+        self._running = True
+        self._publish(0, ids[0])
+        with one_thread():
+            while self._running:
+                worker = self._pick()
+                instruction, step = worker.pc, self._steps[worker.sequence % 2]
+                worker.pc += 1
+                self._execute(instruction, step)
+                if self._ops[instruction] in wanted and step.position == len(ids) - 1:
+                    left -= 1
+                    self._running = left > 0
+
+    def _execute(self, instruction: int, step: _Step) -> None:
+        """Runs one instruction and tells those who wait for it."""
+        if self._kinds[instruction] == COMMIT_KIND:
+            return self._commit(step)
+        self._evaluator.run(instruction, step.logits)
+        for event in self._notifies[instruction]:
+            self._counters[event] += 1
+        return None
+
+    def _publish(self, position: int, token: int) -> None:
+        """Starts the next step with one token. What a step has not written, the next one must not read: poison."""
+        self._sequence += 1
+        self._runs[0] += 1
+        wanted = self._want_logits or position >= len(self._prompt) - 1
+        self._steps[self._sequence % 2] = _Step(self._runs[0], position, wanted)
+        self._evaluator.memory.poison("activation")
+        self._word("ids")[0] = token
+        self._word("position")[0] = position
+
+    def _commit(self, step: _Step) -> None:
+        """The sink: takes the sampled token and decides what comes next."""
+        context = step.position + 1
+        if self._want_logits:
+            self._logits.append(self._word("logits")[: self.manifest.vocab_size].copy())
+        if context < len(self._prompt):
+            return self._publish(context, self._prompt[context])
+        if self._max_new:
+            token = int(self._word("next")[0])
+            if not 0 <= token < self.manifest.vocab_size:
+                raise EngineError(f"{self.manifest.folder}: the program chose token {token}, which doesn't exist")
+            self._tokens.append(token)
+            if token not in self._stops and len(self._tokens) < self._max_new and context < self.manifest.max_seq_len:
+                return self._publish(context, token)
+        self._running = False
+        return None
+
+    def _word(self, name: str) -> npt.NDArray[Any]:
+        """One of the buffers that the sink works with, flat."""
+        return self._evaluator.memory.buffer(self._io[name]).numpy()
+
+    def _pick(self) -> _Worker:
+        """A worker that can go on. EngineStalled if there is none."""
+        ready = [w for w in self._workers if self._at_work(w) and not self._missing(w)]
+        if not ready:
+            raise self._stalled()
+        if self._random:
+            return self._random.choice(ready)
+        return min(ready, key=lambda w: (self._ops[w.pc], w.pc))
+
+    def _at_work(self, worker: _Worker) -> bool:
+        """Whether a worker has an instruction; at the end of its step it takes up the next one."""
+        if worker.pc == worker.end and worker.sequence != self._sequence:
+            worker.sequence = self._sequence
+            worker.pc, worker.end = worker.streams[0]
+        return worker.pc < worker.end
+
+    def _missing(self, worker: _Worker) -> tuple[int, int] | None:
+        """The first event, with the value wanted, that a worker's next instruction still waits for."""
+        run = self._steps[worker.sequence % 2].run
+        return next(((e, run * n) for e, n in self._waits[worker.pc] if self._counters[e] < run * n), None)
+
+    def _stalled(self) -> EngineStalled:
+        """The error for a program in which no worker can go on."""
+        for worker in self._workers:
+            missing = self._missing(worker) if self._at_work(worker) else None
+            if missing:
+                event, want = missing
+                return EngineStalled(
+                    f"{self.manifest.folder}: the program stalls: worker {worker.id} waits before "
+                    f"{self._evaluator.name(worker.pc)} for event {event}, have {self._counters[event]}, want {want}"
+                )
+        return EngineStalled(f"{self.manifest.folder}: the program ends without its commit")

@@ -1,0 +1,111 @@
+"""Elementwise expressions: what the fuse pass folds into an operator's epilogue and `map` computes alone.
+
+An expression is a nested tuple, so that it can be compared, hashed, printed and written as JSON:
+
+    ("acc", i)              result i of the operator that the expression is an epilogue of
+    ("in", i)               element of extra input i at the same place
+    ("const", x)            a number
+    (name, arg, ...)        an elementwise function of the table below
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+Expr = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Elementwise:
+    """One elementwise function: name here and in `ops/kit/cpu/simd.h`, number of arguments, meaning in torch."""
+
+    name: str
+    arity: int
+    torch: Callable[..., torch.Tensor]
+
+
+ELEMENTWISE = {
+    e.name: e
+    for e in (
+        Elementwise("add", 2, torch.add),
+        Elementwise("sub", 2, torch.sub),
+        Elementwise("mul", 2, torch.mul),
+        Elementwise("div", 2, torch.div),
+        Elementwise("maximum", 2, torch.maximum),
+        Elementwise("minimum", 2, torch.minimum),
+        Elementwise("neg", 1, torch.neg),
+        Elementwise("relu", 1, torch.relu),
+        Elementwise("sigmoid", 1, torch.sigmoid),
+        Elementwise("silu", 1, F.silu),
+        Elementwise("gelu_tanh", 1, lambda x: F.gelu(x, approximate="tanh")),
+        Elementwise("tanh", 1, torch.tanh),
+        Elementwise("exp", 1, torch.exp),
+        Elementwise("sqrt", 1, torch.sqrt),
+    )
+}
+
+LEAVES = ("acc", "in", "const")
+
+
+def substitute(expr: Expr, replace: Callable[[Expr], Expr]) -> Expr:
+    """The expression with every leaf replaced by `replace(leaf)`."""
+    if expr[0] in LEAVES:
+        return replace(expr)
+    return (expr[0], *(substitute(arg, replace) for arg in expr[1:]))
+
+
+def leaves(expr: Expr) -> int:
+    """How many leaves the expression has as it is written."""
+    return 1 if expr[0] in LEAVES else sum(leaves(arg) for arg in expr[1:])
+
+
+def to_text(expr: Expr) -> str:
+    """The expression as C++ and Python both write it, e.g. `mul(silu(acc0), acc1)`."""
+    if expr[0] == "const":
+        return repr(float(expr[1]))
+    if expr[0] in LEAVES:
+        return f"{expr[0]}{expr[1]}"
+    return f"{expr[0]}({', '.join(to_text(arg) for arg in expr[1:])})"
+
+
+def to_cpp(expr: Expr) -> str:
+    """The expression over `v16` values named acc0, acc1, …, in0, in1, …"""
+    if expr[0] == "const":
+        return f"splat({float(expr[1])!r}f)"
+    if expr[0] in LEAVES:
+        return f"{expr[0]}{expr[1]}"
+    return f"{expr[0]}({', '.join(to_cpp(arg) for arg in expr[1:])})"
+
+
+def to_scalar(expr: Expr) -> str:
+    """The expression in C++ over single numbers named acc0, acc1, …, in0, in1, … (`ops/kit/cuda/scalar.cuh`)."""
+    if expr[0] == "const":
+        return f"{float(expr[1])!r}f"
+    if expr[0] in LEAVES:
+        return f"{expr[0]}{expr[1]}"
+    return f"{expr[0]}({', '.join(to_scalar(arg) for arg in expr[1:])})"
+
+
+def evaluate(expr: Expr, acc: list[torch.Tensor], inputs: list[torch.Tensor]) -> torch.Tensor:
+    """The value of the expression, in torch."""
+    if expr[0] == "acc":
+        return acc[expr[1]]
+    if expr[0] == "in":
+        return inputs[expr[1]]
+    if expr[0] == "const":
+        return torch.tensor(float(expr[1]))
+    return ELEMENTWISE[expr[0]].torch(*(evaluate(arg, acc, inputs) for arg in expr[1:]))
+
+
+def extra_inputs(expr: Expr) -> int:
+    """How many extra inputs the expression reads: one more than the largest ("in", i)."""
+    if expr[0] == "in":
+        return int(expr[1]) + 1
+    if expr[0] in LEAVES:
+        return 0
+    return max(extra_inputs(arg) for arg in expr[1:])

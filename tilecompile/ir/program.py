@@ -1,0 +1,83 @@
+"""A scheduled program: tables, and where its tiles and buffers lie."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from tilecompile.ir.graph import Tensor
+from tilecompile.ir.node import OpNode
+from tilecompile.ir.tasks import EventTensors, Ints
+from tilecompile.ir.tiling import WeightTile
+from tilecompile.runtime.format import ARENAS
+
+
+@dataclass(frozen=True)
+class PlacedTile:
+    """Where a weight tile lies in its device's pool; `bytes` is one expert's part of a gathered tile."""
+
+    index: int
+    tile: WeightTile
+    device: int
+    offset: int
+    bytes: int
+
+    @property
+    def copies(self) -> int:
+        """Tiles that lie one after another: experts of a gathered tile, else 1."""
+        return self.tile.end - self.tile.begin if self.tile.gathered else 1
+
+
+@dataclass(frozen=True)
+class PlacedBuffer:
+    """Where a tensor lies: index in the buffer table, device, arena, offset and size in bytes."""
+
+    index: int
+    tensor: Tensor
+    device: int
+    arena: str
+    offset: int
+    bytes: int
+    program: str | None
+
+
+@dataclass
+class Program:
+    """A scheduled engine program: the tables of `runtime/format.py`, and what the packer and the listings need."""
+
+    tables: dict[str, npt.NDArray[np.void]]
+    programs: list[str]
+    weights: list[str]
+    operators: list[str]
+    kinds: list[str]
+    tiles: list[PlacedTile]
+    buffers: list[PlacedBuffer]
+    arena_bytes: list[dict[str, int]]
+    pool_bytes: list[int]
+    scratch_bytes: int
+    io: dict[str, int] = field(default_factory=dict)
+
+    def sizes(self) -> Ints:
+        """Bytes of the arenas by device, pools as weight arenas: int64 [devices, len(ARENAS)]."""
+        rows = zip(self.arena_bytes, self.pool_bytes, strict=True)
+        return np.array([[{**arena, "weight": pool}[name] for name in ARENAS] for arena, pool in rows], np.int64)
+
+
+@dataclass(frozen=True)
+class EngineGraph:
+    """The operators of each program by its name, all in the order of `Instruction.op`."""
+
+    programs: dict[str, tuple[OpNode, ...]]
+
+    @property
+    def nodes(self) -> list[OpNode]:
+        """The operator of each value of `Instruction.op`."""
+        return [node for nodes in self.programs.values() for node in nodes]
+
+
+def graph_of(plans: Sequence[EventTensors]) -> EngineGraph:
+    """What the schedule numbered: one operator a task grid."""
+    return EngineGraph({p.grids.graph.program: tuple(g.node for g in p.grids.grids) for p in plans})

@@ -1,0 +1,1 @@
+"""Running and timing engines, and reporting it."""

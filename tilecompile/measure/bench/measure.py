@@ -1,0 +1,142 @@
+"""One bench run: load, choose read kernels, measure in rounds, then the peers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tilecompile.cost.traffic import stated_reads
+from tilecompile.errors import InputError
+from tilecompile.measure.bench import DEFAULT_CONTEXT, DEFAULT_ROUNDS
+from tilecompile.measure.bench.ablate import check_ablation, variants
+from tilecompile.measure.bench.against import Peers, measure_peers
+from tilecompile.measure.bench.gpu import gpu_figures
+from tilecompile.measure.bench.report import figures, gpu_names, machine, memory, resident_bytes
+from tilecompile.measure.bench.rounds import ENGINE, Steps, run_rounds, steps_around
+from tilecompile.measure.peers import device_of
+from tilecompile.measure.roof import Roof, stated_roof
+from tilecompile.measure.steps import fill_caches, kernel_for_steps, window
+from tilecompile.runtime.engine import Engine
+from tilecompile.runtime.folder.manifest import Manifest, read_manifest
+from tilecompile.runtime.kernel import Resident
+from tilecompile.runtime.load import load
+
+MOST_ROUNDS = 10_000
+
+PEER_ROUNDS = 5
+"""Times that the engine's steps are measured before a peer, and again after it."""
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What to measure. `context` and `threads` are the engine's own defaults where None; `ablate` adds the engine's
+    variants; `machine` (a name or a file) says what a GPU's memory gives, by default the engine's own;
+    `gpus`, `on_one_gpu` and `weights` are those of `load`."""
+
+    engine: Path
+    context: int | None = None
+    threads: int | None = None
+    peers: Peers = field(default_factory=Peers)
+    ablate: bool = False
+    rounds: int = DEFAULT_ROUNDS
+    machine: str | None = None
+    gpus: Sequence[int] | None = None
+    on_one_gpu: bool = False
+    weights: str | None = None
+
+
+def bench_engine(options: BenchOptions, progress: Progress = lambda stage, done, total: None) -> dict[str, Any]:
+    """Measures an engine: see `report.figures` for what is returned, beside `machine`, `memory` and `peers`.
+
+    On GPUs the engine is closed before a peer runs: its resident kernel has them for itself.
+    `progress(stage, done, total)` is told of each stage. Raises InputError for options that don't fit the engine, and
+    EngineError as `load` does.
+    """
+    if not 1 <= options.rounds <= MOST_ROUNDS:
+        raise InputError(f"--rounds is {options.rounds}, want 1 to {MOST_ROUNDS}")
+    manifest = read_manifest(options.engine)
+    options.peers.check(manifest)
+    gpu = device_of(manifest) == "cuda"
+    _check_options(options, manifest, gpu)
+    context = min(DEFAULT_CONTEXT, manifest.max_seq_len) if options.context is None else options.context
+    window(context, 1, manifest.max_seq_len)
+    stated_reads(manifest)
+    gpus = 1 if options.on_one_gpu else manifest.devices
+    stated = stated_roof(manifest, options.machine, gpus) if gpu else None
+
+    def note(text: str) -> None:
+        progress(text, 0, 1)
+
+    note("load")
+    before = resident_bytes()
+    found: list[dict[str, Any]] = []
+    how: dict[str, Any] = {"gpus": options.gpus, "on_one_gpu": options.on_one_gpu, "weights": options.weights}
+    with load(options.engine, options.threads, **how) as engine:
+        threads = engine.threads
+        host = {**machine(manifest), "gpus": gpu_names(engine)}
+        held = memory(manifest, before, resident_bytes())
+        if options.weights is None:  # else the caches are drawn too
+            fill_caches(engine)
+        with kernel_for_steps(engine) as kernel:
+            if stated is not None:
+                figures_found = gpu_figures(engine, kernel, context, options.rounds, stated, progress)
+            else:
+                steps, figures_found = _rounds(engine, kernel, context, options, progress)
+
+                def engine_ms(when: str) -> list[float]:
+                    note(when)
+                    return [steps.ms(engine, kernel) for _ in range(PEER_ROUNDS)]
+
+                found = measure_peers(options.peers, manifest, context, threads, engine_ms, note)
+    if stated is not None:
+        ms = figures_found["ms_per_step"]
+        found = measure_peers(options.peers, manifest, context, threads, lambda _: [ms], note)
+    data = manifest.data
+    return {
+        "engine": str(options.engine),
+        "model": data["model"]["name"],
+        "weights": data["weights"]["dtype"],
+        "cache": data["cache"],
+        "context": context,
+        "threads": threads,
+        **figures_found,
+        "machine": host,
+        "memory": held,
+        "peers": found,
+    }
+
+
+def _check_options(options: BenchOptions, manifest: Manifest, gpu: bool) -> None:
+    """InputError for what is only there on the other kind of target."""
+    target = manifest.data["target"]["name"]
+    if gpu and options.ablate:
+        raise InputError(f"--ablate changes a processor's kernel, and {options.engine} is for {target}")
+    if gpu and options.threads is not None:
+        raise InputError(f"--threads is for processors, and {options.engine} is for {target}")
+    if not gpu and options.machine is not None:
+        raise InputError(
+            f"--machine says what a GPU's memory gives, and {options.engine} is for {target}: it is measured"
+        )
+
+
+def _rounds(
+    engine: Engine, kernel: Resident, context: int, options: BenchOptions, progress: Progress
+) -> tuple[Steps, dict[str, Any]]:
+    """The rounds' steps and figures. What they take besides the engine's memory is free again afterwards."""
+    with ExitStack() as stack:
+        subjects = {ENGINE: kernel}
+        if options.ablate:
+            check_ablation(engine)
+            subjects |= stack.enter_context(variants(engine, lambda text: progress(text, 0, 1)))
+        steps = steps_around(engine, kernel, context)
+        roof = Roof(engine, stated_reads(engine.manifest).mean(steps.contexts))
+        tried = roof.choose(lambda done, total: progress("read kernels", done, total))
+        rounds = run_rounds(
+            *(engine, subjects, roof, steps, options.rounds), lambda done, total: progress("rounds", done, total)
+        )
+        return steps, figures(engine, rounds, steps, roof, tried)

@@ -1,0 +1,1 @@
+"""Costs of a machine, from steps that were recorded on it."""

@@ -1,0 +1,1 @@
+"""Simulated steps of many plans."""

@@ -1,0 +1,100 @@
+"""The systems whose warm-up can be measured: the engine, and peers as commands that anyone can add to."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from tilecompile.errors import InputError
+from tilecompile.measure.commands import check_names, filled, named_command
+
+PLACES = ("engine", "model", "ids", "threads", "dtype", "device")
+"""What a command may name in braces: engine folder, checkpoint folder, prompt ids with commas, threads, bf16 or f32,
+and where the engine runs, cpu or cuda."""
+
+
+@dataclass(frozen=True)
+class System:
+    """A command that goes from nothing to the first token and reports marks on the way (`marks.py`).
+
+    Places in braces are filled in (`PLACES`). Every run gets an empty compile cache, unless `keeps_cache`. `gpu_only`
+    ones have nothing to do beside an engine for a processor.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    about: str
+    needs: tuple[str, ...] = ()
+    keeps_cache: bool = False
+    gpu_only: bool = False
+
+    def unavailable(self) -> str | None:
+        """Why the system can't run here, in one line, or None."""
+        absent = [package for package in self.needs if importlib.util.find_spec(package) is None]
+        if absent:
+            return f"not installed: {', '.join(absent)}"
+        return None if shutil.which(self.command[0]) else f"no program {self.command[0]}"
+
+    def needs_model(self) -> bool:
+        """Whether the command takes a checkpoint folder."""
+        return any("{model}" in word for word in self.command)
+
+    def filled(self, values: dict[str, str]) -> list[str]:
+        """The command with its places filled in."""
+        return filled(self.command, {place: values.get(place, "") for place in PLACES})
+
+
+def _program(name: str, *arguments: str) -> tuple[str, ...]:
+    return (sys.executable, str(Path(__file__).with_name("marks.py")), name, *arguments)
+
+
+_TRANSFORMERS = _program("run_transformers", "{model}", "{ids}", "{threads}", "{dtype}", "{device}")
+_TORCH = ("torch", "transformers")
+
+ENGINE = System("tilecompile", _program("run_tilecompile", "{engine}", "{ids}", "{threads}", "{device}"), "the engine")
+
+SYSTEMS = {
+    system.name: system
+    for system in (
+        System("transformers", _TRANSFORMERS, "eager, batched_mm experts", _TORCH),
+        System("torch-compile", (*_TRANSFORMERS, "compile"), "torch.compile, nothing compiled before", _TORCH),
+        System(
+            "torch-compile-kept",
+            (*_TRANSFORMERS, "compile"),
+            "torch.compile again, with the cache of an earlier compilation",
+            _TORCH,
+            keeps_cache=True,
+        ),
+        System("cuda-graphs", (*_TRANSFORMERS, "graph"), "captured as a CUDA graph", _TORCH, gpu_only=True),
+        System("vllm", _program("run_vllm", "{model}", "{ids}"), "vLLM, empty compile cache", ("vllm",)),
+        System("sglang", _program("run_sglang", "{model}", "{ids}"), "SGLang, empty compile cache", ("sglang",)),
+    )
+}
+"""The peers that come with the package, by name."""
+
+
+def check_device(systems: list[System], device: str, engine: str) -> None:
+    """InputError for a system that runs on GPUs only, beside an engine for a processor."""
+    for system in systems:
+        if system.gpu_only and device != "cuda":
+            raise InputError(f"--against: {system.name} runs on a GPU, and {engine} is for a processor")
+
+
+def chosen(against: str | None, peers: list[str]) -> list[System]:
+    """The peers that a user asks for: names with commas between them, and NAME=COMMAND. InputError for a wrong one."""
+    systems = []
+    wanted = [name for name in map(str.strip, (against or "").split(",")) if name]
+    if against is not None and not wanted:
+        raise InputError(f"--against is {against!r}, want peers with commas between them")
+    for name in wanted:
+        if name not in SYSTEMS:
+            raise InputError(f"--against: {name!r} is unknown, want {', '.join(SYSTEMS)} (or --peer)")
+        systems.append(SYSTEMS[name])
+    for text in peers:
+        name, words = named_command(text)
+        systems.append(System(name, words, "a command given with --peer"))
+    check_names([ENGINE.name, *(system.name for system in systems)])
+    return systems

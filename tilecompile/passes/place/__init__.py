@@ -1,0 +1,1 @@
+"""The passes that decide about devices."""

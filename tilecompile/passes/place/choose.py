@@ -1,0 +1,190 @@
+"""choose: the placement `auto`, by simulated time.
+
+Every recipe is planned for a few of the model's layers and simulated at the wanted context; of the fastest one, each
+family of operators is then placed otherwise, replicated where it was divided and divided where it was replicated, and
+what is faster stays. So every choice has a figure. A device's workers are taken together by the dozen, which changes
+neither its bytes nor who waits for whom, only how finely the tasks are cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+
+from tilecompile.cost.simulate.step import DEFAULT, simulate, simulator_of
+from tilecompile.errors import InputError
+from tilecompile.ir.graph import OpGraph
+from tilecompile.ir.placement import PlacedGraph, Placement
+from tilecompile.models.config import Glm5Config
+from tilecompile.passes.events import events
+from tilecompile.passes.place.distribute import distribute
+from tilecompile.passes.place.split_attention import split_attention
+from tilecompile.passes.schedule import schedule
+from tilecompile.passes.tile import tile
+from tilecompile.runtime.folder.manifest import Manifest
+from tilecompile.runtime.format import DTYPE_BYTES
+from tilecompile.schedules import REDUCTIONS
+from tilecompile.schedules.auto import REPLICATE, Choice, Recipe, alternatives, family, otherwise, place
+from tilecompile.schedules.machine import Machine, OpCost
+
+DEFAULT_CONTEXT = 4096
+"""Positions that a placement is chosen for, if the engine holds as many and nothing else is said."""
+
+WORKERS = 12
+"""Workers of a device in the search, at most."""
+
+MOST_HOPS, LEAST_HOPS = 3.0, 0.25
+"""Hops that replicating a family of operators can save, and that dividing it must save."""
+
+SPARSE = 2
+"""Layers with experts that the search looks at, at least."""
+
+ELEMENTWISE = ("attention_merge", "map", "push")
+"""Ops whose tasks touch fewer activations where there are more workers; others read whole operands anyway."""
+
+GAIN = 0.002
+"""Part of the time that a change must save: below, it may as well be a matter of where tasks happen to fall."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The choice, and what was tried: milliseconds of the `layers` that were looked at, by choice, in order.
+
+    `recipes` are those of them without exceptions.
+    """
+
+    choice: Choice
+    tried: Mapping[str, float]
+    recipes: tuple[str, ...]
+    context: int
+    layers: int
+
+    @property
+    def summary(self) -> str:
+        """The choice and its reason in a line."""
+        times = "; ".join(f"{name} {ms:.3g} ms" for name, ms in self.tried.items() if name in self.recipes)
+        at = f"simulated, {self.layers} layers at context {self.context}"
+        return f"placement auto is {self.choice}: {self.tried[str(self.choice)]:.3g} ms ({at}; {times})"
+
+    def __str__(self) -> str:
+        lines = [f"  {ms:8.4f} ms  {name}" for name, ms in self.tried.items()]
+        return "\n".join([self.summary, *lines]) + "\n"
+
+
+def choose(
+    config: Glm5Config,
+    graph_of: Callable[[Glm5Config], OpGraph],
+    recipes: Mapping[str, Recipe],
+    machine: Machine,
+    devices: int,
+    workers: int,
+    context: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Chosen:
+    """Looks for the fastest placement. `graph_of` traces a model; `workers` counts those of one device.
+
+    InputError for a machine without costs, and where no recipe can use the devices.
+    """
+    simulator_of(machine)
+    short = sample(config)
+    graph = graph_of(short)
+    coarse, few = coarser(machine, workers)
+    tried: dict[str, float] = {}
+
+    def ms(choice: Choice) -> float:
+        if str(choice) not in tried:
+            placement = place(graph, devices, choice, recipes)
+            tried[str(choice)] = simulated_ms(graph, placement, coarse, few, context)
+        return tried[str(choice)]
+
+    wrong: list[str] = []
+    candidates = []
+    for recipe in recipes:
+        for reduction in REDUCTIONS if devices > 2 else REDUCTIONS[:1]:
+            try:
+                ms(choice := Choice(recipe, reduction))
+                candidates.append(choice)
+            except ValueError as error:
+                wrong.append(str(error))
+    if not candidates:
+        raise InputError(f"no placement can use {devices} devices: {'; '.join(dict.fromkeys(wrong))}")
+    best = min(candidates, key=ms)
+    families = alternatives(graph, place(graph, devices, best, recipes))
+    families = {name: how for name, how in families.items() if may_pay(graph, name, how, machine, devices)}
+    for i, (name, how) in enumerate(families.items()):
+        progress(i, len(families))
+        try:
+            if ms(changed := otherwise(best, name, how)) < (1 - GAIN) * ms(best):
+                best = changed
+        except ValueError:
+            continue  # it can't lie so
+    return Chosen(best, tried, tuple(map(str, candidates)), context, short.num_hidden_layers)
+
+
+def may_pay(graph: OpGraph, name: str, how: str, machine: Machine, devices: int) -> bool:
+    """Whether placing a family otherwise could save time, by what its weights take to read against the time of a hop.
+
+    Replicating can save a few hops at most, and dividing must save a good part of one.
+    """
+    costs = simulator_of(machine)
+    size = max(sum(prod(w.shape) * DTYPE_BYTES[w.dtype] for w in n.weights) for n in graph.nodes if family(n) == name)
+    saved = size * (1 - 1 / devices) * (devices if machine.is_cpu else 1) / costs.read[-1][2]
+    most, least = MOST_HOPS * costs.remote_event_ns, LEAST_HOPS * costs.remote_event_ns
+    return saved <= most if how == REPLICATE else saved >= least
+
+
+def sample(config: Glm5Config) -> Glm5Config:
+    """A model of a few of the layers: a dense one, some with experts, at least one of them with its own indexer."""
+    kinds = list(zip(config.mlp_layer_types, config.indexer_types, strict=True))
+    sparse = [i for i, kind in enumerate(kinds) if kind[0] == "sparse"]
+    begin = max(0, sparse[0] - 1) if sparse else 0
+    while kinds[begin][1] != "full":
+        begin -= 1
+    end = begin + 1
+    while end < len(kinds):
+        seen = [kind for kind in kinds[begin:end] if kind[0] == "sparse"]
+        if len(seen) >= SPARSE and ("sparse", "full") in seen:
+            break
+        end += 1
+    return replace(
+        config,
+        num_hidden_layers=end - begin,
+        mlp_layer_types=config.mlp_layer_types[begin:end],
+        indexer_types=config.indexer_types[begin:end],
+        num_nextn_predict_layers=0,
+    )
+
+
+def coarser(machine: Machine, workers: int) -> tuple[Machine, int]:
+    """The machine with few workers a device, each as good as several, and their number."""
+    few = min(WORKERS, workers)
+    simulator = simulator_of(machine)
+    if few == workers or machine.is_cpu:
+        return machine, workers
+    each = workers / few
+    default = simulator.ops.get(DEFAULT, OpCost())
+    wide = {op: simulator.ops.get(op, default) for op in ELEMENTWISE}
+    simulator = replace(
+        simulator,
+        ops={**simulator.ops, **{op: replace(c, element_ns=c.element_ns / each) for op, c in wide.items()}},
+        read=tuple((size, single * each, total) for size, single, total in simulator.read),
+        ring_bytes=round(simulator.ring_bytes * each),
+        hint_bytes=round(simulator.hint_bytes * each),
+    )
+    return replace(machine, simulator=simulator), few
+
+
+def simulated_ms(graph: OpGraph, placement: Placement, machine: Machine, workers: int, context: int) -> float:
+    """Milliseconds of a step of a graph. ValueError for a placement that can't be made."""
+    placed = split_attention(PlacedGraph(distribute(graph, placement), placement), workers)
+    plan = events(tile(placed, workers, machine.layout))
+    nodes = [grid.node for grid in plan.grids.grids]
+    ops = ["commit", *sorted({n.op for n in nodes} - {"commit"})]
+    kind_of = {(graph.program, n.name): ops.index(n.op) for n in nodes}
+    kinds = ["commit", *(f"k{i}_{op}" for i, op in enumerate(ops[1:], 1))]
+    program = schedule([plan], workers, kind_of, kinds)
+    facts = {"max_seq_len": context, "workers": workers * placement.devices, "devices": placement.devices}
+    manifest = Manifest(Path("auto"), {**facts, "kinds": program.kinds, "operators": program.operators})
+    return simulate(manifest, program.tables, nodes, machine, context).ms

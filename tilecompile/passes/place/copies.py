@@ -1,0 +1,150 @@
+"""copies: the operators of all devices and the exchanges between them, as `distribute` adds one after the other.
+
+Every activation and cache has a copy on each device that touches it, named TENSOR@DEVICE and of the full shape. Which
+columns of a copy are there is known, so an operator that reads others makes the device that has them push them first.
+What is divided by blocks of the context is no copy but a share, TENSOR.share@DEVICE, with rows of its own: shares are
+read where they are written, and never pushed.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import replace
+
+from tilecompile.ir.graph import OpGraph, Tensor
+from tilecompile.ir.node import OpNode, View
+from tilecompile.ops.base import REGISTRY
+from tilecompile.ops.context import Context
+
+
+class Copies:
+    """`full` are the tensors before they are copied, `tensors` and `nodes` become those of the distributed graph.
+
+    `there[copy]` are the columns (begin, end) that a copy has, `written` who wrote them.
+    """
+
+    def __init__(self, graph: OpGraph) -> None:
+        self.full = dict(graph.tensors)
+        self.tensors: dict[str, Tensor] = {
+            n: t for n, t in graph.tensors.items() if t.role in ("weight", "constant", "input")
+        }
+        self.nodes: list[OpNode] = []
+        self.there: dict[str, list[tuple[int, int]]] = defaultdict(list)
+        self.written: dict[str, list[tuple[int, int, int]]] = defaultdict(list)
+        self.shares: dict[str, dict[int, Context]] = {}
+        for tensor in graph.tensors.values():
+            if tensor.role == "input":
+                self.wrote(tensor.name, tensor.device, [(0, tensor.cols)])
+
+    def make(self, name: str, shape: tuple[int, ...], dtype: str) -> View:
+        """A new activation, of which devices will have copies."""
+        self.full[name] = Tensor(name, shape, dtype, "activation")
+        return View.of(name, shape, dtype)
+
+    def make_share(self, name: str, device: int, context: Context, shape: tuple[int, ...]) -> View:
+        """A device's share of a tensor, unless it is there already: what belongs to some blocks of the context."""
+        tensor = self.full[name]
+        own = replace(tensor, name=f"{name}.share", shape=shape)
+        self.full[own.name] = own
+        self.tensors[local(own, device)] = replace(own, name=local(own, device), device=device)
+        self.shares.setdefault(name, {})[device] = context
+        return View.of(own.name, shape, own.dtype)
+
+    def share(self, name: str, device: int, context: Context) -> View:
+        """A device's share of a tensor. ValueError if it has none of these blocks."""
+        if self.shares.get(name, {}).get(device) != context:
+            raise ValueError(f"device {device} doesn't have share {context.index} of the context of {name}")
+        tensor = self.tensors[f"{name}.share@{device}"]
+        return View.of(f"{name}.share", tensor.shape, tensor.dtype)
+
+    def add(
+        self,
+        node: OpNode,
+        device: int,
+        inputs: Iterable[View],
+        weights: Iterable[View],
+        outputs: Iterable[View],
+        private: bool = False,
+    ) -> None:
+        """A device's operator on the device's copies, after the exchanges that it needs.
+
+        What is `private` has the same name on every device and other contents: it is never pushed. ValueError where
+        nobody has what it needs.
+        """
+        inputs, outputs = tuple(inputs), tuple(outputs)
+        mutated = len(REGISTRY[node.op].mutated)
+        for view in inputs:
+            if view.tensor in self.shares:
+                raise ValueError(f"{view.tensor} is divided by context, and {node.name} needs all of it")
+            if self.full[view.tensor].role in ("activation", "input"):
+                self.fetch(view, device, node.layer)
+        self.nodes.append(
+            replace(
+                node,
+                name=f"{node.name}@{device}",
+                inputs=tuple(self.on(view, device) for view in inputs),
+                weights=tuple(weights),
+                outputs=tuple(self.on(view, device) for view in outputs),
+                device=device,
+            )
+        )
+        for view in outputs:
+            self.wrote(view.tensor, device, view.runs, private)
+        for view in inputs[:mutated]:
+            self.wrote(view.tensor, device, view.runs, private=True)
+
+    def on(self, view: View, device: int) -> View:
+        """The view of the device's copy, which is made where it isn't there."""
+        tensor = self.full[view.tensor]
+        name = local(tensor, device)
+        if name not in self.tensors:
+            role = "activation" if tensor.role == "input" else tensor.role
+            self.tensors[name] = Tensor(name, tensor.shape, tensor.dtype, role, device)
+        return view.of_tensor(name)
+
+    def wrote(self, tensor: str, device: int, runs: list[tuple[int, int]], private: bool = False) -> None:
+        """Notes columns that a device has computed."""
+        self.there[local(self.full[tensor], device)] += runs
+        if not private:
+            self.written[tensor] += [(begin, end, device) for begin, end in runs]
+
+    def fetch(self, view: View, device: int, layer: int | None) -> None:
+        """Pushes the columns of a view that the device's copy lacks, from the first device that wrote them."""
+        tensor = self.full[view.tensor]
+        copy = local(tensor, device)
+        for begin, end in [gap for run in view.runs for gap in _missing(run, self.there[copy])]:
+            at = begin
+            while at < end:
+                found = next(((b, e, d) for b, e, d in self.written[view.tensor] if b <= at < e), None)
+                if found is None:
+                    raise ValueError(f"nobody has columns {at}:{end} of {view.tensor}, which device {device} needs")
+                upto, source = min(end, found[1]), found[2]
+                window = View(tensor.name, (tensor.rows, upto - at), (tensor.cols, 1), at, tensor.dtype)
+                name = f"{tensor.name.removeprefix('%')}.push.{at}:{upto}@{source}>{device}"
+                to = self.on(window, device)
+                self.nodes.append(OpNode(name, "push", (self.on(window, source),), (), (to,), {}, layer, source))
+                self.there[copy].append((at, upto))
+                at = upto
+
+
+def local(tensor: Tensor, device: int) -> str:
+    """Name of a tensor's copy on a device."""
+    if tensor.role in ("weight", "constant") or (tensor.role == "input" and device == tensor.device):
+        return tensor.name
+    return f"{tensor.name}@{device}"
+
+
+def _missing(wanted: tuple[int, int], there: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The parts of an interval that none of the others covers."""
+    gaps = []
+    at, end = wanted
+    for b, e in sorted(there):
+        if b >= end:
+            break
+        if b > at:
+            gaps.append((at, b))
+        at = max(at, e)
+    if at < end:
+        gaps.append((at, end))
+    return gaps

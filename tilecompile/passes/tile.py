@@ -1,0 +1,102 @@
+"""tile: operators to grids of tasks with the regions that they read and write, by each op's tiling rule."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from tilecompile.ir.graph import OpGraph, Tensor
+from tilecompile.ir.node import OpNode, View
+from tilecompile.ir.placement import PlacedGraph
+from tilecompile.ir.tasks import Region, TaskGrid, TaskGrids
+from tilecompile.ir.tiling import Access, Tiling, WeightTile
+from tilecompile.ops.base import REGISTRY
+
+
+def region_of(access: Access, view: View, tensor: Tensor, tasks: int) -> Region:
+    """The boxes of an access in the tensor's [rows, cols] matrix.
+
+    Dimension 0 gives the rows. The inner dimensions of the view become one column interval that covers the box: exact
+    for a window without gaps, larger otherwise, which may add a dependency but never loses one.
+    """
+    ones = np.ones(tasks, np.int64)
+    begin, last = view.offset * ones, view.offset * ones
+    for (lo, hi), stride in zip(access.box[1:], view.strides[1:], strict=True):
+        begin = begin + lo * ones * stride
+        last = last + (hi * ones - 1) * stride
+    lo, hi = access.box[0]
+    return Region(tensor.name, lo * ones, hi * ones, begin, last + 1)
+
+
+def _one_region(access: Access, view: View, tensor: Tensor, tasks: int) -> list[Region]:
+    return [region_of(access, view, tensor, tasks)]
+
+
+def regions_of(access: Access, view: View, tensor: Tensor, tasks: int) -> list[Region]:
+    """The boxes of an access, one region for each element of dimension 1 if there are gaps between those.
+
+    On several devices a gap may hold what another device computes, so nothing may seem to be read there.
+    """
+    if len(view.runs) == 1:
+        return _one_region(access, view, tensor, tasks)
+    lo, hi = (bound * np.ones(tasks, np.int64) for bound in access.box[1])
+    found = []
+    for i in range(int((hi - lo).max())):
+        box = (access.box[0], (lo + i, lo + i + 1), *access.box[2:])
+        region = region_of(Access(access.operand, box), view, tensor, tasks)
+        if (lo + i < hi).all():
+            found.append(region)
+        else:  # some tasks have fewer: an empty box
+            bounds = (region.row_begin, region.row_end, region.col_begin, region.col_end)
+            found.append(Region(tensor.name, *(np.where(lo + i < hi, b, 0) for b in bounds)))
+    return found
+
+
+def tile(placed: PlacedGraph, parts: int, layout: str = "rows") -> TaskGrids:
+    """Splits every operator into about `parts` tasks, with weight tiles in a layout; the sink becomes the last grid."""
+    graph = placed.graph
+    grids: list[TaskGrid] = []
+    for node in graph.nodes:
+        tiling = _whole_tensor(graph, node, REGISTRY[node.op].tile(node, parts), layout)
+        regions = regions_of if placed.placement.devices > 1 else _one_region
+        reads, writes = (
+            tuple(
+                region
+                for a in accesses
+                if not optional or _ordered(graph, node, a)
+                for region in regions(
+                    a, node.operands[a.operand], graph.tensors[node.operands[a.operand].tensor], len(tiling.coords)
+                )
+            )
+            for accesses, optional in ((tiling.reads, True), (tiling.writes, False))
+        )
+        grids.append(TaskGrid(len(grids), node, node.device, tiling, reads, writes))
+    return TaskGrids(graph, placed.placement, grids)
+
+
+def _whole_tensor(graph: OpGraph, node: OpNode, tiling: Tiling, layout: str) -> Tiling:
+    """The tiling with weight tiles in a layout, as parts of the whole tensor where the operator has a window of it."""
+    if not node.weights or (node.weights[0].offset == 0 and layout == "rows"):
+        return tiling
+    view = node.weights[0]
+    *_, rows, cols = graph.tensors[view.tensor].shape
+    matrix, row, col = view.offset // (rows * cols), view.offset // cols % rows, view.offset % cols
+
+    def shifted(tile: WeightTile) -> WeightTile:
+        return replace(
+            tile,
+            begin=tile.begin + matrix,
+            end=tile.end + matrix,
+            row_begin=tile.row_begin + row,
+            row_end=tile.row_end + row,
+            col_begin=col,
+            layout=layout,
+        )
+
+    return replace(tiling, weights=tuple(tuple((shifted(t), s) for t, s in task) for task in tiling.weights))
+
+
+def _ordered(graph: OpGraph, node: OpNode, access: Access) -> bool:
+    """Whether reads of the operand need ordering; nothing ever writes constants, which the proof checks."""
+    return graph.tensors[node.operands[access.operand].tensor].role != "constant"

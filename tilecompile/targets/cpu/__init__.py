@@ -1,0 +1,1 @@
+"""The CPU target: emitted C++, its build, and the hand-written half of the kernel."""

@@ -1,0 +1,76 @@
+"""Weight tiles to bytes: the layout that the bodies stream, panels [cols][16 rows].
+
+In bf16 the columns of a panel go in pairs, [cols / 2][16 rows][2] (the last of an odd number alone): seen as 32-bit
+words, a row's two weights are widened by one shift and one mask, without a shuffle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tilecompile.ir.tiling import PANEL, WeightTile
+from tilecompile.ops.dtypes import TORCH_DTYPES
+from tilecompile.runtime import format as fmt
+from tilecompile.targets.cuda.fragments import unpack_copy
+
+
+def pack_rows(matrices: list[torch.Tensor]) -> torch.Tensor:
+    """Panels of one or more [rows, cols] matrices of equal shape, alternating: [panels, matrices, cols, 16]."""
+    rows, cols = matrices[0].shape
+    panels = -(-rows // PANEL)
+    out = torch.zeros((panels, len(matrices), PANEL, cols), dtype=matrices[0].dtype)
+    for i, matrix in enumerate(matrices):
+        full = rows // PANEL
+        out[:full, i] = matrix[: full * PANEL].view(full, PANEL, cols)
+        if full < panels:
+            out[full, i, : rows - full * PANEL] = matrix[full * PANEL :]
+    return _exchange(out.transpose(2, 3).contiguous(), (PANEL, 2))
+
+
+def unpack_rows(panels: torch.Tensor, matrices: int, rows: int, cols: int) -> list[torch.Tensor]:
+    """The matrices [rows, cols] of which `pack_rows` made the panels (of any shape, contiguous)."""
+    whole = _exchange(panels.view(-1, matrices, cols, PANEL), (2, PANEL)).transpose(2, 3)
+    return [whole[:, i].reshape(-1, cols)[:rows] for i in range(matrices)]
+
+
+def unpack_tile(
+    data: torch.Tensor, tensors: int, count: int, rows: int, cols: int, col_begin: int, dtype: str, layout: str
+) -> list[list[torch.Tensor]]:
+    """The values [rows, cols] in one copy of a tile, by matrix (`count` of them) and tensor; of fp8 as f32.
+
+    `data` are the copy's bytes, `col_begin` the matrices' first column in the whole ones.
+    """
+    if layout == "rows":
+        each = data.view(TORCH_DTYPES[dtype]).view(count, -1)
+        return [unpack_rows(panels, tensors, rows, cols) for panels in each]
+    blocks = fmt.scale_count(cols, col_begin) if dtype == "fp8" else 0
+    matrices, scales = unpack_copy(data, tensors, count, rows, cols, TORCH_DTYPES[dtype], blocks)
+    if not blocks:
+        return matrices
+    at = (torch.arange(cols) + col_begin % fmt.SCALE_BLOCK) // fmt.SCALE_BLOCK
+    return [[w.float() * s[:, at] for w, s in zip(*both, strict=True)] for both in zip(matrices, scales, strict=True)]
+
+
+def _exchange(panels: torch.Tensor, to: tuple[int, int]) -> torch.Tensor:
+    """In bf16: each two columns of [panels, matrices, cols, 16] from column by row to row by column, or back."""
+    if panels.element_size() != 2:
+        return panels
+    pairs = panels.shape[2] // 2 * 2
+    even = panels[:, :, :pairs].reshape(*panels.shape[:2], pairs // 2, to[1], to[0]).transpose(3, 4)
+    return torch.cat((even.reshape(panels[:, :, :pairs].shape), panels[:, :, pairs:]), 2)
+
+
+def pack_tile(tile: WeightTile, read: Callable[[str, int, int, int], torch.Tensor]) -> npt.NDArray[np.uint8]:
+    """The bytes of a tile (of all experts, one after the other, if gathered).
+
+    `read(tensor, matrix, row_begin, row_end)` gives rows of one matrix in the weight type, [rows, cols].
+    """
+    parts = [
+        pack_rows([read(name, m, tile.row_begin, tile.row_end) for name in tile.tensors])
+        for m in range(tile.begin, tile.end)
+    ]
+    return torch.cat([p.flatten() for p in parts]).view(torch.uint8).numpy()

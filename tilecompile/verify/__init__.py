@@ -1,0 +1,1 @@
+"""The proof of a schedule: knows its tables and nothing else."""

@@ -1,0 +1,136 @@
+"""verify, part: regions within buffers, and where buffers and weight tiles lie in memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tilecompile.runtime import format as fmt
+from tilecompile.verify.base import ACTIVATION, WEIGHT, Ints, Subject, VerifyError
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What there is: bytes of each arena (int64 [devices, len(ARENAS)], pools as weight arenas), and of all of them."""
+
+    arenas: Ints
+    limit: int | None = None
+
+
+class _Spans:
+    """Bytes of the arenas that buffers and, after them, tiles take: int64 [n] each."""
+
+    def __init__(self, s: Subject) -> None:
+        self.s, buffers, tiles = s, s.t["buffers"], s.t["tiles"]
+        weight = np.full(len(tiles), WEIGHT)
+        self.device, self.begin = (
+            np.concatenate([buffers[f], tiles[f]]).astype(np.int64) for f in ("device", "offset")
+        )
+        self.arena = np.concatenate([buffers["arena"].astype(np.int64), weight])
+        size = np.concatenate([buffers["bytes"], tiles["bytes"] * tiles["copies"]]).astype(np.int64)
+        self.end = self.begin + size
+
+    def name(self, i: int) -> str:
+        """A span in words."""
+        tile = i - len(self.s.t["buffers"])
+        return (
+            self.s.buffer(i) if tile < 0 else f"tile {tile} of {self.s.weight(int(self.s.t['tiles'][tile]['tensor']))}"
+        )
+
+
+def check_regions(s: Subject) -> None:
+    """Checks what instructions say that they touch, and that what a program touches of scratch memory lies apart."""
+    _regions(s)
+    _operands(s)
+    for program, members in _scratch(s):
+        _apart(_Spans(s), members, ACTIVATION, f" of program {program}")
+
+
+def check_places(s: Subject, memory: Memory | None) -> int:
+    """Checks buffers and tiles, but for what shares scratch memory; returns the number of spans that were checked."""
+    _buffers(s)
+    spans = _Spans(s)
+    _inside(spans, memory)
+    for arena in np.unique(spans.arena[spans.arena != ACTIVATION]).tolist():
+        _apart(spans, np.flatnonzero(spans.arena == arena), arena)
+    if memory is not None and memory.limit is not None and int(memory.arenas.sum()) > memory.limit:
+        raise VerifyError(f"arenas and pools take {int(memory.arenas.sum())} bytes, the limit is {memory.limit}")
+    return len(spans.begin)
+
+
+def _regions(s: Subject) -> None:
+    buffers, at = s.t["buffers"], s.regions["buffer"]
+    rows, cols = buffers["rows"][at], buffers["cols"][at]
+    outside = (s.regions["row_end"] > rows) | (s.regions["col_end"] > cols)
+    for r in np.flatnonzero(outside)[:1]:
+        where, size = s.box(s.regions[r]), f"[{rows[r]}, {cols[r]}]"
+        raise VerifyError(f"{s.name(int(s.owner[r]))} touches {where}, which is {size}")
+    constant = (s.regions["mode"] == fmt.WRITE) & (buffers["arena"] == WEIGHT)[at]
+    for r in np.flatnonzero(constant)[:1]:
+        raise VerifyError(f"{s.name(int(s.owner[r]))} writes {s.box(s.regions[r])}, which holds weights")
+
+
+def _buffers(s: Subject) -> None:
+    """Checks that buffers have a known kind of memory and room for their matrix."""
+    buffers = s.t["buffers"]
+    for i in np.flatnonzero((buffers["arena"] >= len(fmt.ARENAS)) | (buffers["dtype"] >= len(fmt.DTYPES)))[:1].tolist():
+        raise VerifyError(f"{s.buffer(i)} has arena {buffers['arena'][i]} and dtype {buffers['dtype'][i]}")
+    element = np.array([fmt.DTYPE_BYTES[name] for name in fmt.DTYPES])[buffers["dtype"]]
+    size = buffers["rows"].astype(np.int64) * buffers["cols"] * element
+    for i in np.flatnonzero(size > buffers["bytes"].astype(np.int64))[:1].tolist():
+        raise VerifyError(f"{s.buffer(i)} has {buffers['bytes'][i]} bytes for a matrix of {size[i]}")
+
+
+def _operands(s: Subject) -> None:
+    rows, owner = s.rows("operand")
+    operands = s.t["operands"][rows]
+    outside = operands["offset"] > s.t["buffers"]["bytes"][operands["buffer"]]
+    for k in np.flatnonzero(outside)[:1]:
+        where = s.buffer(int(operands["buffer"][k]))
+        raise VerifyError(f"{s.name(int(owner[k]))} has an operand {operands['offset'][k]} bytes into {where}")
+
+
+def _inside(spans: _Spans, memory: Memory | None) -> None:
+    """Checks alignment, and that spans end inside their arena."""
+
+    def where(i: int) -> str:
+        return f"in arena {fmt.ARENAS[spans.arena[i]]} of device {spans.device[i]}"
+
+    for i in np.flatnonzero(spans.begin % fmt.ALIGN)[:1].tolist():
+        raise VerifyError(f"{spans.name(i)} lies at {spans.begin[i]} {where(i)}, not at a multiple of {fmt.ALIGN}")
+    if memory is not None:
+        devices = len(memory.arenas)
+        there = spans.device < devices
+        sizes = np.where(there, memory.arenas[np.minimum(spans.device, devices - 1), spans.arena], 0)
+        for i in np.flatnonzero(~there | (spans.end > sizes))[:1].tolist():
+            raise VerifyError(f"{spans.name(i)} ends at {spans.end[i]} {where(i)}, which has {sizes[i]} bytes")
+
+
+def _apart(spans: _Spans, members: Ints, arena: int, which: str = "") -> None:
+    """Checks that no two of the spans meet, all of one arena, on any device."""
+    members = members[np.lexsort((spans.end[members], spans.begin[members], spans.device[members]))]
+    device, begin, end = spans.device[members], spans.begin[members], spans.end[members]
+    top = int(spans.end.max(initial=0)) + 1
+    reach = np.maximum.accumulate(end + device * top) - device * top  # of the device's spans so far
+    meets = (device[1:] == device[:-1]) & (begin[1:] < reach[:-1]) & (begin[1:] < end[1:])
+    for k in np.flatnonzero(meets)[:1].tolist():
+        first = np.flatnonzero((device[: k + 1] == device[k + 1]) & (end[: k + 1] == reach[k]))[-1]
+        raise VerifyError(
+            f"{spans.name(int(members[first]))} and {spans.name(int(members[k + 1]))} overlap in arena "
+            f"{fmt.ARENAS[arena]} of device {device[k]}{which}"
+        )
+
+
+def _scratch(s: Subject) -> list[tuple[int, Ints]]:
+    """The activation buffers that must not overlap: by program, those that the program touches.
+
+    What no program touches is taken as touched by all.
+    """
+    touched = np.zeros((s.programs, len(s.t["buffers"])), bool)
+    touched[s.program[s.owner], s.regions["buffer"]] = True
+    rows, owner = s.rows("operand")
+    touched[s.program[owner], s.t["operands"]["buffer"][rows]] = True
+    touched |= ~touched.any(0)
+    scratch = s.t["buffers"]["arena"] == ACTIVATION
+    return [(program, np.flatnonzero(mine & scratch)) for program, mine in enumerate(touched)]

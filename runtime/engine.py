@@ -21,6 +21,7 @@ from tilecompile.runtime.cpu.launch import stalled
 from tilecompile.runtime.errors import EngineError, EngineStalled, InputError
 from tilecompile.runtime.folder.files import read_bytes
 from tilecompile.runtime.folder.manifest import Manifest
+from tilecompile.runtime.folder.operators import read_operators
 from tilecompile.runtime.folder.tables import Tables
 from tilecompile.runtime.format import ARENAS
 from tilecompile.runtime.generate import Output, Run, Stats, TokenStream, check_ids, check_max_new
@@ -307,7 +308,8 @@ class Engine:
         checked, numbers = self._ids(ids), None
         if operator is not None:
             written = writes(self.manifest, self.tables)
-            name = find_operator(written, operator)
+            layers = {o.name: o.layer for o in read_operators(self.manifest) if o.name in written}
+            name = find_operator(layers, operator)
             check_kept(self.manifest, self.tables, written, name)
             numbers = numbers_of(written[name])
         run = self._start(checked, 0)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from tilecompile.ir.graph import OpGraph
 from tilecompile.ir.node import OpNode
 from tilecompile.ir.placement import Placement, Split
-from tilecompile.ops.base import REGISTRY
-from tilecompile.schedules.shares import divided
+from tilecompile.ops.base import op_of
+from tilecompile.runtime.names import without_layer
+from tilecompile.schedules.shares import ROWS, divided
 
 REPLICATE, SHARD = "replicate", "shard"
 """How an operator can lie: whole on every device, or divided by rows."""
@@ -33,7 +33,7 @@ class Choice:
 
 def family(node: OpNode) -> str:
     """What the operators of a kind in all layers have in common: the name without the number of the layer."""
-    return re.sub(r"\blayers\.\d+\.", "", node.name)
+    return without_layer(node.name, node.layer)
 
 
 def place(graph: OpGraph, devices: int, choice: Choice, recipes: Mapping[str, Recipe]) -> Placement:
@@ -44,7 +44,7 @@ def place(graph: OpGraph, devices: int, choice: Choice, recipes: Mapping[str, Re
         if how == REPLICATE:
             splits[node.name] = Split.whole(tuple(range(devices)))
         elif how == SHARD:
-            splits[node.name] = divided(node, "rows", node.weights[0].shape[-2], tuple(range(devices)))
+            splits[node.name] = divided(node, ROWS, tuple(range(devices)))
     return Placement("auto", devices, splits)
 
 
@@ -53,9 +53,9 @@ def alternatives(graph: OpGraph, placement: Placement) -> dict[str, str]:
     found: dict[str, str] = {}
     for node in graph.nodes:
         split = placement.splits.get(node.name)
-        if split is None or node.layer is None or not node.weights or "rows" not in REGISTRY[node.op].shards:
+        if split is None or node.layer is None or not node.weights or ROWS not in op_of(node).split_axes:
             continue
-        if split.axis == "rows":
+        if split.axis == ROWS:
             found[family(node)] = REPLICATE
         elif split.axis is None and len(split.parts) == placement.devices:
             found[family(node)] = SHARD

@@ -14,22 +14,17 @@ from math import prod
 
 from tilecompile.ir.graph import OpGraph
 from tilecompile.ir.node import OpNode, View
-from tilecompile.ir.placement import Part, Placement, Split
+from tilecompile.ir.placement import CONTEXT, Part, Placement, Split
 from tilecompile.ir.tiling import PANEL
-from tilecompile.ops.base import REGISTRY
+from tilecompile.ops.base import op_of
 from tilecompile.runtime.format import DTYPE_BYTES
-from tilecompile.schedules.shares import by_rows_or_cols, summed
+from tilecompile.schedules.shares import COLS, HEADS, ROWS, attentions, looks_up, mlps, summed, takes_cols
 
 BLOCK = 64
 """Positions of a block of the context, at most: a device is ahead of the others by one block at most."""
 
 BLOCKS = 4
 """Fewest blocks of a device in a cache that is full, if need be smaller ones."""
-
-BY_CONTEXT = ("cache_append", "index_score", "topk_select")
-
-ON_ONE = ("embed", "argmax")
-"""Read one row, or end the step: on device 0, which has the ids and the sink."""
 
 
 def place(graph: OpGraph, devices: int, reduction: str | None = None) -> Placement:
@@ -50,8 +45,10 @@ class _Recipe:
         self.made: dict[str, tuple[int, tuple[Part, ...]]] = {}
         self.load = [0.0] * devices
         self.heads: dict[str, int] = {}
+        self.attentions = {node.name for node in attentions(graph)}
+        mlps(graph, tuple(range(devices)))  # refuses more devices than there are rows
         for node in graph.nodes:
-            if _by_heads(node):
+            if _by_heads(node) and node.name not in self.attentions:
                 self.heads[node.inputs[0].tensor] = node.inputs[0].shape[1]
 
     def run(self) -> Placement:
@@ -59,26 +56,26 @@ class _Recipe:
 
     def split(self, node: OpNode) -> Split:
         """Where an operator goes."""
-        if node.op in BY_CONTEXT:
-            return self.cyclic(node)
-        if node.op == "mla_attention":
-            heads = node.outputs[0].shape[1]
-            split = Split("heads", self.shares(node, heads, 1))
+        op = op_of(node)
+        if op.context_rule and node.name in self.attentions:
+            heads = op.split_axes[HEADS].extent(node)
+            split = Split(HEADS, self.shares(node, heads, op.split_axes[HEADS].unit(node)))
             self.made[node.outputs[0].tensor] = heads, split.parts
-            return Split("context", self.cyclic(node).parts, split.parts, self.cyclic(node).block)
-        if node.op in ON_ONE:
+            return Split(CONTEXT, self.cyclic(node).parts, split.parts, self.cyclic(node).block)
+        if op.context_rule:
+            return self.cyclic(node)
+        if looks_up(node) or op.samples:  # device 0 has the ids and the sink
             return Split.whole((0,))
-        by_rows_or_cols(node, tuple(range(self.devices)))  # refuses more devices than there are rows
         if _by_heads(node) and (parts := self.inherited(node.inputs[0], node.inputs[0].shape[1])):
-            return self.divided(node, "heads", node.inputs[0].shape[1], parts)
-        if "cols" in REGISTRY[node.op].shards and len(node.weights) == 1 and node.attrs.get("norm") is None:
+            return self.divided(node, HEADS, node.inputs[0].shape[1], parts)
+        if takes_cols(node):
             size = node.weights[0].shape[-1]
             if parts := self.inherited(node.inputs[0], size):
-                return summed(node, self.divided(node, "cols", size, parts), self.devices, self.reduction)
-        if "rows" in REGISTRY[node.op].shards:
+                return summed(node, self.divided(node, COLS, size, parts), self.devices, self.reduction)
+        if ROWS in op.split_axes:
             size, heads = node.weights[0].shape[-2], self.heads.get(node.outputs[0].tensor, 1)
             unit = size // heads if heads > 1 and size % heads == 0 else PANEL
-            return self.divided(node, "rows", size, self.shares(node, size, unit))
+            return self.divided(node, ROWS, size, self.shares(node, size, unit))
         return Split.whole(tuple(range(self.devices)))
 
     def cyclic(self, node: OpNode) -> Split:
@@ -93,7 +90,7 @@ class _Recipe:
         """The split of an operator, whose bytes are added to the devices' loads."""
         for part in parts:
             self.load[part.device] += _bytes(node) * (part.end - part.begin) / size
-        if axis != "cols":
+        if axis != COLS:
             self.made[node.outputs[0].tensor] = size, parts
         return Split(axis, parts)
 
@@ -122,11 +119,13 @@ class _Recipe:
 
 
 def _by_heads(node: OpNode) -> bool:
-    return "heads" in REGISTRY[node.op].shards and node.op != "mla_attention" and node.inputs[0].shape[1] > 1
+    """Whether an operator works on several heads, each for itself."""
+    axis = op_of(node).split_axes.get(HEADS)
+    return axis is not None and axis.extent(node) > 1
 
 
 def _bytes(node: OpNode) -> int:
     """Bytes of weights that a step reads."""
     total = sum(prod(w.shape) * DTYPE_BYTES[w.dtype] for w in node.weights)
-    slots = next((v.shape[1] for v in node.inputs if v.dtype == "i32" and v.shape[0] == 1), 0)
-    return total * slots // node.weights[0].shape[0] if node.op.startswith("expert_") else total
+    slots = op_of(node).slots
+    return total * slots(node).shape[1] // node.weights[0].shape[0] if slots else total

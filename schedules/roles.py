@@ -16,43 +16,49 @@ attention, eight the MLPs and experts. Here:
 
 from __future__ import annotations
 
-import re
-
 from tilecompile.ir.graph import OpGraph
-from tilecompile.ir.node import OpNode
 from tilecompile.ir.placement import Placement, Split
-from tilecompile.schedules.shares import by_heads, by_rows_or_cols, divided, summed
-
-INDEXER = r"\.self_attn\.indexer\."
-ATTENTION = r"\.self_attn\."
-QUERY = r"\.self_attn\.q_a_proj$"
-DRAFT = r"\.eh_proj_(embed|hidden)$"
-ENDS = ("embed", "argmax", "commit")
-"""Ops of the step's begin and end."""
+from tilecompile.ops.base import op_of
+from tilecompile.schedules.shares import (
+    COLS,
+    ROWS,
+    by_heads,
+    divided,
+    feeding,
+    looks_up,
+    mlps,
+    query_projections,
+    summed,
+)
 
 
 def place(graph: OpGraph, devices: int, reduction: str | None = None) -> Placement:
     """Index selection, attention and the rest. ValueError for devices that the model can't be split over."""
     if devices < 2:
         raise ValueError(f"placement roles is for 2 devices or more, got {devices}")
-    heads = by_heads(graph, tuple(range(1, devices)))
+    everywhere = tuple(range(devices))
+    heads, pairs = by_heads(graph, everywhere[1:]), mlps(graph, everywhere)
     attends = max(({p.device for p in split.parts} for split in heads.values()), key=len, default={1})
+    selects = feeding(graph, {n.name for n in graph.nodes if op_of(n).chooses == "positions"})
+    routes = feeding(graph, {n.name for n in graph.nodes if op_of(n).chooses == "experts"})
+    attention = feeding(graph, {name for name, split in heads.items() if split.axis != COLS}, without=selects)
+    both = query_projections(graph, heads)
     splits: dict[str, Split] = {}
     for node in graph.nodes:
-        split = heads.get(node.name) or _split(node, devices, tuple(sorted(attends)))
-        splits[node.name] = summed(node, split, devices, reduction) if split.axis == "cols" else split
+        op = op_of(node)
+        if node.name in heads:
+            split = heads[node.name]
+        elif looks_up(node) or op.samples or op.is_sink or node.name in selects:
+            split = Split.whole((0,))
+        elif node.name in both:
+            split = Split.whole((0, *sorted(attends)))
+        elif node.name in attention:
+            split = Split.whole(tuple(sorted(attends)))
+        elif node.name in pairs:
+            split = pairs[node.name]
+        elif ROWS in op.split_axes and node.name not in routes:
+            split = divided(node, ROWS, everywhere)
+        else:
+            split = Split.whole(everywhere)
+        splits[node.name] = summed(node, split, devices, reduction) if split.axis == COLS else split
     return Placement("roles", devices, splits)
-
-
-def _split(node: OpNode, devices: int, attends: tuple[int, ...]) -> Split:
-    """Where an operator runs that works on no head."""
-    everywhere = tuple(range(devices))
-    if node.op in ENDS or re.search(INDEXER, node.name):
-        return Split.whole((0,))
-    if re.search(QUERY, node.name):
-        return Split.whole((0, *attends))
-    if re.search(ATTENTION, node.name):
-        return Split.whole(attends)
-    if re.search(DRAFT, node.name):
-        return divided(node, "rows", node.weights[0].shape[0], everywhere)
-    return by_rows_or_cols(node, everywhere) or Split.whole(everywhere)

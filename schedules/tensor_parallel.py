@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from tilecompile.ir.graph import OpGraph
 from tilecompile.ir.placement import Placement, Split
-from tilecompile.schedules.shares import by_heads, by_rows_or_cols, summed
+from tilecompile.ops.base import op_of
+from tilecompile.schedules.shares import COLS, by_heads, mlps, summed
 
 
 def place(graph: OpGraph, devices: int, reduction: str | None = None) -> Placement:
@@ -18,12 +19,12 @@ def place(graph: OpGraph, devices: int, reduction: str | None = None) -> Placeme
     if devices < 2:
         raise ValueError(f"placement tensor_parallel is for 2 devices or more, got {devices}")
     everywhere = tuple(range(devices))
-    heads = by_heads(graph, everywhere)
+    heads, pairs = by_heads(graph, everywhere), mlps(graph, everywhere)
     splits: dict[str, Split] = {}
     for node in graph.nodes:
-        if node.op == "argmax":
+        if op_of(node).samples:
             splits[node.name] = Split.whole((0,))
             continue
-        split = heads.get(node.name) or by_rows_or_cols(node, everywhere) or Split.whole(everywhere)
-        splits[node.name] = summed(node, split, devices, reduction or "one_shot") if split.axis == "cols" else split
+        split = heads.get(node.name) or pairs.get(node.name) or Split.whole(everywhere)
+        splits[node.name] = summed(node, split, devices, reduction or "one_shot") if split.axis == COLS else split
     return Placement("tensor_parallel", devices, splits)

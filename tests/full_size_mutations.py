@@ -20,6 +20,7 @@ import numpy as np
 
 from tilecompile.runtime import format as fmt
 from tilecompile.runtime.folder.manifest import Manifest, read_manifest
+from tilecompile.runtime.folder.operators import read_operators
 from tilecompile.runtime.folder.tables import arena_sizes, load_tables
 from tilecompile.verify.proof import Memory, Proof, VerifyError, verify
 from tilecompile.verify.windows import Proved
@@ -39,6 +40,7 @@ class Plan:
         streams = t["streams"]
         self.stream = np.repeat(np.arange(len(streams)), (streams["end"] - streams["begin"]).astype(np.int64))
         self.operators: list[str] = self.manifest.data["operators"]
+        self.layers = [operator.layer for operator in read_operators(self.manifest)]
         self.maker = np.repeat(np.arange(len(t["instructions"])), t["instructions"]["notify_count"])
         self.by_event = np.argsort(t["notifies"]["event"], kind="stable")
         events = np.arange(len(t["events"]) + 1)
@@ -49,7 +51,7 @@ class Plan:
         """The proof of tables, whose unchanged parts are those of the plan."""
         data = self.manifest.data
         names = [b["tensor"] for b in data["buffers"]], data["weights"]["tensors"]
-        return verify(tables, self.operators, self.memory, *names, proved=self.proved)
+        return verify(tables, self.operators, self.memory, *names, proved=self.proved, layers=self.layers)
 
     def makers(self, event: int) -> np.ndarray:
         """The instructions that notify an event, in the plan."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,8 +14,8 @@ from torch import Tensor
 
 from tilecompile.compile import trace_programs
 from tilecompile.cost.device_reads import device_reads, node_reads, tape_reads
+from tilecompile.cost.graph_reads import reads
 from tilecompile.cost.placement_table import placement_table
-from tilecompile.cost.traffic import reads
 from tilecompile.ir.graph import OpGraph
 from tilecompile.ir.placement import Split
 from tilecompile.models.config import Glm5Config
@@ -25,8 +26,6 @@ from tilecompile.ops.context import Context
 from tilecompile.ops.dtypes import TORCH_DTYPES
 from tilecompile.passes.events import events
 from tilecompile.passes.fuse import fuse
-from tilecompile.passes.place.by_context import by_context
-from tilecompile.passes.place.copies import Copies
 from tilecompile.passes.place.distribute import distribute
 from tilecompile.passes.place.place import place
 from tilecompile.passes.schedule import schedule
@@ -210,12 +209,13 @@ def test_table_of_a_placement() -> None:
     assert [sum(r.read[d] for r in table.rows) for d in range(2)] == list(table.read)
     # Ids to the other device, two sums a layer, logits back.
     assert placement_table(place(graph_of("decode", 1), "tensor_parallel", 2)).chain == 6
-    text = str(place(graph_of("decode", 1), "even", 2))
-    assert f"{table.exchanges} exchanges, of which {table.chain} one after the other" in text
+    assert f"{table.exchanges} exchanges, of which {table.chain} one after the other" in str(table)
 
 
 def test_other_ops_are_not_divided_by_context() -> None:
     graph = graph_of("decode", 1)
     node = next(n for n in graph.nodes if n.op == "linear")
+    placement = even.place(graph, 2)
+    splits = {**placement.splits, node.name: Split.cyclic(2, 4)}
     with pytest.raises(ValueError, match=r"is split by context, linear can't be"):
-        by_context(Copies(graph), node, Split.cyclic(2, 4))
+        distribute(graph, replace(placement, splits=splits))

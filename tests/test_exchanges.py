@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,18 +20,18 @@ from tilecompile.cost.device_reads import device_reads
 from tilecompile.cost.placement_table import placement_table
 from tilecompile.interpret.interpreter import Interpreter
 from tilecompile.ir.graph import OpGraph, Tensor, pushes
-from tilecompile.ir.node import OpNode, View
+from tilecompile.ir.node import OP, PUSH, OpNode, View
 from tilecompile.ir.placement import PlacedGraph
 from tilecompile.models.config import Glm5Config
 from tilecompile.options import CompileOptions
 from tilecompile.passes.fuse import fuse
-from tilecompile.passes.place import split_attention as splitting
 from tilecompile.passes.place.direct import direct
 from tilecompile.passes.place.place import place
 from tilecompile.passes.place.split_attention import split_attention
 from tilecompile.runtime.folder.manifest import read_manifest
 
 CONTEXT = 40
+ATTENTION = sys.modules["tilecompile.ops.mla_attention"]  # the package exports a function of the same name
 SIZES = {**GLM5, "index_topk": 24, "num_nextn_predict_layers": 0}
 
 
@@ -47,8 +48,8 @@ def attentions(graph: OpGraph) -> list[OpNode]:
 @pytest.mark.parametrize(("devices", "workers", "parts"), [(1, 5, 1), (1, 6, 2), (1, 11, 3), (1, 99, 3), (3, 2, 2)])
 def test_parts(monkeypatch: pytest.MonkeyPatch, devices: int, workers: int, parts: int) -> None:
     """Three heads of 24 entries, in as many parts as there are workers for, and none of fewer than 8 entries."""
-    monkeypatch.setattr(splitting, "ENTRIES", 8)
-    monkeypatch.setattr(splitting, "UNIT", 4)
+    monkeypatch.setattr(ATTENTION, "ENTRIES", 8)
+    monkeypatch.setattr(ATTENTION, "UNIT", 4)
     before = placed(devices)
     after = split_attention(before, workers)
     assert len(attentions(after.graph)) == parts * len(attentions(before.graph))
@@ -64,7 +65,8 @@ def test_parts(monkeypatch: pytest.MonkeyPatch, devices: int, workers: int, part
 
 
 def node(op: str, x: View, *outputs: View, device: int = 0, name: str = "n") -> OpNode:
-    return OpNode(name, op, (x,), (), outputs, {"expr": ("in", 0)}, device=device)
+    role = PUSH if op == "push" else OP
+    return OpNode(name, op, (x,), (), outputs, {"expr": ("in", 0)}, device=device, role=role)
 
 
 def test_only_what_was_written_whole_is_stored_to_peers() -> None:
@@ -109,8 +111,8 @@ def test_engines_agree(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, devices:
     ids = text[: min(counted, CONTEXT)].tolist()
     logits = {}
     for name, entries in (("whole", 10**6), ("parts", 8)):
-        monkeypatch.setattr(splitting, "ENTRIES", entries)
-        monkeypatch.setattr(splitting, "UNIT", 4)
+        monkeypatch.setattr(ATTENTION, "ENTRIES", entries)
+        monkeypatch.setattr(ATTENTION, "UNIT", 4)
         options: dict[str, Any] = {"devices": devices, "workers": workers, "max_seq_len": CONTEXT}
         compile_model(CompileOptions(str(source), tmp_path / name, **options))
         with tilecompile.load(tmp_path / name) as engine:

@@ -22,7 +22,7 @@ import tilecompile
 from tilecompile.cli.app import app
 from tilecompile.compile import compile_model, trace_programs
 from tilecompile.cost.capacity import Needs, check_fit, needs
-from tilecompile.cost.traffic import reads
+from tilecompile.cost.graph_reads import reads
 from tilecompile.engine.graph_json import read_graph
 from tilecompile.engine.placement_json import read_placement
 from tilecompile.errors import EngineError, InputError

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from tilecompile import ops
 from tilecompile.ir.expr import leaves
 from tilecompile.ir.graph import OpGraph
-from tilecompile.passes.fuse import MAX_LEAVES, REWRITES, compose_maps, fold_epilogue, fold_norm, fuse, gate_logits
+from tilecompile.passes.fuse import MAX_LEAVES, REWRITES, compose_maps, fold_epilogue, fold_norm, fuse, predicate_logits
 from tilecompile.passes.order import by_depth
 from tilecompile.passes.trace import trace
 
@@ -242,9 +242,9 @@ def test_reads_of_a_cache_do_not_move_past_its_writes(order: int) -> None:
 
 
 def test_gates_cover_what_only_the_logits_need() -> None:
-    after = gate_logits(glm5_graphs()[0])
-    gated = [n for n in after.nodes if n.attrs.get("gate")]
-    free = [n for n in after.nodes if not n.attrs.get("gate")]
+    after = predicate_logits(glm5_graphs()[0])
+    gated = [n for n in after.nodes if n.attrs.get("predicate")]
+    free = [n for n in after.nodes if not n.attrs.get("predicate")]
     names = {v.tensor for n in gated for v in n.outputs}
     assert not any(v.tensor in names for n in free if n.op != "commit" for v in n.inputs)
     assert {n.op for n in gated} >= {"argmax", "linear"}

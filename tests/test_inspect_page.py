@@ -26,9 +26,10 @@ from tilecompile.compile import compile_model
 from tilecompile.engine.placement_json import read_table
 from tilecompile.inspection.layout import GAP, layout
 from tilecompile.inspection.picture import short
-from tilecompile.inspection.structure import Structure, folded, ranges, structure
+from tilecompile.inspection.structure import Structure, ranges, structure
 from tilecompile.options import CompileOptions
 from tilecompile.runtime.folder.manifest import Manifest, read_manifest
+from tilecompile.runtime.folder.operators import read_operators
 from tilecompile.runtime.folder.tables import Tables, load_tables
 from tilecompile.show.units import size
 
@@ -106,7 +107,7 @@ def page_of(engine: Path, folder: Path, *options: str) -> tuple[str, Page]:
 
 def slow_edges(manifest: Manifest, tables: Tables, program: int) -> dict[tuple[str, str], tuple[Any, ...]]:
     """Edges by names of producer and consumer, counted one by one."""
-    names = [folded(name) for name in manifest.data["operators"]]
+    names = [operator.on_all_devices for operator in read_operators(manifest)]
     mine = [s for s in tables["streams"] if s["program"] == program]
     tasks = [(i, int(s["device"])) for s in mine for i in range(s["begin"], s["end"])]
     producer, remote = {}, defaultdict(bool)
@@ -166,7 +167,7 @@ def test_edges_are_those_of_the_tables(tables: tuple[Manifest, Tables], program:
 def test_operators_are_folded(tables: tuple[Manifest, Tables]) -> None:
     found = structure(*tables, 0)
     assert len({o.name for o in found.operators}) == len(found.operators)
-    assert {folded(n) for n in tables[0].data["operators"]} >= {o.name for o in found.operators}
+    assert {o.on_all_devices for o in read_operators(tables[0])} >= {o.name for o in found.operators}
     assert sum(sum(o.tasks.values()) for o in found.operators) == tables[0].program()["tasks"]
     streamed = Counter[int]()
     for s in tables[1]["streams"]:

@@ -10,6 +10,7 @@ from mutated_models import MODELS, graphs
 from oracle import wrong
 from table_tools import put_together
 
+from tilecompile.ir.node import OpNode
 from tilecompile.verify.proof import VerifyError, verify
 from tilecompile.verify.window import Window
 from tilecompile.verify.windows import Proved
@@ -20,9 +21,9 @@ ALL = (*((model, workers) for model in MODELS for workers in (2, 3, 8)), ("tiny 
 Table = dict[tuple[str, str], Counter[str]]
 
 
-def names(model: str) -> list[str]:
-    """The operators of a model, which say their layers."""
-    return [node.name for graph in graphs(model) for node in graph.nodes]
+def nodes(model: str) -> list[OpNode]:
+    """The operators of a model."""
+    return [node for graph in graphs(model) for node in graph.nodes]
 
 
 def run(engines: tuple[tuple[str, int], ...], times: int, seed: int) -> Table:
@@ -39,7 +40,8 @@ def run(engines: tuple[tuple[str, int], ...], times: int, seed: int) -> Table:
                 want = wrong(tables, unroll=False)
                 for how in (None, Proved(windows))[: 1 + (k % 4 == 0)]:
                     try:
-                        verify(tables, names(model), proved=how)
+                        operators, layers = [n.name for n in nodes(model)], [n.layer for n in nodes(model)]
+                        verify(tables, operators, proved=how, layers=layers)
                         text = None
                     except VerifyError as error:
                         text = str(error)

@@ -65,7 +65,7 @@ def check(values: dict[str, Any], placement: str, devices: int, workers: int) ->
         assert short.num_hidden_layers < config.num_hidden_layers
         part, parts, short_placed = planned(short, repeat, placement, devices, workers)
         assert len(part.tables["repeats"])
-        whole = whole_program(part, repeat)
+        whole = whole_program(part, repeat, graph_of(parts))
         graph = whole_graph(graph_of(parts), repeat, part)
         if agrees(whole, graph):
             break
@@ -136,23 +136,27 @@ def test_tables_without_repeats_stay_as_they_are() -> None:
 def test_equal_windows_are_proved_once() -> None:
     """The number of windows doesn't grow with the layers, and a fault in any of those that were skipped is found."""
     windows = []
-    for layers in (8, 14):
-        config = Glm5Config.from_dict({**GLM5, "num_hidden_layers": layers})
-        program, _, _ = planned(config, None, "tensor_parallel", 2, 3)
+    for count in (8, 14):
+        config = Glm5Config.from_dict({**GLM5, "num_hidden_layers": count})
+        program, plans, _ = planned(config, None, "tensor_parallel", 2, 3)
+        layers = [node.layer for node in graph_of(plans).nodes]
         names = [b.tensor.name for b in program.buffers]
         proved = Proved()
         memory = Memory(program.sizes())
-        proof = verify(program.tables, program.operators, memory, names, program.weights, proved)
+        proof = verify(program.tables, program.operators, memory, names, program.weights, proved, layers)
         assert proof.instructions == len(program.tables["instructions"])
         windows.append(len(proved.windows))
         known = set(proved.windows)
-        assert verify(program.tables, program.operators, memory, names, program.weights, proved).pairs == proof.pairs
+        assert (
+            verify(program.tables, program.operators, memory, names, program.weights, proved, layers).pairs
+            == proof.pairs
+        )
         assert set(proved.windows) == known
     assert windows[0] == windows[1] < 14
-    for layer in range(layers):
+    for layer in range(count):
         for fault in (short_write, lost_wait):
             with pytest.raises(VerifyError, match=rf"model\.layers\.{layer}\."):
-                verify(fault(program, layer), program.operators, memory, names, program.weights, proved)
+                verify(fault(program, layer), program.operators, memory, names, program.weights, proved, layers)
     assert len(proved.windows) <= KEPT
 
 

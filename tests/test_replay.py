@@ -242,5 +242,5 @@ def test_graphs_and_tables_that_do_not_fit(other: tilecompile.Engine) -> None:
     with pytest.raises(EngineError, match=r"no operator reads what .* selects"):
         replayed(manifest, unread, found)
     without = replace(manifest, data={**manifest.data, "files": {}})
-    with pytest.raises(EngineError, match="missing file, which says what an engine selects"):
+    with pytest.raises(EngineError, match="missing file; compile the model again"):
         choices(without, tables)

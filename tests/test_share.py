@@ -14,6 +14,7 @@ from tilecompile.options import CompileOptions
 from tilecompile.runtime.cuda.share import share_of
 from tilecompile.runtime.cuda.tables import owners
 from tilecompile.runtime.folder.manifest import read_manifest
+from tilecompile.runtime.folder.operators import read_operators
 from tilecompile.runtime.folder.tables import Tables, load_tables
 from tilecompile.runtime.format import COMMIT_KIND
 
@@ -26,7 +27,7 @@ def plan(folder: Path, placement: str, reduction: str | None = None) -> tuple[Ta
     )
     compile_model(options)
     manifest = read_manifest(options.output)
-    return load_tables(manifest), manifest.data["operators"]
+    return load_tables(manifest), [o.on_all_devices for o in read_operators(manifest)]
 
 
 def executed(tables: Tables, steps: int) -> list[int]:

@@ -8,7 +8,8 @@ import damage
 import pytest
 from small import GLM5, glm5_graphs
 
-from tilecompile.cost.traffic import reads, stated_reads
+from tilecompile.cost.graph_reads import reads
+from tilecompile.cost.traffic import stated_reads
 from tilecompile.errors import EngineError
 from tilecompile.passes.fuse import fuse
 from tilecompile.runtime.folder.manifest import read_manifest

@@ -19,8 +19,8 @@ import torch
 
 import tilecompile.ops  # noqa: F401  (registers the tile ops)
 from tilecompile.cost.capacity import check_fit, needs
+from tilecompile.cost.graph_reads import reads
 from tilecompile.cost.placement_table import placement_table
-from tilecompile.cost.traffic import reads
 from tilecompile.engine.dump import Dump
 from tilecompile.engine.folder import new_folder
 from tilecompile.engine.graph_json import write_graph
@@ -35,6 +35,7 @@ from tilecompile.ir.program import Program, graph_of
 from tilecompile.models.config import Glm5Config
 from tilecompile.models.glm5 import Glm5Step
 from tilecompile.models.mtp import MtpStep
+from tilecompile.ops.commit import COMMIT
 from tilecompile.ops.dtypes import TORCH_DTYPES
 from tilecompile.options import CompileOptions, Settings
 from tilecompile.passes.events import events
@@ -98,7 +99,7 @@ def compile_model(options: CompileOptions, progress: Progress = lambda stage, do
     models = [] if whole else [shortened(source.config, kept) for kept in KEPT]
     for config, repeat in [*models, (source.config, None)]:
         dump.begin()
-        copies = repeat.copies if repeat else lambda tensor: 1
+        copies = repeat.copies if repeat else lambda layer: 1
         graphs = [dump.add("trace", g) for g in traced(config, progress)]
         graphs = [dump.add("fuse", fuse(g)) for g in graphs]
         if chosen is not None:
@@ -121,12 +122,12 @@ def compile_model(options: CompileOptions, progress: Progress = lambda stage, do
         kinds = kinds_of(nodes, settings, not options.no_kernel)
         kind_of = dict.fromkeys(nodes, 0) | {label: kind.index for label, kind in kinds.of_node.items()}
         progress("schedule", 0, 1)
-        names = ["commit", *(k.function for k in kinds.kinds)]
+        names = [COMMIT.name, *(k.function for k in kinds.kinds)]
         short = program = schedule(plans, settings.workers, kind_of, names, repeat)
         operators = graph_of(plans)
         if repeat is None:
             break
-        program, operators = whole_program(short, repeat), whole_graph(operators, repeat, short)
+        program, operators = whole_program(short, repeat, operators), whole_graph(operators, repeat, short)
         placed = [whole_placed(p, repeat, operators) for p in placed]
         if agrees(program, operators):
             break
@@ -136,7 +137,9 @@ def compile_model(options: CompileOptions, progress: Progress = lambda stage, do
     dump.add("schedule", text)
     progress("verify", 0, 1)
     names = [b.tensor.name for b in program.buffers]
-    proof = verify(program.tables, program.operators, Memory(program.sizes()), names, program.weights)
+    layers = [node.layer for node in operators.nodes]
+    memory = Memory(program.sizes())
+    proof = verify(program.tables, program.operators, memory, names, program.weights, layers=layers)
     dump.add("verify", proof)
     formulas = [reads(g, max_seq_len, copies) for g in graphs]
     manifest = describe(settings, source, weights, max_seq_len, program, graphs, operators, formulas)

@@ -19,6 +19,7 @@ from tilecompile.runtime.cuda.share import share_of
 from tilecompile.runtime.cuda.tables import controller, device_tables
 from tilecompile.runtime.errors import EngineError
 from tilecompile.runtime.folder.manifest import Manifest
+from tilecompile.runtime.folder.operators import read_operators
 from tilecompile.runtime.folder.tables import Table, Tables
 
 Bytes = npt.NDArray[np.uint8]
@@ -56,7 +57,7 @@ class CudaBackend:
         if self._kernel is not None and not self._kernel.ended:
             raise EngineError(f"{self.manifest.folder}: a kernel runs already, and GPUs hold one only")
         if self.options.share is not None:
-            tables = share_of(tables, self.options.share, self.manifest.data["operators"])
+            tables = share_of(tables, self.options.share, [o.on_all_devices for o in read_operators(self.manifest)])
         held: list[tuple[Part, int]] = []
         mail = Mail(self.node.gpus[0], self.manifest.workers, self.manifest.max_seq_len, self.manifest.vocab_size)
 

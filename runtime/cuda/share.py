@@ -8,7 +8,6 @@ it computes mean nothing.
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -19,15 +18,12 @@ from tilecompile.runtime.errors import EngineError
 from tilecompile.runtime.folder.tables import Tables
 from tilecompile.runtime.format import COMMIT_KIND
 
-DEVICE_OF = re.compile(r"(\.\d+:\d+)?@[^@]*$")
-"""What an operator's name says of devices, behind what the counterparts on other devices are called too."""
-
 
 def share_of(tables: Tables, device: int, operators: Sequence[str]) -> Tables:
     """The tables with the streams of one device; its waits count what that device notifies itself.
 
-    `operators` are the names of the operators, as engine.json has them. EngineError if the device is not the one that
-    has the sinks.
+    `operators` are what the operators are called on all devices (`Operator.on_all_devices`). EngineError if the device
+    is not the one that has the sinks.
     """
     out = {name: table.copy() for name, table in tables.items()}
     streams, instructions, events, notifies = (out[n] for n in ("streams", "instructions", "events", "notifies"))
@@ -41,8 +37,7 @@ def share_of(tables: Tables, device: int, operators: Sequence[str]) -> Tables:
     event_device = events["device"]
     target = notifies["event"].astype(np.int64)
     mine, here = owner[notifier] == device, event_device[target] == device
-    plain = [DEVICE_OF.sub("", operator) for operator in operators]
-    name = [plain[op] for op in instructions["op"].tolist()]
+    name = [operators[op] for op in instructions["op"].tolist()]
     # Events of this device that others notify, and what this device notifies elsewhere, by operator.
     coming: dict[str, set[int]] = defaultdict(set)
     for row in np.flatnonzero(~mine & here):

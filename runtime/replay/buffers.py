@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from math import prod
 from typing import Any
 
@@ -14,6 +13,7 @@ from tilecompile.runtime.errors import EngineError, InputError
 from tilecompile.runtime.folder.manifest import Manifest
 from tilecompile.runtime.folder.tables import Table, Tables
 from tilecompile.runtime.format import ARENAS, DTYPES, WRITE
+from tilecompile.runtime.names import within_layer
 
 Arrays = dict[str, npt.NDArray[Any]]
 Area = Callable[[int, str, int, int], npt.NDArray[np.uint8]]
@@ -42,11 +42,12 @@ def numbers_of(boxes: Table) -> list[int]:
     return list(dict.fromkeys(boxes["buffer"].tolist()))
 
 
-def find_operator(names: Collection[str], wanted: str) -> str:
+def find_operator(operators: Mapping[str, int | None], wanted: str) -> str:
     """The operator that OP@LAYER means: `self_attn.q_b_proj@2`, or OP alone outside the layers.
 
     OP is the name within the layer, or the end of it (whole words between dots) if no other operator ends so; of an
-    operator that was fused from several, the name of any. InputError that lists the candidates.
+    operator that was fused from several, the name of any. `operators` has the layer of each. InputError that lists the
+    candidates.
     """
     op, _, layer = wanted.partition("@")
     if layer and not layer.isdecimal():
@@ -54,12 +55,11 @@ def find_operator(names: Collection[str], wanted: str) -> str:
     if not op:
         raise InputError(f"operator {wanted!r} has no name, want OP@LAYER")
     exact, ends, inside = [], [], []
-    for name in names:
-        layers = set(re.findall(r"(?:^|\.|\+)layers\.(\d+)\.", name))
-        if layer and layers != {str(int(layer))}:
+    for name, of in operators.items():
+        if layer and of != int(layer):
             continue
         inside.append(name)
-        parts = [re.sub(r"^.*?layers\.\d+\.", "", part) if layer else part for part in name.split("+")]
+        parts = within_layer(name, of if layer else None).split("+")
         if wanted == name or op in ("+".join(parts), *parts):
             exact.append(name)
         elif any(part.endswith("." + op) for part in parts):
@@ -68,7 +68,7 @@ def find_operator(names: Collection[str], wanted: str) -> str:
     if len(found) == 1:
         return found[0]
     word = op.rpartition(".")[2]
-    close = found or [name for name in inside if word in name] or inside or list(names)
+    close = found or [name for name in inside if word in name] or inside or list(operators)
     shown = ", ".join(close[:20]) + (f" and {len(close) - 20} more" if len(close) > 20 else "")
     raise InputError(f"operator {wanted!r} is {'ambiguous' if found else 'unknown'}: {shown}")
 

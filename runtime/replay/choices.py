@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,14 +11,15 @@ import numpy.typing as npt
 
 from tilecompile.runtime.errors import EngineError, InputError
 from tilecompile.runtime.folder.manifest import Manifest
+from tilecompile.runtime.folder.operators import NAME, read_json
 from tilecompile.runtime.folder.tables import Tables
 from tilecompile.runtime.format import DTYPES
 from tilecompile.runtime.replay.selections import Ints, Selections
 
-GRAPH = "graph.json"
 PROGRAM = "decode"
 
-POSITIONS, EXPERTS = ("topk_select", "topk_merge"), ("route",)
+EXPERTS = "experts"
+"""What operators choose that don't choose positions, as the ops say (`TileOp.chooses`)."""
 
 Array = npt.NDArray[Any]
 
@@ -50,15 +50,12 @@ class Choice:
 
 def choices(manifest: Manifest, tables: Tables) -> list[Choice]:
     """The choosing operators of a decode step, in program order. EngineError if they can't be told."""
-    path = manifest.file(GRAPH)
-    if GRAPH not in manifest.data["files"]:
-        raise EngineError(f"{path}: missing file, which says what an engine selects; compile the model again")
     if manifest.program(PROGRAM)["tokens"] != 1:
         raise EngineError(f"{manifest.folder}: a step has several tokens, selections are of engines with one")
     try:
-        found = list(_choices(manifest, tables, json.loads(path.read_bytes())))
-    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
-        raise EngineError(f"{path}: is not a readable graph: {type(error).__name__} {error}") from error
+        found = list(_choices(manifest, tables, read_json(manifest)))
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise EngineError(f"{manifest.file(NAME)}: is not a readable graph: {type(error).__name__} {error}") from error
     check_shares(manifest, found)
     return found
 
@@ -71,14 +68,14 @@ def _choices(manifest: Manifest, tables: Tables, graph: Any) -> Iterator[Choice]
     for program in graph["programs"]:
         for node in program["operators"]:
             op += 1
-            if program["name"] != PROGRAM or node["op"] not in POSITIONS + EXPERTS:
+            if program["name"] != PROGRAM or not node.get("chooses"):
                 continue
             outputs = node["outputs"]
             width = int(outputs[0][1][1])
             if any(shape != [1, width] or offset for _, shape, _, offset, _ in outputs):
                 raise ValueError(f"{node['name']} selects into a part of a tensor")
             buffers = tuple(number[output[0]] for output in outputs)
-            experts = node["op"] in EXPERTS
+            experts = node["chooses"] == EXPERTS
             types = [DTYPES.index("i32"), DTYPES.index("f32")][: 2 if experts else 1]
             records = tables["buffers"][list(buffers)]
             if records["dtype"].tolist() != types or (records["bytes"] != 4 * width).any():

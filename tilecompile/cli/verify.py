@@ -42,7 +42,7 @@ def verify(
         f"{proof.instructions} tasks, {proof.edges} edges, {proof.checks} checks, no fault, in {proof.seconds:.2f} s: "
         f"{proof.edges} thresholds, {proof.pairs} ordered pairs, {proof.spans} places in memory, {proof.runs} tape runs"
     )
-    from tilecompile.verify.proof import by_layer
+    from tilecompile.runtime.names import by_layer
 
     for p, one in zip(about["programs"], proof.programs, strict=True):
         print(
@@ -54,6 +54,7 @@ def verify(
 
 def prove(manifest: Manifest, tables: dict[str, Any]) -> Proof:
     """The proof of an engine. EngineError if it doesn't hold."""
+    from tilecompile.runtime.folder.operators import read_operators
     from tilecompile.runtime.folder.tables import arena_sizes
     from tilecompile.verify.proof import Memory, VerifyError
     from tilecompile.verify.proof import verify as proof_of
@@ -61,8 +62,10 @@ def prove(manifest: Manifest, tables: dict[str, Any]) -> Proof:
     data = manifest.data
     buffers = _names([b.get("tensor") for b in data.get("buffers", []) if isinstance(b, dict)])
     weights = _names(data["weights"].get("tensors", []))
+    layers = [operator.layer for operator in read_operators(manifest)]
     try:
-        return proof_of(tables, data["operators"], Memory(arena_sizes(manifest).astype("int64")), buffers, weights)
+        memory = Memory(arena_sizes(manifest).astype("int64"))
+        return proof_of(tables, data["operators"], memory, buffers, weights, layers=layers)
     except VerifyError as error:
         raise EngineError(f"{manifest.folder}: the schedule is wrong: {error}") from error
 

@@ -26,8 +26,8 @@ class Needs:
         return self.weights + self.caches + self.activations
 
 
-def needs(placed: Sequence[PlacedGraph], copies: Callable[[str], int] = lambda tensor: 1) -> list[Needs]:
-    """What each device needs. `copies` says for how many tensors of the whole model one of a short model stands.
+def needs(placed: Sequence[PlacedGraph], copies: Callable[[int | None], int] = lambda layer: 1) -> list[Needs]:
+    """What each device needs. `copies` says for how many layers of the whole model one of a short model stands.
 
     A part of a weight that several operators or programs of a device read counts once.
     """
@@ -42,7 +42,7 @@ def needs(placed: Sequence[PlacedGraph], copies: Callable[[str], int] = lambda t
                     seen.add(key)
                     *matrices, rows, cols = w.shape
                     size = prod(matrices) * matrix_bytes(rows, cols, w.dtype)
-                    out[node.device].weights += size * copies(w.tensor)
+                    out[node.device].weights += size * copies(tensors[w.tensor].layer)
             for view in node.operands:
                 tensor = tensors[view.tensor]
                 at = node.device if tensor.role == "constant" else tensor.device
@@ -50,7 +50,7 @@ def needs(placed: Sequence[PlacedGraph], copies: Callable[[str], int] = lambda t
                 if (at, owner, tensor.name) in seen:
                     continue
                 seen.add((at, owner, tensor.name))
-                size = tensor.rows * tensor.cols * DTYPE_BYTES[tensor.dtype] * copies(tensor.name)
+                size = tensor.rows * tensor.cols * DTYPE_BYTES[tensor.dtype] * copies(tensor.layer)
                 if tensor.role == "constant":
                     out[at].weights += size
                 elif tensor.role == "cache":

@@ -8,6 +8,7 @@ holds of the context.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from math import prod
 
 import numpy as np
 import numpy.typing as npt
@@ -15,36 +16,33 @@ import numpy.typing as npt
 from tilecompile.ir.graph import OpGraph
 from tilecompile.ir.node import OpNode
 from tilecompile.ir.placement import PlacedGraph
-from tilecompile.ops.base import REGISTRY
-from tilecompile.ops.context import rows_of
+from tilecompile.ops.base import RowsRead, cache_reads, op_of
+from tilecompile.ops.context import Context, rows_of
 from tilecompile.runtime.format import DTYPE_BYTES
 
 
 def node_reads(graph: OpGraph, node: OpNode, context: int) -> float:
     """Bytes that an operator reads of weights, constants and caches at a context, the step's own position included."""
     dtype = {w.tensor: w.dtype for w in node.weights}
-    tiling = REGISTRY[node.op].tile(node, 1) if node.weights else None
+    tiling = op_of(node).tile(node, 1) if node.weights else None
     total = 0.0
     for task in tiling.weights if tiling else ():
         total += sum(tile.bytes(dtype[tile.tensors[0]]) for tile, _ in task)
-    for view in node.inputs:
+    stated = cache_reads(node, graph.caches(node))
+    for i, view in enumerate(node.inputs):
         tensor = graph.tensors[view.tensor]
-        row = tensor.cols * DTYPE_BYTES[tensor.dtype]
         if tensor.role == "constant":
-            total += row * (graph.tokens if node.op == "embed" else tensor.rows)
-        elif tensor.role == "cache" and node.op == "index_score" and context > node.attrs["topk"]:
-            total += row * rows_of(node, context)
-        elif tensor.role == "cache" and node.op == "mla_attention":
-            total += row * _selected(node, context)
+            rows = stated[i].at(context) if i in stated else tensor.rows
+            total += tensor.cols * DTYPE_BYTES[tensor.dtype] * rows
+        elif tensor.role == "cache" and i in stated:
+            total += prod(view.shape[1:]) * DTYPE_BYTES[tensor.dtype] * _rows(node, stated[i], context)
     return total
 
 
-def _selected(node: OpNode, context: int) -> float:
-    """Positions that the node attends to, on the average."""
-    selection = node.inputs[3]
-    if node.attrs.get("context") is None:
-        return max(0, min(context - selection.offset, selection.shape[1]))
-    return min(context, int(node.attrs["topk"])) * rows_of(node, context) / max(1, context)
+def _rows(node: OpNode, stated: RowsRead, context: int) -> float:
+    """Rows that a node reads of a cache, on the average where it holds a share of the context only."""
+    rows = stated.at(context)
+    return rows if Context.of(node) is None else rows * rows_of(node, context) / max(1, context)
 
 
 def device_reads(placed: PlacedGraph, context: int) -> list[float]:
@@ -60,9 +58,10 @@ def distinct_reads(graph: OpGraph, context: int) -> Iterable[tuple[OpNode, float
     seen: set[tuple[int, str]] = set()
     for node in graph.nodes:
         again = 0
+        looked_up = {node.inputs[i].tensor for i in op_of(node).reads(node)}
         for name in dict.fromkeys(v.tensor for v in node.inputs if graph.tensors[v.tensor].role == "constant"):
             tensor = graph.tensors[name]
-            if node.op != "embed" and (node.device, name) in seen:
+            if name not in looked_up and (node.device, name) in seen:
                 again += tensor.rows * tensor.cols * DTYPE_BYTES[tensor.dtype]
             seen.add((node.device, name))
         yield node, node_reads(graph, node, context) - again

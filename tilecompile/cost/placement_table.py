@@ -6,7 +6,6 @@ the partial results of a reduction.
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from dataclasses import asdict, dataclass
 from math import prod
@@ -14,13 +13,11 @@ from typing import Any
 
 from tilecompile.cost.device_reads import device_reads, distinct_reads
 from tilecompile.ir.graph import OpGraph, pushes
-from tilecompile.ir.node import OpNode, View
+from tilecompile.ir.node import PUSH, OpNode, View
 from tilecompile.ir.placement import PlacedGraph, Split
-from tilecompile.ops.base import REGISTRY
+from tilecompile.ops.base import op_of
 from tilecompile.runtime.format import DTYPE_BYTES
-
-MADE = re.compile(r"\.(sum|candidates|merge|part\d+)$")
-"""Endings of operators that take part in another's work (`distribute.py`, `by_context.py`, `split_attention.py`)."""
+from tilecompile.runtime.names import within_layer
 
 INPUTS = "the step's inputs"
 """The row of what the controller writes."""
@@ -100,29 +97,22 @@ def placement_table(placed: PlacedGraph, context: int | None = None) -> Placemen
     """The table at a context: by default that of full caches."""
     graph, devices = placed.graph, placed.placement.devices
     context = context or positions(graph)
-    producer = {
-        view.tensor: node
-        for node in graph.nodes
-        for view in node.outputs
-        if node.op != "push" and graph.tensors[view.tensor].device == node.device
-    }
     read: dict[str, list[float]] = defaultdict(lambda: [0.0] * devices)
     nodes: dict[str, list[OpNode]] = defaultdict(list)
     sent: dict[str, list[View]] = defaultdict(list)  # in another device's memory
     for node, size in distinct_reads(graph, context):
-        if node.op == "commit":
+        if op_of(node).is_sink:
             continue
-        made = producer.get(node.inputs[0].tensor) if node.op == "push" else node
-        name = _operator(made.name, placed) if made else INPUTS
+        name = (node.origin or INPUTS) if node.role == PUSH else node.undivided
         sent[name] += pushes(graph, node)
-        if node.op != "push":
+        if node.role != PUSH:
             nodes[name].append(node)
             read[name][node.device] += size
     grouped: dict[tuple[str, str], list[str]] = defaultdict(list)
     for name in (*([INPUTS] if sent[INPUTS] else []), *nodes):
         layer = nodes[name][0].layer if nodes[name] else None
         axis = _axis(placed.placement.splits[name]) if nodes[name] else "whole"
-        grouped[_short(name, layer), axis].append(name)
+        grouped[within_layer(name, layer), axis].append(name)
     rows = []
     for (short, axis), names in grouped.items():
         mine = [n for name in names for n in nodes[name]]
@@ -130,7 +120,7 @@ def placement_table(placed: PlacedGraph, context: int | None = None) -> Placemen
         total = tuple(round(sum(read[name][d] for name in names)) for d in range(devices))
         ops = " + ".join(dict.fromkeys(n.op for n in mine))
         where = len({n.device for n in mine}) or 1
-        exchanges = len({_whole(view.tensor) for view in pushed})
+        exchanges = len({graph.tensors[view.tensor].undivided for view in pushed})
         moved = sum(int(prod(view.shape)) * DTYPE_BYTES[view.dtype] for view in pushed)
         rows.append(Row(short, ops, len(names), where, axis, total, exchanges, len(pushed), moved))
     return PlacementTable(context, tuple(rows), tuple(map(round, device_reads(placed, context))), _chain(graph))
@@ -141,8 +131,7 @@ def positions(graph: OpGraph) -> int:
     rows: dict[str, int] = defaultdict(int)
     for tensor in graph.tensors.values():
         if tensor.role == "cache":
-            share = ".share@" in tensor.name
-            rows[_whole(tensor.name)] = tensor.rows + (rows[_whole(tensor.name)] if share else 0)
+            rows[tensor.undivided] = tensor.rows + (rows[tensor.undivided] if tensor.shard else 0)
     return max(rows.values(), default=1)
 
 
@@ -155,27 +144,9 @@ def _chain(graph: OpGraph) -> int:
         level = max((n for b, e, t in read for x, y, n in after[t] if x < e and b < y), default=0)
         away = pushes(graph, node)
         most = max(most, level + bool(away))
-        for view in (*node.outputs, *node.inputs[: len(REGISTRY[node.op].mutated)]):
+        for view in (*node.outputs, *node.inputs[: len(op_of(node).mutated)]):
             after[view.tensor] += [(b, e, level + (view in away)) for b, e in view.runs]
     return most
-
-
-def _operator(name: str, placed: PlacedGraph) -> str:
-    """The undivided operator that a device's operator belongs to."""
-    base = name.rsplit("@", 1)[0]
-    while base not in placed.placement.splits:
-        base, endings = MADE.subn("", base)
-        assert endings, name
-    return base
-
-
-def _whole(tensor: str) -> str:
-    """The name of a tensor without its device."""
-    return tensor.rsplit("@", 1)[0]
-
-
-def _short(name: str, layer: int | None) -> str:
-    return "+".join(part.removeprefix(f"model.layers.{layer}.") for part in name.split("+"))
 
 
 def _axis(split: Split) -> str:

@@ -1,30 +1,43 @@
-"""graph.json: the fused operators of an engine, for those who execute its tables without its kernel.
+"""graph.json: the fused operators and tensors of an engine, for those who execute its tables without its kernel.
 
-Programs hold their operators in the order of `Instruction.op`, numbered through all programs. Views are written as
-[tensor, shape, strides, offset, dtype]. In attributes tuples become lists and lists come back as tuples. Kernels
-don't need the file, and the runtime only to tell which operators choose (`runtime/replay/choices.py`).
+Programs hold their operators in the order of `Instruction.op`, numbered through all programs, and their tensors. Views
+are written as [tensor, shape, strides, offset, dtype]. In attributes tuples become lists and lists come back as tuples;
+fields at their defaults (`OpNode`, `Tensor`) are left out. Kernels don't need the file. The runtime and the pictures
+read it without the compiler (`runtime/folder/operators.py`), so `chooses` of `TileOp` is written too.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
 from tilecompile.errors import EngineError
+from tilecompile.ir.graph import OpGraph, Tensor
 from tilecompile.ir.node import OpNode, View
 from tilecompile.ir.program import EngineGraph
-from tilecompile.ops.base import REGISTRY
+from tilecompile.ops.base import REGISTRY, op_of
 from tilecompile.runtime.folder.manifest import Manifest
+from tilecompile.runtime.folder.operators import NAME, read_json
 from tilecompile.runtime.format import FORMAT_VERSION
 
-NAME = "graph.json"
+OF_NODE = {"layer": int, "device": int, "origin": str, "role": str, "peer": int}
+OF_TENSOR = {"device": int, "origin": str, "shard": tuple, "layer": int}
+"""Fields with defaults, as JSON has them."""
 
 
 def write_graph(folder: Path, graph: EngineGraph) -> None:
     """Writes the graph.json of an engine folder."""
     programs = [
-        {"name": name, "operators": [_operator(node) for node in nodes]} for name, nodes in graph.programs.items()
+        {
+            "name": name,
+            "tokens": program.tokens,
+            "outputs": list(program.outputs),
+            "tensors": [_tensor(tensor) for tensor in program.tensors.values()],
+            "operators": [_operator(node) for node in program.nodes],
+        }
+        for name, program in graph.programs.items()
     ]
     data = {"format": FORMAT_VERSION, "programs": programs}
     (folder / NAME).write_text(json.dumps(data, separators=(",", ":")) + "\n")
@@ -32,27 +45,46 @@ def write_graph(folder: Path, graph: EngineGraph) -> None:
 
 def read_graph(manifest: Manifest) -> EngineGraph:
     """Reads the graph.json of an engine. EngineError in one line if there is none of this version."""
-    path = manifest.file(NAME)
-    if NAME not in manifest.data["files"]:
-        raise EngineError(f"{path}: missing file; compile the model again")
+    data = read_json(manifest)
     try:
-        data = json.loads(path.read_bytes())
-        if data["format"] != FORMAT_VERSION:
-            raise EngineError(f"{path}: format version is {data['format']}, want {FORMAT_VERSION}")
-        programs = {str(p["name"]): tuple(_read_operator(o) for o in p["operators"]) for p in data["programs"]}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        return EngineGraph({str(p["name"]): _read_program(p) for p in data["programs"]})
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        path = manifest.file(NAME)
         raise EngineError(f"{path}: is not a readable graph: {type(error).__name__} {error}") from error
-    return EngineGraph(programs)
+
+
+def _read_program(data: dict[str, Any]) -> OpGraph:
+    tensors = {tensor.name: tensor for tensor in map(_read_tensor, data["tensors"])}
+    nodes, outputs = [_read_operator(o) for o in data["operators"]], tuple(map(str, data["outputs"]))
+    return OpGraph(str(data["name"]), int(data["tokens"]), tensors, nodes, outputs)
 
 
 def _operator(node: OpNode) -> dict[str, Any]:
+    chooses = op_of(node).chooses
     return {
         "name": node.name,
         "op": node.op,
-        "layer": node.layer,
+        **_stated(node, OF_NODE),
+        **({"chooses": chooses} if chooses else {}),
         **{side: [_view(v) for v in getattr(node, side)] for side in ("inputs", "weights", "outputs")},
         "attrs": {key: _plain(value, f"{node.name}.{key}") for key, value in node.attrs.items()},
     }
+
+
+def _tensor(tensor: Tensor) -> dict[str, Any]:
+    about = {"name": tensor.name, "shape": list(tensor.shape), "dtype": tensor.dtype, "role": tensor.role}
+    return about | _stated(tensor, OF_TENSOR)
+
+
+def _stated(value: OpNode | Tensor, names: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a value that aren't at their defaults."""
+    default = {field.name: field.default for field in fields(value) if field.default is not MISSING}
+    found = {name: getattr(value, name) for name in names if getattr(value, name) != default[name]}
+    return {name: list(x) if isinstance(x, tuple) else x for name, x in found.items()}
+
+
+def _read_stated(data: dict[str, Any], names: dict[str, Any]) -> dict[str, Any]:
+    return {name: kind(data[name]) for name, kind in names.items() if name in data}
 
 
 def _view(view: View) -> list[Any]:
@@ -73,8 +105,12 @@ def _read_operator(data: dict[str, Any]) -> OpNode:
         raise ValueError(f"operator {data['name']} is of the unknown op {data['op']}")
     inputs, weights, outputs = (tuple(map(_read_view, data[side])) for side in ("inputs", "weights", "outputs"))
     attrs = {str(key): _tuples(value) for key, value in data["attrs"].items()}
-    layer = None if data["layer"] is None else int(data["layer"])
-    return OpNode(str(data["name"]), data["op"], inputs, weights, outputs, attrs, layer)
+    return OpNode(str(data["name"]), data["op"], inputs, weights, outputs, attrs, **_read_stated(data, OF_NODE))
+
+
+def _read_tensor(data: dict[str, Any]) -> Tensor:
+    shape = tuple(map(int, data["shape"]))
+    return Tensor(str(data["name"]), shape, str(data["dtype"]), str(data["role"]), **_read_stated(data, OF_TENSOR))
 
 
 def _read_view(data: list[Any]) -> View:

@@ -11,7 +11,7 @@ from tilecompile.engine.dump import Dump
 from tilecompile.errors import InputError
 from tilecompile.ir.node import OpNode
 from tilecompile.ir.tasks import TaskGrids
-from tilecompile.ops.base import REGISTRY
+from tilecompile.ops.base import op_of
 from tilecompile.options import Settings
 from tilecompile.runtime.folder.manifest import CUBIN, KERNEL
 from tilecompile.targets.cpu import emit
@@ -41,7 +41,7 @@ def kinds_of(nodes: Mapping[Label, OpNode], settings: Settings, with_kernel: boo
 
 def check_bodies(nodes: Iterable[OpNode], settings: Settings) -> None:
     """InputError if the target lacks bodies for some of the nodes."""
-    missing = sorted({node.op for node in nodes if REGISTRY[node.op].gpu is None} - {"commit"})
+    missing = sorted({node.op for node in nodes if op_of(node).gpu is None and not op_of(node).is_sink})
     if missing and not settings.machine.is_cpu:
         raise InputError(
             f"the target {settings.target} has no bodies yet for {', '.join(missing)}; with --no-kernel the engine has "

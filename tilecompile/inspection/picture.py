@@ -8,6 +8,7 @@ from itertools import pairwise
 
 from tilecompile.inspection.layout import Layout, Pair, layout
 from tilecompile.inspection.structure import Edge, Operator, Structure, ranges
+from tilecompile.runtime.folder.operators import PUSH
 from tilecompile.show.html import text
 from tilecompile.show.units import size
 
@@ -23,7 +24,7 @@ def picture(found: Structure, layer: int, colours: Mapping[tuple[int, ...], int]
     members = found.layers()[layer]
     inside = set(members)
     edges = [e for e in found.edges if e.consumer in inside]
-    ordered = {(a, b) for a, b in found.read_from(members) if found.operators[a].op != "commit"}  # of the step before
+    ordered = {(a, b) for a, b in found.read_from(members) if a != found.sink}  # the sink is of the step before
     sources = sorted(({e.producer for e in edges} | {writer for writer, _ in ordered}) - inside)
     leaving = [e for e in found.edges if e.producer in inside and e.consumer not in inside]
     after = len(found.operators)
@@ -77,7 +78,7 @@ def _box(operator: Operator, x: float, y: float, colours: Mapping[tuple[int, ...
         *([f"pushes {size(sum(operator.pushed_bytes.values()))}"] if any(operator.pushed_bytes.values()) else []),
     ]
     colour = min(colours[devices], COLOURS - 1)
-    kind = "push" if operator.op == "push" else "box"
+    kind = "push" if operator.role == PUSH else "box"
     return (
         f'<g class="{kind} c{colour}" data-operator="{text(operator.name)}">'
         f"<title>{text(chr(10).join(details))}</title>"

@@ -9,6 +9,7 @@ from tilecompile.inspection.picture import COLOURS, short
 from tilecompile.inspection.structure import Operator, Structure, ranges
 from tilecompile.inspection.times import Times
 from tilecompile.runtime.folder.manifest import Manifest
+from tilecompile.runtime.folder.operators import PUSH, SUM
 from tilecompile.show.html import text
 from tilecompile.show.units import size
 
@@ -75,8 +76,8 @@ def _row(
     operator: Operator, splits: Mapping[str, dict[str, Any]], colours: Mapping[tuple[int, ...], int]
 ) -> list[object]:
     split = splits.get(operator.name)
-    sums = splits.get(operator.name.removesuffix(".sum")) if operator.name.endswith(".sum") else None
-    moved = operator.pushed_bytes if operator.op == "push" else operator.weight_bytes
+    sums = splits.get(operator.origin) if operator.role == SUM else None
+    moved = operator.pushed_bytes if operator.role == PUSH else operator.weight_bytes
     total = sum(moved.values())
     return [
         short(operator.local),
@@ -92,7 +93,7 @@ def _row(
 
 def _divided(split: Mapping[str, Any] | None, sums: Mapping[str, Any] | None, operator: Operator) -> str:
     """How an operator is divided, with the sizes of the shares."""
-    if operator.op == "push":
+    if operator.role == PUSH:
         return "exchange"
     if split is None and sums is None:
         return ""

@@ -6,7 +6,6 @@ one.
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -14,26 +13,29 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from tilecompile.cost.step_time.spans import op_of
 from tilecompile.runtime.errors import InputError
 from tilecompile.runtime.folder.manifest import Manifest
+from tilecompile.runtime.folder.operators import read_operators
 from tilecompile.runtime.folder.tables import Tables
-from tilecompile.runtime.format import DTYPE_BYTES, DTYPES
+from tilecompile.runtime.format import COMMIT_KIND, DTYPE_BYTES, DTYPES
+from tilecompile.runtime.names import within_layer
 
 Ints = npt.NDArray[np.int64]
-PUSH = re.compile(r"\.push\.\d+:\d+@\d+>\d+$")
 BOUNDS = ("row_begin", "row_end", "col_begin", "col_end")
-COPY = re.compile(r"@\d+$")
-LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
 
 @dataclass
 class Operator:
-    """An operator on all its devices; `tasks`, `weight_bytes` and `pushed_bytes` of a step are by device."""
+    """An operator on all its devices; `tasks`, `weight_bytes` and `pushed_bytes` of a step are by device.
+
+    `origin` and `role` are those of `OpNode`.
+    """
 
     name: str
     op: str
     layer: int | None
+    origin: str
+    role: str
     tasks: dict[int, int] = field(default_factory=dict)
     weight_bytes: dict[int, int] = field(default_factory=dict)
     pushed_bytes: dict[int, int] = field(default_factory=dict)
@@ -46,8 +48,7 @@ class Operator:
     @property
     def local(self) -> str:
         """Its name within its layer."""
-        found = LAYER.search(self.name)
-        return self.name.replace(self.name[: found.end()], "") if found else self.name
+        return within_layer(self.name, self.layer)
 
 
 @dataclass
@@ -79,6 +80,11 @@ class Structure:
     tasks: npt.NDArray[np.void]
     of_task: Ints
     tables: Tables
+
+    @property
+    def sink(self) -> int:
+        """The place of the sink: the operator whose tasks the kernel's loop runs."""
+        return int(self.of_task[np.flatnonzero(self.tasks["kind"] == COMMIT_KIND)[0]])
 
     def read_from(self, members: Iterable[int]) -> set[tuple[int, int]]:
         """Pairs (writer, reader) of operators, the reader one of `members`, where a task reads what another wrote."""
@@ -125,11 +131,6 @@ def _by_buffer(group: Ints, buffer: Ints, bounds: Ints, mask: npt.NDArray[np.boo
     return dict(zip(numbers.tolist(), np.split(known[1:], first[1:], axis=1), strict=True))
 
 
-def folded(name: str) -> str:
-    """The name of an operator without its device; of a push, that of the tensor that is pushed."""
-    return PUSH.sub(".push", COPY.sub("", name) if not PUSH.search(name) else name)
-
-
 def structure(manifest: Manifest, tables: Tables, program: int) -> Structure:
     """The structure of a step program."""
     instructions, streams = tables["instructions"], tables["streams"]
@@ -154,17 +155,16 @@ def structure(manifest: Manifest, tables: Tables, program: int) -> Structure:
 
 def _operators(manifest: Manifest, rows: npt.NDArray[np.void]) -> tuple[list[Operator], Ints]:
     """The operators in their order, and the place of each value of `Instruction.op` among them, -1 for none."""
-    names, kinds = manifest.data["operators"], manifest.data["kinds"]
-    numbers, first = np.unique(rows["op"], return_index=True)
+    stated = read_operators(manifest)
     found: dict[str, int] = {}
     operators: list[Operator] = []
-    of_op = np.full(len(names), -1, np.int64)
-    for number, row in zip(numbers.tolist(), first.tolist(), strict=True):
-        name = folded(names[number])
+    of_op = np.full(len(stated), -1, np.int64)
+    for number in np.unique(rows["op"]).tolist():
+        one = stated[number]
+        name = one.on_all_devices
         if name not in found:
             found[name] = len(operators)
-            layer = LAYER.search(name)
-            operators.append(Operator(name, op_of(kinds[rows["kind"][row]]), int(layer[1]) if layer else None))
+            operators.append(Operator(name, one.op, one.layer, one.undivided, one.role))
         of_op[number] = found[name]
     return operators, of_op
 

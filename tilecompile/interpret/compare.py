@@ -15,14 +15,12 @@ import numpy.typing as npt
 
 from tilecompile.errors import EngineError
 from tilecompile.interpret.interpreter import Interpreter, Order
+from tilecompile.ops.base import REGISTRY
 from tilecompile.runtime.load import load
 from tilecompile.runtime.replay.buffers import Arrays, check_kept, labels, writes
 
 LIMIT = 1e-4
 """Largest error over the RMS of the wanted values that rounding explains."""
-
-PARTLY_DEFINED = ("index_score", "expert_linear", "cache_append")
-"""Ops that leave a part of what they declare unwritten: positions that a token doesn't see, inactive slots."""
 
 
 @dataclass(frozen=True)
@@ -60,18 +58,18 @@ def compare(
     written = writes(manifest, tables)
     differences = []
     for name, boxes in written.items():
-        op = interpreter.op(name)
-        if op == "commit":
+        op = REGISTRY[interpreter.op(name)]
+        if op.is_sink:
             continue
         pairs = [(_box(got, names, box), _box(want, names, box)) for box in boxes]
         undefined = sum(int(np.isnan(w).sum()) for _, w in pairs if w.dtype.kind == "f")
         elements = sum(w.size for _, w in pairs)
-        error: float | None = _error(pairs, op in PARTLY_DEFINED)
+        error: float | None = _error(pairs, op.partly_written)
         try:
             check_kept(manifest, tables, written, name)
         except EngineError:
             error = None
-        differences.append(Difference(name, op, error, undefined, elements))
+        differences.append(Difference(name, op.name, error, undefined, elements))
     return differences
 
 

@@ -20,7 +20,7 @@ import tilecompile.ops  # noqa: F401  (registers the tile ops)
 from tilecompile.engine.graph_json import read_graph
 from tilecompile.errors import EngineError
 from tilecompile.ir.node import OpNode, View
-from tilecompile.ops.base import reference_values
+from tilecompile.ops.base import op_of, reference_values
 from tilecompile.ops.dtypes import TORCH_DTYPES
 from tilecompile.runtime.folder.manifest import Manifest
 from tilecompile.runtime.folder.tables import Tables
@@ -114,6 +114,7 @@ class Evaluator:
         self.memory = Memory(manifest, tables)
         self._weights = {name: self._whole(number) for number, name in enumerate(self._tensors)}
         self.ops = {node.name: node.op for node in self._nodes}
+        self.layers = {node.name: node.layer for node in self._nodes}
         self._tasks: dict[int, _Task] = {}
 
     def _whole(self, number: int) -> Tensor:
@@ -135,7 +136,7 @@ class Evaluator:
             if instruction not in self._tasks:
                 self._tasks[instruction] = self._prepare(instruction)
             task = self._tasks[instruction]
-            if logits or not task.node.attrs.get("gate"):
+            if logits or not task.node.predicate:
                 with torch.inference_mode():
                     self._evaluate(task)
         except (ArithmeticError, LookupError, ValueError, RuntimeError) as error:
@@ -198,9 +199,9 @@ class Evaluator:
         results = reference_values(node, inputs, weights)
         for target, _ in task.rows:
             target.fill_(float("nan"))
-        if node.op == "expert_linear":  # its reference gives zeros in inactive slots, its body leaves them alone
-            expert = inputs[1 + (node.attrs.get("norm") is not None)]
-            results[0] = results[0].masked_fill((expert[0] < 0)[None, :, None], float("nan"))
+        unwritten = op_of(node).unwritten
+        if unwritten is not None:
+            results[0] = results[0].masked_fill(unwritten(node, inputs), float("nan"))
         for output, value in zip(outputs, results, strict=True):
             if output.shape != value.shape or output.dtype != value.dtype:
                 raise ValueError(f"the reference gives {value.dtype} {tuple(value.shape)}, want {tuple(output.shape)}")

@@ -95,7 +95,7 @@ class Interpreter:
             self._request(self._ids(ids), 0, logits=False)
             return self.buffers()
         written = writes(self.manifest, self.tables)
-        name = find_operator(written, operator)
+        name = find_operator({n: self._evaluator.layers[n] for n in written}, operator)
         names = self.manifest.data["operators"]
         self._request(self._ids(ids), 0, logits=False, stop_after={i for i, n in enumerate(names) if n == name})
         return read_buffers(self.manifest, self.tables, numbers_of(written[name]), self._evaluator.memory.area)

@@ -15,7 +15,10 @@ class Tensor:
 
     Roles: `activation` (written once a step by one operator), `cache` (kept over steps), `weight` (streamed from the
     tape), `constant` (small or gathered, an ordinary operand), `input` (written by the controller before each step).
-    `device` is where it lies, but for weights and constants, which lie wherever an operator reads them.
+    `device` is where it is stored, but for weights and constants, which are stored wherever an operator reads them.
+    `origin` is the tensor of the undivided graph that this is a device's copy or shard of, "" for that tensor itself;
+    `shard` says which blocks of the context a shard holds, as (index, count, block) of `ops/context.py`. `layer` is the
+    layer of the model that it belongs to, None outside the layers.
     """
 
     name: str
@@ -23,6 +26,14 @@ class Tensor:
     dtype: str
     role: str
     device: int = 0
+    origin: str = ""
+    shard: tuple[int, int, int] | None = None
+    layer: int | None = None
+
+    @property
+    def undivided(self) -> str:
+        """The name of the tensor of the undivided graph."""
+        return self.origin or self.name
 
     @property
     def rows(self) -> int:
@@ -59,6 +70,10 @@ class OpGraph:
     def producer(self) -> dict[str, OpNode]:
         """The node that writes each activation."""
         return {v.tensor: node for node in self.nodes for v in node.outputs}
+
+    def caches(self, node: OpNode) -> list[int]:
+        """The inputs of a node, by number, that are caches."""
+        return [i for i, view in enumerate(node.inputs) if self.tensors[view.tensor].role == "cache"]
 
     def replaced(self, nodes: Iterable[OpNode]) -> OpGraph:
         """The graph with other nodes, and without the activations that nobody writes any more."""

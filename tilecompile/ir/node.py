@@ -71,9 +71,22 @@ class View:
         return text if contiguous == self else f"{text} strides {self.strides} offset {self.offset}"
 
 
+OP, PARTIAL, SUM, PUSH, MERGE, PART = ROLES = ("op", "partial", "sum", "push", "merge", "part")
+"""What an operator is to the undivided one that it comes from (`OpNode.role`).
+
+All of it, or a shard whose results are its own; a shard whose results are partial sums; the sum of those; the exchange
+of a result with another device; the merging of what parts found; a part of the context, or of the selected positions.
+"""
+
+
 @dataclass(frozen=True)
 class OpNode:
-    """One operator of the graph: tile op, operands, attributes, where in the model it comes from, and its device."""
+    """One operator of the graph: tile op, operands, attributes, where in the model it comes from, and its device.
+
+    `name` is for people. `origin` is the name of the operator of the undivided graph that this one does a part of, ""
+    for that operator itself and for exchanges of what the controller writes; `role` is one of ROLES, `peer` the device
+    that a push writes to. `layer` is the layer of the model, None outside the layers.
+    """
 
     name: str
     op: str
@@ -83,8 +96,21 @@ class OpNode:
     attrs: dict[str, Any] = field(default_factory=dict)
     layer: int | None = None
     device: int = 0
+    origin: str = ""
+    role: str = OP
+    peer: int | None = None
 
     @property
     def operands(self) -> tuple[View, ...]:
         """Operands in the order in which bodies number them: inputs, then outputs."""
         return self.inputs + self.outputs
+
+    @property
+    def undivided(self) -> str:
+        """The name of the operator of the undivided graph."""
+        return self.origin or self.name
+
+    @property
+    def predicate(self) -> dict[str, Any]:
+        """The attribute that lets the operator run only in steps whose logits are wanted, if it has one."""
+        return {"predicate": self.attrs["predicate"]} if self.attrs.get("predicate") else {}

@@ -9,7 +9,7 @@ from tilecompile.ir.graph import OpGraph
 from tilecompile.ir.tiling import PANEL
 
 CONTEXT = "context"
-"""The axis of what is divided by blocks of positions, cyclically (`ops/context.py`, `by_context.py`)."""
+"""The axis of what is divided by blocks of positions, cyclically (`ops/context.py`)."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Split:
-    """How an operator lies on devices: whole on each of them, or divided along one of its op's axes (`TileOp.shards`).
+    """How an operator is placed: whole on each device, or divided along an axis of its op (`TileOp.split_axes`).
 
     Where the shards are partial sums, `adds` says which columns of the sum each device adds; where attention is divided
     by context, which heads each device puts together. `block` is the number of positions of a block of the context.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from tilecompile.ir.graph import Tensor
+from tilecompile.ir.graph import OpGraph, Tensor
 from tilecompile.ir.node import OpNode
 from tilecompile.ir.tasks import EventTensors, Ints
 from tilecompile.ir.tiling import WeightTile
@@ -68,16 +68,21 @@ class Program:
 
 @dataclass(frozen=True)
 class EngineGraph:
-    """The operators of each program by its name, all in the order of `Instruction.op`."""
+    """The operators and tensors of each program by its name, the operators in the order of `Instruction.op`."""
 
-    programs: dict[str, tuple[OpNode, ...]]
+    programs: dict[str, OpGraph]
 
     @property
     def nodes(self) -> list[OpNode]:
         """The operator of each value of `Instruction.op`."""
-        return [node for nodes in self.programs.values() for node in nodes]
+        return [node for graph in self.programs.values() for node in graph.nodes]
+
+    @property
+    def layers(self) -> dict[str, int | None]:
+        """The layer of each tensor, by its name."""
+        return {name: tensor.layer for graph in self.programs.values() for name, tensor in graph.tensors.items()}
 
 
 def graph_of(plans: Sequence[EventTensors]) -> EngineGraph:
     """What the schedule numbered: one operator a task grid."""
-    return EngineGraph({p.grids.graph.program: tuple(g.node for g in p.grids.grids) for p in plans})
+    return EngineGraph({p.grids.graph.program: p.grids.graph for p in plans})

@@ -6,10 +6,12 @@ a block, and a device's rows lie in the order of their positions.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tilecompile.ir.node import OpNode
+from tilecompile.ir.placement import Split
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,14 @@ class Context:
     def cpp(self) -> str:
         """The C++ value; coordinate 3 of a task says which share."""
         return f"Context<{self.count}, {self.block}>{{c.tile(3)}}"
+
+
+def parts_of(node: OpNode, split: Split) -> Iterator[tuple[int, Context, OpNode]]:
+    """Devices of an operator that is divided by context, their share of it, and the operator that works on it."""
+    for i, part in enumerate(split.parts):
+        context = Context(i, len(split.parts), split.block)
+        attrs = {**node.attrs, "context": (i, context.count, context.block)}
+        yield part.device, context, replace(node, origin=node.undivided, attrs=attrs)
 
 
 def is_part(node: OpNode) -> bool:

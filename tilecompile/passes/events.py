@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tilecompile.ir.tasks import EventTensor, EventTensors, Region, TaskGrid, TaskGrids
+from tilecompile.ops.base import op_of
 
 
 def events(grids: TaskGrids) -> EventTensors:
@@ -27,7 +28,7 @@ def events(grids: TaskGrids) -> EventTensors:
             for other, earlier, wrote in touched.get(region.tensor, []):
                 if writes or wrote:
                     _join(edges, other.index, region.overlaps(earlier))
-        if grid.node.op == "commit":
+        if op_of(grid.node).is_sink:
             for other in grids.grids[: grid.index]:
                 loose = ~awaited[other.index]
                 if loose.any():

@@ -13,14 +13,8 @@ from dataclasses import replace
 from tilecompile.ir.expr import Expr, leaves, substitute
 from tilecompile.ir.graph import OpGraph
 from tilecompile.ir.node import OpNode, View
-from tilecompile.ops.base import REGISTRY
+from tilecompile.ops.base import op_of
 from tilecompile.passes.order import by_depth
-
-STREAMING = ("linear", "expert_linear", "expert_combine")
-"""Ops that take an epilogue."""
-
-NORMED = ("linear", "expert_linear")
-"""Ops that take the norm of their input as prologue."""
 
 MAX_LEAVES = 64
 """Size up to which expressions grow: a value that is used twice is written twice."""
@@ -31,11 +25,11 @@ def compose_maps(graph: OpGraph) -> OpGraph:
     nodes = {node.name: node for node in graph.nodes}
     producer = {tensor: node.name for tensor, node in graph.producer().items()}
     readers = {tensor: {node.name for node in found} for tensor, found in graph.consumers().items()}
-    for name in [node.name for node in graph.nodes if node.op == "map"]:
+    for name in [node.name for node in graph.nodes if op_of(node).is_elementwise]:
         while True:
             node = nodes[name]
             made = [nodes[producer[v.tensor]] for v in node.inputs if v.tensor in producer]
-            made = [p for p in made if p.op == "map" and _mergeable(p, node, readers, graph)]
+            made = [p for p in made if op_of(p).is_elementwise and _mergeable(p, node, readers, graph)]
             inner = next((p for p in made if leaves(_inline(node, p).attrs["expr"]) <= MAX_LEAVES), None)
             if inner is None:
                 break
@@ -51,18 +45,18 @@ def fold_norm(graph: OpGraph) -> OpGraph:
     consumers = graph.consumers()
     folded: dict[str, OpNode] = {}
     for node in graph.nodes:
-        readers = consumers[node.outputs[0].tensor] if node.op == "rms_norm" and _movable(node, graph) else []
+        readers = consumers[node.outputs[0].tensor] if op_of(node).is_norm and _movable(node, graph) else []
         out = node.outputs[0] if node.outputs else None
         if readers and all(
-            r.op in NORMED and r.inputs[0] == out and r.attrs.get("norm") is None and out not in r.inputs[1:]
+            op_of(r).takes_norm and r.inputs[0] == out and r.attrs.get("norm") is None and out not in r.inputs[1:]
             for r in readers
         ):
             folded[node.outputs[0].tensor] = node
     nodes = []
     for node in graph.nodes:
-        if node.op == "rms_norm" and node.outputs[0].tensor in folded:
+        if op_of(node).is_norm and node.outputs[0].tensor in folded:
             continue
-        norm = folded.get(node.inputs[0].tensor) if node.op in NORMED else None
+        norm = folded.get(node.inputs[0].tensor) if op_of(node).takes_norm else None
         if norm is not None:
             inputs = (norm.inputs[0], norm.inputs[1], *node.inputs[1:])
             node = replace(node, inputs=inputs, attrs={**node.attrs, "norm": norm.attrs["eps"]})
@@ -77,10 +71,10 @@ def fold_epilogue(graph: OpGraph) -> OpGraph:
     fused: dict[str, OpNode] = {}
     merged: set[str] = set()
     for node in graph.nodes:
-        if node.op != "map" or any(v.shape[-1] > 1 and v.strides[-1] != 1 for v in node.inputs):
+        if not op_of(node).is_elementwise or any(v.shape[-1] > 1 and v.strides[-1] != 1 for v in node.inputs):
             continue  # epilogues load whole vectors of the last dimension
         made = [producer[v.tensor] for v in node.inputs if v.tensor in producer]
-        made = [p for p in made if p.op in STREAMING and p.attrs.get("epilogue") is None]
+        made = [p for p in made if op_of(p).takes_epilogue and p.attrs.get("epilogue") is None]
         made = [p for p in made if _mergeable(p, node, readers, graph)]
         if not made:
             continue
@@ -92,22 +86,28 @@ def fold_epilogue(graph: OpGraph) -> OpGraph:
     return graph.replaced(fused.get(n.name, n) for n in graph.nodes if n.name not in merged)
 
 
-def gate_logits(graph: OpGraph) -> OpGraph:
+def predicate_logits(graph: OpGraph) -> OpGraph:
     """Steps that only feed a prompt token skip what nothing but the logits needs: lm_head and argmax do nothing."""
     needed: set[str] = set()
     nodes: list[OpNode] = []
     for node in reversed(graph.nodes):
-        mutates = bool(REGISTRY[node.op].mutated)
+        mutates = bool(op_of(node).mutated)
         outputs = {v.tensor for v in node.outputs}
         if mutates or outputs & needed:
             needed |= {v.tensor for v in node.inputs}
-        elif node.op != "commit":
-            node = replace(node, attrs={**node.attrs, "gate": "logits"})
+        elif not op_of(node).is_sink:
+            node = replace(node, attrs={**node.attrs, "predicate": "logits"})
         nodes.append(node)
     return graph.replaced(reversed(nodes))
 
 
-REWRITES: tuple[Callable[[OpGraph], OpGraph], ...] = (compose_maps, fold_norm, fold_epilogue, gate_logits, by_depth)
+REWRITES: tuple[Callable[[OpGraph], OpGraph], ...] = (
+    compose_maps,
+    fold_norm,
+    fold_epilogue,
+    predicate_logits,
+    by_depth,
+)
 
 
 def fuse(graph: OpGraph) -> OpGraph:
@@ -152,7 +152,7 @@ def _inline(node: OpNode, inner: OpNode) -> OpNode:
 
 def _same_stream(a: OpNode, b: OpNode) -> bool:
     """Whether two streaming operators read the same input with weights of the same shape, one weight each."""
-    same = (a.op, a.inputs, a.attrs) == (b.op, b.inputs, b.attrs) and a.op in NORMED
+    same = (a.op, a.inputs, a.attrs) == (b.op, b.inputs, b.attrs) and op_of(a).takes_norm
     weights = [(len(n.weights), n.weights[0].shape, n.weights[0].dtype) for n in (a, b)]
     return same and weights[0] == weights[1] and weights[0][0] == 1
 

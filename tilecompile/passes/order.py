@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 
 from tilecompile.ir.graph import OpGraph
-from tilecompile.ops.base import REGISTRY
+from tilecompile.ops.base import op_of
 
 
 def by_depth(graph: OpGraph) -> OpGraph:
@@ -30,7 +30,7 @@ def depths(graph: OpGraph) -> dict[str, int]:
     )  # (begin, end, depth, wrote) of its columns
     depth: dict[str, int] = {}
     for node in graph.nodes:
-        mutated = len(REGISTRY[node.op].mutated)
+        mutated = len(op_of(node).mutated)
         views = [(v, i < mutated) for i, v in enumerate(node.inputs)] + [(v, True) for v in node.outputs]
         deep = 0
         for view, writes in views:
@@ -38,7 +38,7 @@ def depths(graph: OpGraph) -> dict[str, int]:
                 for b, e, other, wrote in touched[view.tensor]:
                     if other > deep and (writes or wrote) and b < end and begin < e:
                         deep = other
-        if node.op == "commit":
+        if op_of(node).is_sink:
             deep = max(depth.values(), default=0)
         depth[node.name] = deep + 1
         for view, writes in views:

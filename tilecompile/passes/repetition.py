@@ -1,25 +1,26 @@
 """repetition: a model of many equal layers as a short one of which some layers are repeated.
 
 The passes plan the short model, and `runtime/folder/repeat.py` makes the tables of the whole program. That is no proof
-of anything: what is proved is the whole program. Names have the numbers of layers in them, so they are made here.
+of anything: what is proved is the whole program.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TypeVar
 
 import numpy as np
 
-from tilecompile.ir.node import OpNode, View
+from tilecompile.ir.graph import Tensor
+from tilecompile.ir.node import PUSH, OpNode, View
 from tilecompile.ir.placement import PlacedGraph
 from tilecompile.ir.program import EngineGraph, Program
 from tilecompile.models.config import Glm5Config
 from tilecompile.runtime.folder.repeat import Line, expand, expanded_sizes, line_of
 from tilecompile.runtime.format import ARENAS
+from tilecompile.runtime.names import in_layer
 
 KEPT = (3, 4)
 """Periods that stay: the first, which follows other layers, the repeated one, and the last; then one more.
@@ -32,9 +33,40 @@ MOST = 16
 """Layers of the longest period that is looked for."""
 
 
-_LAYER = re.compile(r"(?<=\blayers\.)\d+")
-
 V = TypeVar("V")
+
+
+@dataclass(frozen=True)
+class Move:
+    """Layers from `least` on get numbers that are larger by `by`, and names with those numbers."""
+
+    least: int
+    by: int
+
+    def layer(self, layer: int | None) -> int | None:
+        """The layer's number afterwards."""
+        return layer if layer is None or layer < self.least else layer + self.by
+
+    def name(self, name: str, layer: int | None) -> str:
+        """The name, afterwards, of what belongs to a layer."""
+        return name if layer is None or layer < self.least else in_layer(name, layer, layer + self.by)
+
+    def tensor(self, tensor: Tensor) -> Tensor:
+        """The tensor of the layer that it moves to."""
+        name, origin = (self.name(name, tensor.layer) for name in (tensor.name, tensor.origin))
+        return replace(tensor, name=name, origin=origin, layer=self.layer(tensor.layer))
+
+    def node(self, node: OpNode, layers: Mapping[str, int | None]) -> OpNode:
+        """The operator of the layer that it moves to; `layers` are those of the tensors."""
+
+        def views(found: tuple[View, ...]) -> tuple[View, ...]:
+            return tuple(v.of_tensor(self.name(v.tensor, layers[v.tensor])) for v in found)
+
+        # A push belongs to the layer that reads, what it pushes may be an earlier layer's.
+        of = layers[node.outputs[0].tensor] if node.role == PUSH else node.layer
+        name, origin = self.name(node.name, of), self.name(node.origin, of)
+        moved = replace(node, name=name, origin=origin, layer=self.layer(node.layer))
+        return replace(moved, inputs=views(node.inputs), weights=views(node.weights), outputs=views(node.outputs))
 
 
 @dataclass(frozen=True)
@@ -45,13 +77,12 @@ class Repeat:
     layers: int
     times: int
 
-    def copies(self, name: str) -> int:
-        """How often the layer in a name stands in the whole model; 1 for a name without one."""
-        found = _LAYER.search(name)
-        return self.times if found and 0 <= int(found[0]) - self.layer < self.layers else 1
+    def copies(self, layer: int | None) -> int:
+        """How often a layer stands in the whole model; 1 for None."""
+        return self.times if layer is not None and 0 <= layer - self.layer < self.layers else 1
 
-    def whole(self, items: Sequence[V], line: Line, moved: Callable[[V, Callable[[str], str]], V]) -> list[V]:
-        """The items of the whole model. `moved` gives an item with all its names changed."""
+    def whole(self, items: Sequence[V], line: Line, moved: Callable[[V, Move], V]) -> list[V]:
+        """The items of the whole model. `moved` gives an item in another layer."""
         if not len(line.begin):
             return list(items)
         begin, end = int(line.begin[0]), int(line.end[0])
@@ -60,39 +91,35 @@ class Repeat:
             out += [moved(item, self._move(copy, self.layer - self.layers)) for item in items[begin:end]]
         return out + [moved(item, self._move(self.times - 1, self.layer)) for item in items[end:]]
 
-    def names(self, names: Sequence[str], line: Line) -> list[str]:
-        """The names of the whole model."""
-        return self.whole(names, line, lambda name, move: move(name))
-
-    def by_layer(self, names: Iterable[str]) -> list[tuple[str, str]]:
-        """The names of the whole model with those that they come from, by the layers in them alone."""
-        out: list[tuple[str, str]] = []
-        for again, group in groupby(names, lambda name: self.copies(name) > 1):
+    def by_layer(self, layers: Iterable[tuple[str, int | None]]) -> list[tuple[str, str, Move]]:
+        """The names of the whole model, with those that they come from and how, of names with their layers."""
+        out: list[tuple[str, str, Move]] = []
+        for again, group in groupby(layers, lambda item: self.copies(item[1]) > 1):
             found = list(group)
             for move in [self._move(t, self.layer) for t in (range(self.times) if again else [self.times - 1])]:
-                out += [(move(name), name) for name in found]
+                out += [(move.name(name, layer), name, move) for name, layer in found]
         return out
 
-    def _move(self, copies: int, least: int) -> Callable[[str], str]:
-        """Moves the numbers of layers from `least` on in a name by so many copies."""
-        by = copies * self.layers
-        return lambda name: _LAYER.sub(lambda m: str(int(m[0]) + by * (int(m[0]) >= least)), name)
+    def _move(self, copies: int, least: int) -> Move:
+        return Move(least, copies * self.layers)
 
 
-def whole_program(short: Program, repeat: Repeat) -> Program:
-    """The program of the whole model. `tiles` stay those of the short one: there are no weights to pack."""
-    buffers, operators, weights = (line_of(short.tables, name) for name in ("buffers", "operators", "weights"))
+def whole_program(short: Program, repeat: Repeat, operators: EngineGraph) -> Program:
+    """The program of the whole model, `operators` those of the short one.
+
+    `tiles` stay those of the short one: there are no weights to pack.
+    """
+    buffers, weights = (line_of(short.tables, name) for name in ("buffers", "weights"))
     sizes = expanded_sizes(short.tables, short.sizes())
     tables = expand(short.tables)
-    placed = repeat.whole(
-        short.buffers, buffers, lambda b, move: replace(b, tensor=replace(b.tensor, name=move(b.tensor.name)))
-    )
+    layers = operators.layers
+    placed = repeat.whole(short.buffers, buffers, lambda b, move: replace(b, tensor=move.tensor(b.tensor)))
     offsets = tables["buffers"]["offset"].tolist()
     return replace(
         short,
         tables=tables,
-        weights=repeat.names(short.weights, weights),
-        operators=repeat.names(short.operators, operators),
+        weights=repeat.whole(short.weights, weights, lambda name, move: move.name(name, layers[name])),
+        operators=[node.name for node in whole_graph(operators, repeat, short).nodes],
         buffers=[replace(b, index=i, offset=offset) for i, (b, offset) in enumerate(zip(placed, offsets, strict=True))],
         arena_bytes=[{name: int(x) for name, x in zip(ARENAS, row, strict=True) if name != "weight"} for row in sizes],
         pool_bytes=sizes[:, ARENAS.index("weight")].tolist(),
@@ -101,21 +128,29 @@ def whole_program(short: Program, repeat: Repeat) -> Program:
 
 
 def whole_graph(short: EngineGraph, repeat: Repeat, program: Program) -> EngineGraph:
-    """The operators of the whole model; `program` is the short one."""
-    nodes = iter(repeat.whole(short.nodes, line_of(program.tables, "operators"), _moved))
-    counts = {name: len(nodes) for name, nodes in short.programs.items()}
+    """The operators and tensors of the whole model; `program` is the short one."""
+    line, layers = line_of(program.tables, "operators"), short.layers
+    nodes = iter(repeat.whole(short.nodes, line, lambda node, move: move.node(node, layers)))
+    counts = {name: len(graph.nodes) for name, graph in short.programs.items()}
     first = next(iter(counts))
-    line = line_of(program.tables, "operators")
     counts[first] += int(line.gain[-1])
-    return EngineGraph({name: tuple(next(nodes) for _ in range(count)) for name, count in counts.items()})
+    programs = {}
+    for name, graph in short.programs.items():
+        found = repeat.by_layer((tensor.name, tensor.layer) for tensor in graph.tensors.values())
+        tensors = {new: move.tensor(graph.tensors[old]) for new, old, move in found}
+        last = {old: new for new, old, _ in found}
+        outputs = tuple(last[output] for output in graph.outputs)
+        programs[name] = replace(
+            graph, tensors=tensors, nodes=[next(nodes) for _ in range(counts[name])], outputs=outputs
+        )
+    return EngineGraph(programs)
 
 
 def whole_placed(short: PlacedGraph, repeat: Repeat, operators: EngineGraph) -> PlacedGraph:
     """The placed graph of the whole model, whose operators are given."""
-    graph, splits = short.graph, short.placement.splits
-    tensors = {new: replace(graph.tensors[old], name=new) for new, old in repeat.by_layer(graph.tensors)}
-    placement = replace(short.placement, splits={new: splits[old] for new, old in repeat.by_layer(splits)})
-    return PlacedGraph(replace(graph, tensors=tensors, nodes=list(operators.programs[graph.program])), placement)
+    splits, layer = short.placement.splits, {n.undivided: n.layer for n in short.graph.nodes if n.role != PUSH}
+    whole = {new: splits[old] for new, old, _ in repeat.by_layer((name, layer[name]) for name in splits)}
+    return PlacedGraph(operators.programs[short.graph.program], replace(short.placement, splits=whole))
 
 
 def agrees(program: Program, operators: EngineGraph) -> bool:
@@ -140,15 +175,6 @@ def agrees(program: Program, operators: EngineGraph) -> bool:
     tensor = program.tables["tiles"]["tensor"][tape["tile"]].astype(np.int64)
     op = np.repeat(ins["op"], ins["tape_count"])
     return bool((tensor[:, None] == streamed[op]).any(axis=1).all())
-
-
-def _moved(node: OpNode, move: Callable[[str], str]) -> OpNode:
-    def views(found: tuple[View, ...]) -> tuple[View, ...]:
-        return tuple(v.of_tensor(move(v.tensor)) for v in found)
-
-    layer = None if node.layer is None else int(_LAYER.findall(move(f"layers.{node.layer}"))[0])
-    inputs, weights, outputs = views(node.inputs), views(node.weights), views(node.outputs)
-    return replace(node, name=move(node.name), inputs=inputs, weights=weights, outputs=outputs, layer=layer)
 
 
 def shortened(config: Glm5Config, kept: int = KEPT[0]) -> tuple[Glm5Config, Repeat | None]:

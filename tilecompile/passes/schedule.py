@@ -13,6 +13,7 @@ import numpy as np
 
 from tilecompile.ir.program import Program
 from tilecompile.ir.tasks import EventTensors, Ints, TaskGrid
+from tilecompile.ops.base import op_of
 from tilecompile.passes.elide import Pair, needed_waits
 from tilecompile.passes.order import depths
 from tilecompile.passes.program_tables import Layout, Task, by_worker
@@ -50,7 +51,7 @@ def assign(grids: list[TaskGrid], depth: Mapping[str, int], workers: int) -> lis
     for grid in grids:
         now, so_far = of_depth[grid.device, depth[grid.node.name]], of_layer[grid.device, grid.node.layer]
         chosen = np.zeros(grid.tasks, np.int64)
-        for i, cost in enumerate(grid.tiling.cost if grid.node.op != "commit" else ()):
+        for i, cost in enumerate(() if op_of(grid.node).is_sink else grid.tiling.cost):
             least = np.flatnonzero(now == now.min())
             chosen[i] = i % workers if grid.tasks % workers == 0 else int(least[so_far[least].argmin()])
             now[chosen[i]] += cost
@@ -203,7 +204,7 @@ class _Scheduler(Layout):
         rows["instructions"].append(
             (
                 kind,
-                fmt.GATED if grid.node.attrs.get("gate") else 0,
+                fmt.GATED if grid.node.predicate else 0,
                 op_base + grid.index,
                 tuple(map(int, grid.tiling.coords[task])),
                 operands[0],

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import operator
 import re
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,8 +18,11 @@ from tilecompile.errors import InputError
 from tilecompile.ir.expr import Expr
 from tilecompile.ir.graph import OpGraph, Tensor
 from tilecompile.ir.node import OpNode, View
-from tilecompile.ops.base import REGISTRY
+from tilecompile.ops.base import REGISTRY, op_of
+from tilecompile.ops.commit import COMMIT
+from tilecompile.ops.map import MAP
 from tilecompile.passes.views import VIEWS
+from tilecompile.runtime.names import layer_of
 
 DTYPES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.int32: "i32", torch.float8_e4m3fn: "fp8"}
 
@@ -107,7 +111,7 @@ class _Tracer:
     def tensor(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, role: str, node: torch.fx.Node) -> View:
         if dtype not in DTYPES:
             raise InputError(f"{name} at {_module_path(node)}: dtype {dtype} has no mapping; there are {list(DTYPES)}")
-        self.graph.tensors[name] = Tensor(name, shape, DTYPES[dtype], role)
+        self.graph.tensors[name] = Tensor(name, shape, DTYPES[dtype], role, layer=layer_of(name))
         return View.of(name, shape, DTYPES[dtype])
 
     def outputs(self, node: torch.fx.Node) -> None:
@@ -120,16 +124,15 @@ class _Tracer:
                 raise InputError(f"output {name} is {view} ({tensor.role}), want an operator's whole result")
         self.graph.outputs = tuple(view.tensor for view in returned)
         words = [View.of(t.name, t.shape, t.dtype) for n in ("ids", "position") for t in [self.graph.tensors[n]]]
-        self.add(OpNode("commit", "commit", (*returned, *words), (), ()))
+        self.add(OpNode(COMMIT.name, COMMIT.name, (*returned, *words), (), ()))
 
     def set_roles(self) -> None:
         for node in self.graph.nodes:
             tensors = self.graph.tensors
             for view in node.weights:
-                tensors[view.tensor] = Tensor(view.tensor, tensors[view.tensor].shape, view.dtype, "weight")
-            mutated = REGISTRY[node.op].mutated
-            for view in node.inputs[: len(mutated)]:
-                tensors[view.tensor] = Tensor(view.tensor, tensors[view.tensor].shape, view.dtype, "cache")
+                tensors[view.tensor] = replace(tensors[view.tensor], role="weight")
+            for view in node.inputs[: len(op_of(node).mutated)]:
+                tensors[view.tensor] = replace(tensors[view.tensor], role="cache")
 
     def call(self, node: torch.fx.Node) -> None:
         if node.target is operator.getitem:
@@ -175,7 +178,7 @@ class _Tracer:
             for r, suffix in zip(results, suffixes, strict=True)
         ]
         self.values[node] = outputs if isinstance(value, (tuple, list)) else outputs[0] if outputs else None
-        self.add(OpNode(name, op, tuple(inputs), tuple(weights), tuple(outputs), attrs, _layer(name)))
+        self.add(OpNode(name, op, tuple(inputs), tuple(weights), tuple(outputs), attrs, layer_of(name)))
 
     def weight(self, node: torch.fx.Node, view: View) -> View:
         """A weight is streamed by rows of its tensor, so it must be a whole parameter."""
@@ -214,7 +217,7 @@ class _Tracer:
         name = self.unique(f"{_module_path(node)}.{function}")
         out = self.tensor(f"%{name}", shape, node.meta["val"].dtype, "activation", node)
         self.values[node] = out
-        self.add(OpNode(name, "map", tuple(inputs), (), (out,), {"expr": (function, *leaves)}, _layer(name)))
+        self.add(OpNode(name, MAP.name, tuple(inputs), (), (out,), {"expr": (function, *leaves)}, layer_of(name)))
 
     def view(self, node: torch.fx.Node, aten: str) -> View | list[View]:
         base = self.values[node.args[0]]  # type: ignore[index]
@@ -240,8 +243,3 @@ def _module_path(node: torch.fx.Node) -> str:
     stack = node.meta.get("nn_module_stack") or {}
     path = next(reversed(stack.values()))[0] if stack else ""
     return re.sub(r"^L\['self'\]\.?", "", path) or "step"
-
-
-def _layer(name: str) -> int | None:
-    found = re.search(r"(?:^|\.)layers\.(\d+)(?:\.|$)", name)
-    return int(found.group(1)) if found else None

@@ -36,11 +36,15 @@ class VerifyError(Exception):
 
 @dataclass(frozen=True)
 class Names:
-    """What operators, buffers and streamed weights are called, by index; numbers stand for names that aren't known."""
+    """What operators, buffers and streamed weights are called, by index; numbers stand for names that aren't known.
+
+    `layers` are those of the operators, as far as they are known.
+    """
 
     operators: Sequence[str] = ()
     buffers: Sequence[str] = ()
     weights: Sequence[str] = ()
+    layers: Sequence[int | None] = ()
 
 
 class Subject:

@@ -31,7 +31,6 @@ task could name the wrong tile of the right size; comparisons of the interpreter
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,6 +39,7 @@ from typing import Any
 
 import numpy as np
 
+from tilecompile.runtime.names import by_layer
 from tilecompile.verify.base import WEIGHT, Names, Subject, Tables, VerifyError
 from tilecompile.verify.memory import Memory, check_places, check_regions
 from tilecompile.verify.order import check_order, check_thresholds
@@ -99,16 +99,6 @@ class Proof:
         return "\n".join(lines) + "\n"
 
 
-def by_layer(names: Sequence[str]) -> list[str]:
-    """Names of tensors in short: those of one layer together."""
-    count: dict[str, int] = {}
-    for name in names:
-        found = re.match(r"model\.layers\.\d+\.", name)
-        key = f"{found[0]}*" if found else name
-        count[key] = count.get(key, 0) + 1
-    return [f"{key} ({n})" if key.endswith("*") else key for key, n in count.items()]
-
-
 def verify(
     tables: Tables,
     operators: Sequence[str],
@@ -116,14 +106,16 @@ def verify(
     buffers: Sequence[str] = (),
     weights: Sequence[str] = (),
     proved: Proved | None = None,
+    layers: Sequence[int | None] = (),
 ) -> Proof:
     """Proves all programs of the tables. Raises VerifyError naming both instructions and the missing edge.
 
-    Without `memory` no sizes are checked. `operators`, `buffers` and `weights` are names by index. Programs of many
-    instructions are proved by windows that repeat, as are all with `proved`, which has what earlier proofs found.
+    Without `memory` no sizes are checked. `operators`, `buffers` and `weights` are names by index,
+    `layers` are those of the operators: hints where to cut a long program, on which no verdict depends. Programs of
+    many instructions are proved by windows that repeat, as are all with `proved`, which has what earlier proofs found.
     """
     start = time.perf_counter()
-    s = Subject(tables, Names(operators, buffers, weights))
+    s = Subject(tables, Names(operators, buffers, weights, layers))
     whole = proved or Proved()
     whole.once("tiles", _of(s, "tiles weights"), lambda: check_tiles(s))
     spans = whole.once("places", [*_of(s, "buffers tiles"), memory], lambda: check_places(s, memory))

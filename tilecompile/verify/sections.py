@@ -1,13 +1,12 @@
 """verify, part: how a step program falls into sections (about a layer each), in a form in which equal ones look equal.
 
 A section takes a run of each stream, and no wait leads back: whatever an instruction waits for is in its own section or
-an earlier one. The names of the operators are only a hint where to cut; an instruction that waits for something that
+an earlier one. The layers of the operators are only a hint where to cut; an instruction that waits for something that
 the hint puts later is moved there, with what follows it in its stream. So any hint gives sections that are right.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
@@ -17,8 +16,6 @@ import numpy as np
 
 from tilecompile.runtime import format as fmt
 from tilecompile.verify.base import ACTIVATION, Bools, Ints, Subject, Tables
-
-_LAYER = re.compile(r"\blayers\.(\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -210,12 +207,12 @@ class _Rows:
 
 
 def hints(s: Subject, ops: Ints) -> Ints:
-    """A section for each operator of a program, in their order, by the layer in its name, which rises.
+    """A section for each operator of a program, in their order, by its layer, which rises.
 
     One without a layer goes with those before it, or in a section of its own after all that have one.
     """
-    layers = [_LAYER.search(s.names.operators[op]) if op < len(s.names.operators) else None for op in ops.tolist()]
-    found = np.array([int(layer[1]) + 1 if layer else 0 for layer in layers], np.int64)
+    layers = [s.names.layers[op] if op < len(s.names.layers) else None for op in ops.tolist()]
+    found = np.array([0 if layer is None else layer + 1 for layer in layers], np.int64)
     named = np.flatnonzero(found)
     out = np.maximum.accumulate(found)
     if len(named):

@@ -56,7 +56,7 @@ def _causes(found: Simulated) -> list[float]:
     spans, times, loop = found.spans, found.times, found.loop
     body = spans.end - loop.start_ns
     came = np.maximum(times.streamed, spans.begin)
-    push = np.array(spans.tasks.ops) == "push"
+    push = found.exchange
     free = np.where(times.before >= 0, times.free, 0)
     gap = spans.begin - free
     waited = times.latest >= 0

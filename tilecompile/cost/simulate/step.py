@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from tilecompile.cost.simulate.loop import Indices, Loop, Numbers, Times, library, run_loop
 from tilecompile.cost.simulate.work import Work, work_of
 from tilecompile.cost.step_time.spans import Gaps, Spans, Tasks, tasks_of
 from tilecompile.errors import EngineError, InputError
-from tilecompile.ir.node import OpNode
+from tilecompile.ir.node import PUSH, OpNode
 from tilecompile.runtime.folder.manifest import Manifest
 from tilecompile.runtime.folder.tables import Tables
 from tilecompile.schedules.machine import Machine, OpCost, Simulator
@@ -25,7 +26,7 @@ DEFAULT = "default"
 class Simulated:
     """A simulated step: its spans, why tasks began when they did, what they did, and the loop's inputs and times.
 
-    `seconds` is how long the simulation took.
+    `exchange`, bool [tasks], says which tasks are exchanges between devices. `seconds` is how long the simulation took.
     """
 
     spans: Spans
@@ -33,6 +34,7 @@ class Simulated:
     work: Work
     loop: Loop
     times: Times
+    exchange: npt.NDArray[np.bool_]
     seconds: float
 
     @property
@@ -95,7 +97,8 @@ def simulate(
     if never.size:
         raise EngineError(f"{manifest.folder}: operator {tasks.operators[never[0]]} waits for ever")
     spans = _spans(tasks, times)
-    return Simulated(spans, _gaps(spans, times), work, loop, times, time.perf_counter() - begin)
+    exchange = np.array([node.role == PUSH for node in nodes])[tables["instructions"]["op"][tasks.instruction]]
+    return Simulated(spans, _gaps(spans, times), work, loop, times, exchange, time.perf_counter() - begin)
 
 
 def _threads(manifest: Manifest, machine: Machine, threads: int | None) -> int:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
 
 from tilecompile.ir.node import OpNode
-from tilecompile.ops.context import Context, rows_of
+from tilecompile.ops.base import Indices, TaskWork, TraitError, op_of
 from tilecompile.runtime.folder.tables import Tables
-from tilecompile.runtime.format import ARENAS, DTYPE_BYTES, DTYPES, WRITE
+from tilecompile.runtime.format import ARENAS, DTYPE_BYTES, DTYPES, READ, WRITE
 
 Numbers = npt.NDArray[np.float64]
-Indices = npt.NDArray[np.int64]
+
+CACHE = ARENAS.index("cache")
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def work_of(tables: Tables, nodes: Sequence[OpNode], index: Indices, device: Ind
     area = (regions["row_end"].astype(np.int64) - regions["row_begin"]) * (
         regions["col_end"].astype(np.int64) - regions["col_begin"]
     )
-    elements = _sums(np.where(arena == ARENAS.index("cache"), 0, area), rows, "region")
+    elements = _sums(np.where(arena == CACHE, 0, area), rows, "region")
     reader = np.repeat(device, rows["region_count"])
     at = _entries(rows, "region")
     away = np.zeros(len(regions), bool)
@@ -78,12 +79,19 @@ def work_of(tables: Tables, nodes: Sequence[OpNode], index: Indices, device: Ind
         pushed=_sums(np.where(away, area * size, 0), rows, "region"),
         gate=_gates(tables, nodes, rows, index),
     )
+    reads_cache = _sums((arena == CACHE) & (regions["mode"] == READ), rows, "region") > 0
     of_op = np.argsort(rows["op"], kind="stable")
     ops = rows["op"][of_op]
     for op in np.unique(ops):
-        if nodes[op].op in _AT_CONTEXT:
-            tasks = of_op[np.searchsorted(ops, op) : np.searchsorted(ops, op, "right")]
-            _AT_CONTEXT[nodes[op].op](work, nodes[op], tasks, rows["tile"][tasks].astype(np.int64), context)
+        trait = op_of(nodes[op]).work
+        tasks = of_op[np.searchsorted(ops, op) : np.searchsorted(ops, op, "right")]
+        if trait is None:
+            if reads_cache[tasks].any():
+                raise TraitError(f"tile op {nodes[op].op} reads a cache and doesn't state what it does there (`work`)")
+            continue
+        found = trait(nodes[op], rows["tile"][tasks].astype(np.int64), context)
+        for field in fields(TaskWork):
+            getattr(work, field.name)[tasks] = getattr(found, field.name)
     return work
 
 
@@ -102,50 +110,16 @@ def _sums(values: npt.NDArray[np.generic], rows: npt.NDArray[np.void], what: str
 
 
 def _gates(tables: Tables, nodes: Sequence[OpNode], rows: npt.NDArray[np.void], index: Indices) -> Indices:
-    """Of each task with weights by slot the place of the dispatch that fills the slots."""
-    made = {v.tensor: op for op, node in enumerate(nodes) if node.op == "dispatch" for v in node.outputs}
+    """Of each task with weights by slot the place of the task that fills the slots."""
+    made = {v.tensor: op for op, node in enumerate(nodes) for v in node.outputs}
     by_slot = _sums(tables["tape"]["slot"] >= 0, rows, "tape") > 0
     place = np.full(len(nodes), -1, np.int64)
     place[rows["op"]] = np.arange(len(index))
     source = np.full(len(nodes), -1, np.int64)
     for op in np.unique(rows["op"][by_slot]):
-        source[op] = next((place[made[v.tensor]] for v in nodes[op].inputs if v.tensor in made), -1)
+        slots = op_of(nodes[op]).slots
+        if slots is None:
+            raise TraitError(f"tile op {nodes[op].op} streams weights by slot and doesn't state its slots (`slots`)")
+        filled = made.get(slots(nodes[op]).tensor)
+        source[op] = -1 if filled is None else place[filled]
     return np.where(by_slot, source[rows["op"]], -1)
-
-
-def _index_score(work: Work, node: OpNode, tasks: Indices, tile: Indices, context: int) -> None:
-    query, cache = node.inputs[0], node.inputs[2]
-    _, heads, width = query.shape
-    rows = rows_of(node, context) if context > node.attrs["topk"] else 0
-    seen = np.clip(rows - tile[:, 0], 0, tile[:, 1] - tile[:, 0])
-    work.products[tasks] = seen * heads * width
-    work.caches[tasks] = work.distinct[tasks] = seen * width * DTYPE_BYTES[cache.dtype]
-    work.elements[tasks] = seen + np.where(seen > 0, heads * (width + 1), 0)
-
-
-def _topk_select(work: Work, node: OpNode, tasks: Indices, tile: Indices, context: int) -> None:
-    topk = node.attrs["topk"]
-    work.elements[tasks] = topk + (rows_of(node, context) if context > topk else 0)
-
-
-def _mla_attention(work: Work, node: OpNode, tasks: Indices, tile: Indices, context: int) -> None:
-    latent, rope, cache, selection = node.inputs[:4]
-    share, most = Context.of(node), int(node.attrs.get("topk", selection.shape[1]))  # of all shares together
-    if share and context > most:  # which positions are chosen isn't known: as many of each share
-        most = -(-most // share.count)
-    first = selection.offset if share is None else 0  # of the selection's entries; those that count come first
-    heads, chosen = tile[:, 1] - tile[:, 0], max(0, min(rows_of(node, context) - first, most))
-    ranks, width = latent.shape[2], latent.shape[2] + rope.shape[2]
-    work.products[tasks] = chosen * heads * (width + ranks)
-    work.caches[tasks] = chosen * width * DTYPE_BYTES[cache.dtype]
-    work.distinct[tasks[:1]] = work.caches[tasks[:1]]
-    work.elements[tasks] = chosen + heads * (chosen + width + ranks)
-
-
-_AT_CONTEXT = {
-    "index_score": _index_score,
-    "topk_select": _topk_select,
-    "topk_candidates": _topk_select,
-    "mla_attention": _mla_attention,
-}
-"""Ops whose declared regions are all that they can reach, and whose work depends on the context."""

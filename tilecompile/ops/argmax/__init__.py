@@ -50,4 +50,4 @@ def reference(node: OpNode, inputs: list[torch.Tensor], weights: list[torch.Tens
     return y
 
 
-register(TileOp("argmax", tile, cpu, reference, gpu=gpu))
+register(TileOp("argmax", tile, cpu, reference, gpu=gpu, samples=True))

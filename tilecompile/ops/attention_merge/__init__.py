@@ -49,4 +49,4 @@ def reference(node: OpNode, inputs: list[torch.Tensor], weights: list[torch.Tens
     return torch.as_tensor((factor * sums).sum(1) / (factor * denominator).sum(1))
 
 
-register(TileOp("attention_merge", tile, cpu, reference, gpu=gpu))
+ATTENTION_MERGE = register(TileOp("attention_merge", tile, cpu, reference, gpu=gpu, divides_activations=True))

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 
 from tilecompile.ir.node import OpNode
+from tilecompile.ir.placement import Split
 from tilecompile.ir.tiling import Access, Tiling, whole
-from tilecompile.ops.base import CPP_TYPES, TileOp, register
+from tilecompile.ops.base import CPP_TYPES, Distribution, TileOp, register
 from tilecompile.ops.cache_append.gpu import gpu
-from tilecompile.ops.context import Context, cpp_context
+from tilecompile.ops.context import Context, cpp_context, parts_of
 
 
 @torch.library.custom_op("tilecompile::cache_append", mutates_args=("cache",))
@@ -67,4 +68,23 @@ def reference(node: OpNode, inputs: list[torch.Tensor], weights: list[torch.Tens
             cache_append(inputs[0], x[None], torch.tensor([row]), node.attrs["column"])
 
 
-register(TileOp("cache_append", tile, cpu, reference, mutated=("cache",), gpu=gpu))
+def by_context(distribution: Distribution, node: OpNode, split: Split) -> None:
+    """Each device appends to its own blocks."""
+    cache = node.inputs[0]
+    for device, context, own in parts_of(node, split):
+        share = distribution.make_share(cache.tensor, device, context, (context.rows(cache.shape[0]), *cache.shape[1:]))
+        distribution.add(own, device, (share, *node.inputs[1:]), (), ())
+
+
+register(
+    TileOp(
+        "cache_append",
+        tile,
+        cpu,
+        reference,
+        mutated=("cache",),
+        gpu=gpu,
+        context_rule=by_context,
+        partly_written=True,
+    )
+)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 
 from tilecompile.ir.node import OpNode
 from tilecompile.ir.tiling import Access, Tiling, pieces, split, whole
-from tilecompile.ops.base import CPP_TYPES, TileOp, register
+from tilecompile.ops.base import CPP_TYPES, RowsRead, TileOp, register
 from tilecompile.ops.embed.gpu import gpu
 
 
@@ -54,4 +56,9 @@ def reference(node: OpNode, inputs: list[torch.Tensor], weights: list[torch.Tens
     return y
 
 
-register(TileOp("embed", tile, cpu, reference, gpu=gpu))
+def reads(node: OpNode) -> Mapping[int, RowsRead]:
+    """Of the table the rows of the step's tokens."""
+    return {1: RowsRead(node.outputs[0].shape[0], of_context=False)}
+
+
+register(TileOp("embed", tile, cpu, reference, gpu=gpu, reads=reads))

@@ -12,7 +12,7 @@ import torch
 from tilecompile.ir.expr import evaluate
 from tilecompile.ir.node import OpNode
 from tilecompile.ir.tiling import PANEL, Access, Tiling, WeightTile, split, whole
-from tilecompile.ops.base import CPP_TYPES, Shard, TileOp, register
+from tilecompile.ops.base import CPP_TYPES, SplitAxis, TileOp, register
 from tilecompile.ops.expert_combine.gpu import gpu
 from tilecompile.ops.linear import cpu_epilogue, epilogue_inputs, output_writes
 from tilecompile.runtime.format import DTYPE_BYTES
@@ -60,7 +60,7 @@ def tile(node: OpNode, parts: int) -> Tiling:
     ]
     return Tiling(
         coords=coords,
-        reads=(*(whole(node, i) for i in range(OWN)), *(Access(i, box) for i in epilogue_inputs(node, OWN))),
+        reads=(*(whole(node, i) for i in range(OWN)), *(Access(i, box) for i in epilogue_inputs(node))),
         writes=output_writes(node, box),
         weights=tuple(tuple((t, slot) for slot in range(slots)) for t in tiles),
         cost=np.asarray(slots * (hi - lo) * cols * element, np.float64),
@@ -83,11 +83,11 @@ def cpu(node: OpNode) -> str:
 
 def reference(node: OpNode, inputs: list[torch.Tensor], weights: list[torch.Tensor]) -> torch.Tensor:
     """The eager value of a node with its epilogue."""
-    extra = [inputs[i] for i in epilogue_inputs(node, OWN)]
+    extra = [inputs[i] for i in epilogue_inputs(node)]
     return evaluate(node.attrs.get("epilogue", ("acc", 0)), [expert_combine(*inputs[:OWN], weights[0])], extra)
 
 
-SHARDS = {"rows": Shard(weights=1, output=1, extra=1, own=OWN), "cols": Shard({0: 2}, weights=2, own=OWN)}
+SPLIT_AXES = {"rows": SplitAxis(weights=1, output=1, extra=1), "cols": SplitAxis({0: 2}, weights=2)}
 
 register(
     TileOp(
@@ -97,8 +97,11 @@ register(
         reference,
         weight_args=("weight",),
         headers=("linear",),
-        shards=SHARDS,
         gpu=gpu,
+        own_inputs=OWN,
+        takes_epilogue=True,
+        split_axes=SPLIT_AXES,
         stores_to_peers=True,
+        slots=lambda node: node.inputs[1],
     )
 )

@@ -7,20 +7,20 @@ Inputs, in order: x, the folded norm's weight if there is one, expert, the epilo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
 import torch
 
 from tilecompile.ir.expr import evaluate
-from tilecompile.ir.node import OpNode
+from tilecompile.ir.node import OpNode, View
 from tilecompile.ir.tiling import PANEL, Access, Tiling, WeightTile, split
-from tilecompile.ops.base import CPP_TYPES, Shard, TileOp, register
+from tilecompile.ops.base import CPP_TYPES, SplitAxis, TileOp, epilogue_begin, register
 from tilecompile.ops.expert_linear.gpu import gpu
 from tilecompile.ops.linear import (
     cpu_epilogue,
     cpu_input,
-    epilogue_begin,
     epilogue_inputs,
     norm_reads,
     norm_scratch,
@@ -66,7 +66,7 @@ def tile(node: OpNode, parts: int) -> Tiling:
     coords = np.zeros((len(lo), 4), np.int32)
     coords[:, 0], coords[:, 1], coords[:, 2] = lo, hi, slot
     box = ((0, tokens), (slot, slot + 1), (lo, hi))
-    expert = Access(epilogue_begin(node, OWN) - 1, ((0, 1), (slot, slot + 1)))
+    expert = Access(epilogue_begin(node) - 1, ((0, 1), (slot, slot + 1)))
     names = tuple(w.tensor for w in node.weights)
     element = DTYPE_BYTES[weight.dtype]
     tiles = [
@@ -75,7 +75,7 @@ def tile(node: OpNode, parts: int) -> Tiling:
     ]
     return Tiling(
         coords=coords,
-        reads=(*norm_reads(node), expert, *(Access(i, box) for i in epilogue_inputs(node, OWN))),
+        reads=(*norm_reads(node), expert, *(Access(i, box) for i in epilogue_inputs(node))),
         writes=(Access(len(node.inputs), box),),
         weights=tuple(((t, s),) for s in range(slots) for t in tiles),
         cost=np.asarray((hi - lo) * weight.shape[2] * element * len(names), np.float64),
@@ -87,7 +87,7 @@ def cpu(node: OpNode) -> str:
     """The call of `expert_linear_rows` with the node's shapes, prologue and epilogue; nothing for an inactive slot."""
     x, weight = node.inputs[0], node.weights[0]
     source, stride = cpu_input(node)
-    first = epilogue_begin(node, OWN)
+    first = epilogue_begin(node)
     epilogue = cpu_epilogue(node, first, lambda v: f"t * {v.strides[0]} + slot * {v.strides[1]} + row")
     return (
         f"const int slot = c.tile(2), expert = c.arg<const int32_t>({first - 1})[slot];\n"
@@ -101,15 +101,38 @@ def cpu(node: OpNode) -> str:
 def reference(node: OpNode, inputs: list[torch.Tensor], weights: list[torch.Tensor]) -> torch.Tensor:
     """The eager value of a node with all that was folded into it, zeros in inactive slots."""
     x = normed_input(node, inputs)
-    expert = inputs[epilogue_begin(node, OWN) - 1]
-    extra = [inputs[i] for i in epilogue_inputs(node, OWN)]
+    expert = inputs[epilogue_begin(node) - 1]
+    extra = [inputs[i] for i in epilogue_inputs(node)]
     products = [expert_linear(x, expert, w) for w in weights]
     y = evaluate(node.attrs.get("epilogue", ("acc", 0)), products, extra)
     return torch.where((expert[0] >= 0)[None, :, None], y, 0.0)
 
 
-SHARDS = {"rows": Shard(weights=1, output=2, extra=2, own=OWN)}
+def unwritten(node: OpNode, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Inactive slots, which the reference fills with zeros and the body leaves alone."""
+    return (inputs[epilogue_begin(node) - 1][0] < 0)[None, :, None]
+
+
+def slots(node: OpNode) -> View:
+    """The expert of each slot: i32 [1, slots]."""
+    return node.inputs[epilogue_begin(node) - 1]
+
 
 register(
-    TileOp("expert_linear", tile, cpu, reference, weight_args=("weight",), headers=("linear",), shards=SHARDS, gpu=gpu)
+    TileOp(
+        "expert_linear",
+        tile,
+        cpu,
+        reference,
+        weight_args=("weight",),
+        headers=("linear",),
+        gpu=gpu,
+        own_inputs=OWN,
+        takes_epilogue=True,
+        takes_norm=True,
+        split_axes={"rows": SplitAxis(weights=1, output=2, extra=2)},
+        slots=slots,
+        partly_written=True,
+        unwritten=unwritten,
+    )
 )

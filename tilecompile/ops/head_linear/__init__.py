@@ -8,7 +8,7 @@ import torch
 
 from tilecompile.ir.node import OpNode
 from tilecompile.ir.tiling import PANEL, Access, Tiling, WeightTile, split
-from tilecompile.ops.base import CPP_TYPES, Shard, TileOp, register
+from tilecompile.ops.base import CPP_TYPES, SplitAxis, TileOp, register
 from tilecompile.ops.head_linear.gpu import gpu
 from tilecompile.runtime.format import DTYPE_BYTES
 
@@ -76,7 +76,7 @@ def reference(node: OpNode, inputs: list[torch.Tensor], weights: list[torch.Tens
     return y
 
 
-SHARDS = {"heads": Shard({0: 1}, weights=0, output=1)}
+SPLIT_AXES = {"heads": SplitAxis({0: 1}, weights=0, output=1)}
 
 register(
     TileOp(
@@ -86,7 +86,7 @@ register(
         reference,
         weight_args=("weight",),
         headers=("rms_norm", "linear"),
-        shards=SHARDS,
+        split_axes=SPLIT_AXES,
         gpu=gpu,
     )
 )

@@ -7,14 +7,18 @@ holds only some blocks of positions, and the scores are those of its rows.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 
 from tilecompile.ir.node import OpNode
+from tilecompile.ir.placement import Split
 from tilecompile.ir.tiling import Access, Tiling, whole
-from tilecompile.ops.base import CPP_TYPES, TileOp, register
-from tilecompile.ops.context import Context, cpp_context, rows_of
+from tilecompile.ops.base import CPP_TYPES, Distribution, Indices, RowsRead, TaskWork, TileOp, register
+from tilecompile.ops.context import Context, cpp_context, parts_of, rows_of
 from tilecompile.ops.index_score.gpu import gpu
+from tilecompile.runtime.format import DTYPE_BYTES
 
 UNIT = 128
 """Blocks of positions are multiples of this."""
@@ -104,4 +108,41 @@ def reference(node: OpNode, inputs: list[torch.Tensor], weights: list[torch.Tens
     return y
 
 
-register(TileOp("index_score", tile, cpu, reference, gpu=gpu))
+def reads(node: OpNode) -> Mapping[int, RowsRead]:
+    """Every row of the context, once a choice is needed."""
+    return {2: RowsRead(above=int(node.attrs["topk"]))}
+
+
+def work(node: OpNode, tiles: Indices, context: int) -> TaskWork:
+    """What tasks do at a context: nothing while no choice is needed."""
+    query, cache = node.inputs[0], node.inputs[2]
+    _, heads, width = query.shape
+    rows = rows_of(node, context) if context > node.attrs["topk"] else 0
+    seen = np.clip(rows - tiles[:, 0], 0, tiles[:, 1] - tiles[:, 0])
+    read = seen * width * DTYPE_BYTES[cache.dtype]
+    return TaskWork(seen + np.where(seen > 0, heads * (width + 1), 0), seen * heads * width, read, read)
+
+
+def by_context(distribution: Distribution, node: OpNode, split: Split) -> None:
+    """Each device scores the positions of its own blocks."""
+    query, weight, cache, position = node.inputs
+    (scores,) = node.outputs
+    for device, context, own in parts_of(node, split):
+        keys = distribution.share(cache.tensor, device, context)
+        result = distribution.make_share(scores.tensor, device, context, (scores.shape[0], keys.shape[0]))
+        distribution.add(own, device, (query, weight, keys, position), (), (result,), private=True)
+
+
+register(
+    TileOp(
+        "index_score",
+        tile,
+        cpu,
+        reference,
+        gpu=gpu,
+        reads=reads,
+        work=work,
+        context_rule=by_context,
+        partly_written=True,
+    )
+)

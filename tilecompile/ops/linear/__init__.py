@@ -15,7 +15,7 @@ import torch
 from tilecompile.ir.expr import evaluate, to_cpp
 from tilecompile.ir.node import OpNode, View
 from tilecompile.ir.tiling import Access, Bound, Tiling, WeightTile, split, whole
-from tilecompile.ops.base import CPP_TYPES, Shard, TileOp, register
+from tilecompile.ops.base import CPP_TYPES, SplitAxis, TileOp, epilogue_begin, register
 from tilecompile.ops.linear.gpu import gpu
 from tilecompile.ops.rms_norm import rms_norm
 from tilecompile.runtime.format import DTYPE_BYTES
@@ -32,14 +32,9 @@ def _(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return torch.empty((x.shape[0], weight.shape[0]), dtype=x.dtype, device=x.device)
 
 
-def epilogue_begin(node: OpNode, own: int = 1) -> int:
-    """Operand number of the epilogue's first extra input, after the op's `own` inputs and the folded norm's weight."""
-    return own + (node.attrs.get("norm") is not None)
-
-
-def epilogue_inputs(node: OpNode, own: int = 1) -> list[int]:
+def epilogue_inputs(node: OpNode) -> list[int]:
     """Operand numbers of the epilogue's extra inputs."""
-    return list(range(epilogue_begin(node, own), len(node.inputs)))
+    return list(range(epilogue_begin(node), len(node.inputs)))
 
 
 def output_writes(node: OpNode, box: tuple[tuple[Bound, Bound], ...]) -> tuple[Access, ...]:
@@ -128,7 +123,7 @@ def reference(node: OpNode, inputs: list[torch.Tensor], weights: list[torch.Tens
     return evaluate(node.attrs.get("epilogue", ("acc", 0)), [linear(x, w) for w in weights], extra)
 
 
-SHARDS = {"rows": Shard(weights=0, output=1, extra=1), "cols": Shard({0: 1}, weights=1)}
+SPLIT_AXES = {"rows": SplitAxis(weights=0, output=1, extra=1), "cols": SplitAxis({0: 1}, weights=1)}
 """By rows of the weight, or by columns: then the results are partial sums."""
 
 register(
@@ -139,8 +134,10 @@ register(
         reference,
         weight_args=("weight",),
         headers=("rms_norm",),
-        shards=SHARDS,
         gpu=gpu,
+        takes_epilogue=True,
+        takes_norm=True,
+        split_axes=SPLIT_AXES,
         stores_to_peers=True,
     )
 )

@@ -74,4 +74,4 @@ def reference(node: OpNode, inputs: list[torch.Tensor], weights: list[torch.Tens
     return evaluate(node.attrs["expr"], [], inputs)
 
 
-register(TileOp("map", tile, cpu, reference, gpu=gpu))
+MAP = register(TileOp("map", tile, cpu, reference, gpu=gpu, is_elementwise=True, divides_activations=True))

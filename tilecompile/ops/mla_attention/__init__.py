@@ -11,17 +11,38 @@ Sizov 2023; merging by maxima: Milakov and Gimelshein, arXiv 1805.02867.)
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from itertools import pairwise
+
 import numpy as np
 import torch
 
-from tilecompile.ir.node import OpNode
+from tilecompile.ir.node import MERGE, PART, OpNode, View
+from tilecompile.ir.placement import Split
 from tilecompile.ir.tiling import Access, Tiling, split, whole
-from tilecompile.ops.base import CPP_TYPES, Shard, TileOp, register
-from tilecompile.ops.context import is_part
+from tilecompile.ops.attention_merge import ATTENTION_MERGE
+from tilecompile.ops.base import (
+    CPP_TYPES,
+    Distribution,
+    Indices,
+    RowsRead,
+    SplitAxis,
+    TaskWork,
+    TileOp,
+    WorkerParts,
+    register,
+)
+from tilecompile.ops.context import Context, is_part, parts_of, rows_of
 from tilecompile.ops.mla_attention.gpu import gpu
+from tilecompile.runtime.format import DTYPE_BYTES
 
 FLOPS_PER_BYTE = 4.0
 """What a core computes while it reads a byte, about: turns arithmetic into cost."""
+
+ENTRIES, UNIT = 64, 16
+"""Entries of the selection below which a part isn't worth a task and its share of the merging; parts are multiples of
+UNIT."""
 
 
 @torch.library.custom_op("tilecompile::mla_attention", mutates_args=())
@@ -121,4 +142,86 @@ def reference(node: OpNode, inputs: list[torch.Tensor], weights: list[torch.Tens
     return y
 
 
-register(TileOp("mla_attention", tile, cpu, reference, shards={"heads": Shard({0: 1, 1: 1}, output=1)}, gpu=gpu))
+def reads(node: OpNode) -> Mapping[int, RowsRead]:
+    """The selected rows; of the positions that are selected, a shard of the context is taken to hold its share."""
+    selection, share = node.inputs[3], Context.of(node)
+    if share is None:
+        return {2: RowsRead(selection.shape[1], first=selection.offset)}
+    return {2: RowsRead(int(node.attrs["topk"]))}
+
+
+def work(node: OpNode, tiles: Indices, context: int) -> TaskWork:
+    """What tasks do at a context: each reads all selected rows for its heads."""
+    q_latent, q_rope, cache, selection = node.inputs[:4]
+    share, most = Context.of(node), int(node.attrs.get("topk", selection.shape[1]))  # of all shares together
+    if share and context > most:  # which positions are chosen isn't known: as many of each share
+        most = -(-most // share.count)
+    first = selection.offset if share is None else 0  # of the selection's entries; those that count come first
+    heads, chosen = tiles[:, 1] - tiles[:, 0], max(0, min(rows_of(node, context) - first, most))
+    latent, width = q_latent.shape[2], q_latent.shape[2] + q_rope.shape[2]
+    read = np.full(len(tiles), float(chosen * width * DTYPE_BYTES[cache.dtype]))
+    distinct = np.where(np.arange(len(tiles)) == 0, read, 0.0)
+    elements = chosen + heads * (chosen + width + latent)
+    return TaskWork(elements, chosen * heads * (width + latent), read, distinct)
+
+
+def by_context(distribution: Distribution, node: OpNode, split: Split) -> None:
+    """Each device attends to the selected positions of its own blocks, and pushes the parts of all heads.
+
+    They go to the devices that go on with these heads, which are the split's `adds`.
+    """
+    q_latent, q_rope, cache, selection, position = node.inputs
+    (y,) = node.outputs
+    tokens, heads, latent = y.shape
+    slots = distribution.make(f"{y.tensor}.parts", (tokens, len(split.parts), heads, latent + 2), y.dtype)
+    for device, context, own in parts_of(node, split):
+        own = replace(own, role=PART, attrs={**own.attrs, "topk": selection.shape[1]})  # of all shares together
+        rows, chosen = (distribution.share(v.tensor, device, context) for v in (cache, selection))
+        inputs = (q_latent, q_rope, rows, chosen, position)
+        distribution.add(own, device, inputs, (), (slots.select(1, context.index),))
+    name = f"{node.name}.merge"
+    merge = replace(node, name=name, op=ATTENTION_MERGE.name, origin=node.undivided, role=MERGE, attrs=node.predicate)
+    for part in split.adds:
+        result = y.narrow(1, part.begin, part.end)
+        distribution.add(merge, part.device, (slots.narrow(2, part.begin, part.end),), (), (result,))
+
+
+def split_over_workers(node: OpNode, workers: int, name: Callable[[str], str]) -> WorkerParts | None:
+    """The heads' attention in parts of the selection's entries, where there are more workers than heads.
+
+    One task a head would read all selected rows alone, while most workers have nothing to do. `attention_merge` adds
+    the parts of a head in their order.
+    """
+    *others, selection, position = node.inputs
+    (y,) = node.outputs
+    tokens, heads, latent = y.shape
+    cuts = 1 if is_part(node) else min(workers // heads, selection.shape[1] // ENTRIES)
+    if cuts < 2:
+        return None
+    # What a head's merging reads is in one piece.
+    made = View.of(f"%{name('.parts')}", (tokens, heads, cuts, latent + 2), y.dtype)
+    by_part = made.swapped(1, 2)
+    parts = []
+    for i, (begin, end) in enumerate(pairwise(split(selection.shape[1], cuts, UNIT).tolist())):
+        inputs, outputs = (*others, selection.narrow(1, begin, end), position), (by_part.select(1, i),)
+        part = replace(node, name=name(f".part{i}"), origin=node.undivided, role=PART, inputs=inputs, outputs=outputs)
+        parts.append(replace(part, attrs={**node.attrs, "part": True}))
+    merge = replace(node, name=name(".merge"), origin=node.undivided, role=MERGE, inputs=(by_part,))
+    merge = replace(merge, op=ATTENTION_MERGE.name, attrs=node.predicate)
+    return WorkerParts(tuple(parts), merge, made)
+
+
+register(
+    TileOp(
+        "mla_attention",
+        tile,
+        cpu,
+        reference,
+        gpu=gpu,
+        split_axes={"heads": SplitAxis({0: 1, 1: 1}, output=1)},
+        reads=reads,
+        work=work,
+        context_rule=by_context,
+        split_over_workers=split_over_workers,
+    )
+)

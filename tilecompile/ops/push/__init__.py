@@ -46,4 +46,4 @@ def reference(node: OpNode, inputs: list[torch.Tensor], weights: list[torch.Tens
     return inputs[0].clone()
 
 
-register(TileOp("push", tile, cpu, reference, gpu=gpu))
+PUSH = register(TileOp("push", tile, cpu, reference, gpu=gpu, divides_activations=True))

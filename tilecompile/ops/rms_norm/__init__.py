@@ -49,4 +49,4 @@ def reference(node: OpNode, inputs: list[torch.Tensor], weights: list[torch.Tens
     return y
 
 
-register(TileOp("rms_norm", tile, cpu, reference, gpu=gpu))
+register(TileOp("rms_norm", tile, cpu, reference, gpu=gpu, is_norm=True))

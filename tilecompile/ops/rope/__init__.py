@@ -7,7 +7,7 @@ import torch
 
 from tilecompile.ir.node import OpNode
 from tilecompile.ir.tiling import Access, Tiling, pieces, split, whole
-from tilecompile.ops.base import Shard, TileOp, register
+from tilecompile.ops.base import SplitAxis, TileOp, register
 from tilecompile.ops.rope.gpu import gpu
 
 
@@ -63,4 +63,4 @@ def reference(node: OpNode, inputs: list[torch.Tensor], weights: list[torch.Tens
     return y
 
 
-register(TileOp("rope", tile, cpu, reference, shards={"heads": Shard({0: 1}, output=1)}, gpu=gpu))
+register(TileOp("rope", tile, cpu, reference, split_axes={"heads": SplitAxis({0: 1}, output=1)}, gpu=gpu))

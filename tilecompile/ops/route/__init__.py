@@ -75,4 +75,4 @@ def reference(
     return result
 
 
-register(TileOp("route", tile, cpu, reference, gpu=gpu))
+register(TileOp("route", tile, cpu, reference, gpu=gpu, chooses="experts"))

@@ -12,8 +12,8 @@ import torch
 
 from tilecompile.ir.node import OpNode
 from tilecompile.ir.tiling import Tiling, whole
-from tilecompile.ops.base import TileOp, register
-from tilecompile.ops.context import Context
+from tilecompile.ops.base import Indices, TaskWork, TileOp, register
+from tilecompile.ops.context import Context, rows_of
 from tilecompile.ops.topk_candidates.gpu import gpu
 
 FIELDS = 2
@@ -70,4 +70,12 @@ def reference(node: OpNode, inputs: list[torch.Tensor], weights: list[torch.Tens
     return keys
 
 
-register(TileOp("topk_candidates", tile, cpu, reference, headers=("topk_select",), gpu=gpu))
+def work(node: OpNode, tiles: Indices, context: int) -> TaskWork:
+    """What the task does at a context: nothing while no choice is needed, but for `topk` entries."""
+    topk = node.attrs["topk"]
+    return TaskWork(topk + (rows_of(node, context) if context > topk else 0))
+
+
+TOPK_CANDIDATES = register(
+    TileOp("topk_candidates", tile, cpu, reference, headers=("topk_select",), gpu=gpu, work=work)
+)

@@ -3,7 +3,7 @@
 from tilecompile.ir.node import OpNode
 from tilecompile.ops.context import Context, position_expr, rows_expr
 from tilecompile.ops.kit.body import THREADS, Flavor, PrimFunc, TileBody
-from tilecompile.ops.topk_select.gpu import BINS, Selector, load_score, signed
+from tilecompile.ops.kit.selection import BINS, Selector, load_score, signed
 
 
 def gpu(node: OpNode) -> TileBody:

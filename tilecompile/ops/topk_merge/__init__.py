@@ -62,4 +62,6 @@ def reference(node: OpNode, inputs: list[torch.Tensor], weights: list[torch.Tens
     return selection
 
 
-register(TileOp("topk_merge", tile, cpu, reference, headers=("topk_select",), gpu=gpu))
+TOPK_MERGE = register(
+    TileOp("topk_merge", tile, cpu, reference, headers=("topk_select",), gpu=gpu, chooses="positions")
+)

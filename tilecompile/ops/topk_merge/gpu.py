@@ -6,7 +6,7 @@ Keys that count differ, so among the candidates of equal score the low words dec
 from tilecompile.ir.node import OpNode
 from tilecompile.ops.context import Context, rows_expr
 from tilecompile.ops.kit.body import THREADS, Flavor, PrimFunc, TileBody
-from tilecompile.ops.topk_select.gpu import BINS, LOWEST, Selector, signed
+from tilecompile.ops.kit.selection import BINS, LOWEST, Selector, signed
 
 
 def gpu(node: OpNode) -> TileBody:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
-from tilecompile.ir.node import OpNode
+from tilecompile.ir.node import MERGE, PART, OpNode
+from tilecompile.ir.placement import Split
 from tilecompile.ir.tiling import Tiling, whole
-from tilecompile.ops.base import TileOp, register
+from tilecompile.ops.base import Distribution, Indices, TaskWork, TileOp, register
+from tilecompile.ops.context import parts_of, rows_of
+from tilecompile.ops.topk_candidates import FIELDS, TOPK_CANDIDATES
+from tilecompile.ops.topk_merge import TOPK_MERGE
 from tilecompile.ops.topk_select.gpu import gpu
 
 
@@ -62,4 +68,29 @@ def reference(node: OpNode, inputs: list[torch.Tensor], weights: list[torch.Tens
     return y
 
 
-register(TileOp("topk_select", tile, cpu, reference, gpu=gpu))
+def work(node: OpNode, tiles: Indices, context: int) -> TaskWork:
+    """What the task does at a context: without a choice it only writes the positions."""
+    topk = node.attrs["topk"]
+    return TaskWork(topk + (rows_of(node, context) if context > topk else 0))
+
+
+def by_context(distribution: Distribution, node: OpNode, split: Split) -> None:
+    """Each device pushes the best of its own positions; each finds which of its own are among the best of all."""
+    scores, position = node.inputs
+    (selection,) = node.outputs
+    tokens, topk = selection.shape
+    parts = list(parts_of(node, split))
+    room = min(topk, parts[0][1].rows(scores.shape[1]))
+    keys = distribution.make(f"{selection.tensor}.candidates", (tokens, len(parts), room, FIELDS), "i32")
+    for device, context, own in parts:
+        inputs = (distribution.share(scores.tensor, device, context), position)
+        candidates = replace(own, name=f"{node.name}.candidates", op=TOPK_CANDIDATES.name, role=PART)
+        distribution.add(candidates, device, inputs, (), (keys.select(1, context.index),))
+    for device, context, own in parts:
+        size = min(topk, context.rows(scores.shape[1]))
+        result = distribution.make_share(selection.tensor, device, context, (tokens, size))
+        merge = replace(own, name=f"{node.name}.merge", op=TOPK_MERGE.name, role=MERGE)
+        distribution.add(merge, device, (keys, position), (), (result,), private=True)
+
+
+register(TileOp("topk_select", tile, cpu, reference, gpu=gpu, work=work, context_rule=by_context, chooses="positions"))

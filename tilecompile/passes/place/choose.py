@@ -18,6 +18,7 @@ from tilecompile.errors import InputError
 from tilecompile.ir.graph import OpGraph
 from tilecompile.ir.placement import PlacedGraph, Placement
 from tilecompile.models.config import Glm5Config
+from tilecompile.ops.base import REGISTRY
 from tilecompile.passes.events import events
 from tilecompile.passes.place.distribute import distribute
 from tilecompile.passes.place.split_attention import split_attention
@@ -40,9 +41,6 @@ MOST_HOPS, LEAST_HOPS = 3.0, 0.25
 
 SPARSE = 2
 """Layers with experts that the search looks at, at least."""
-
-ELEMENTWISE = ("attention_merge", "map", "push")
-"""Ops whose tasks touch fewer activations where there are more workers; others read whole operands anyway."""
 
 GAIN = 0.002
 """Part of the time that a change must save: below, it may as well be a matter of where tasks happen to fall."""
@@ -165,7 +163,9 @@ def coarser(machine: Machine, workers: int) -> tuple[Machine, int]:
         return machine, workers
     each = workers / few
     default = simulator.ops.get(DEFAULT, OpCost())
-    wide = {op: simulator.ops.get(op, default) for op in ELEMENTWISE}
+    # Tasks of other ops read whole operands, however many workers there are.
+    divided = [op.name for op in REGISTRY.values() if op.divides_activations]
+    wide = {op: simulator.ops.get(op, default) for op in divided}
     simulator = replace(
         simulator,
         ops={**simulator.ops, **{op: replace(c, element_ns=c.element_ns / each) for op, c in wide.items()}},
@@ -181,9 +181,9 @@ def simulated_ms(graph: OpGraph, placement: Placement, machine: Machine, workers
     placed = split_attention(PlacedGraph(distribute(graph, placement), placement), workers)
     plan = events(tile(placed, workers, machine.layout))
     nodes = [grid.node for grid in plan.grids.grids]
-    ops = ["commit", *sorted({n.op for n in nodes} - {"commit"})]
+    ops = sorted({n.op for n in nodes}, key=lambda op: (not REGISTRY[op].is_sink, op))
     kind_of = {(graph.program, n.name): ops.index(n.op) for n in nodes}
-    kinds = ["commit", *(f"k{i}_{op}" for i, op in enumerate(ops[1:], 1))]
+    kinds = [ops[0], *(f"k{i}_{op}" for i, op in enumerate(ops[1:], 1))]
     program = schedule([plan], workers, kind_of, kinds)
     facts = {"max_seq_len": context, "workers": workers * placement.devices, "devices": placement.devices}
     manifest = Manifest(Path("auto"), {**facts, "kinds": program.kinds, "operators": program.operators})

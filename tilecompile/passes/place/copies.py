@@ -1,9 +1,9 @@
 """copies: the operators of all devices and the exchanges between them, as `distribute` adds one after the other.
 
-Every activation and cache has a copy on each device that touches it, named TENSOR@DEVICE and of the full shape. Which
-columns of a copy are there is known, so an operator that reads others makes the device that has them push them first.
-What is divided by blocks of the context is no copy but a share, TENSOR.share@DEVICE, with rows of its own: shares are
-read where they are written, and never pushed.
+Every activation and cache has a copy on each device that touches it, of the full shape. Which columns of a copy are
+there is known, so an operator that reads others makes the device that has them push them first. What is divided by
+blocks of the context is no copy but a shard with rows of its own: shards are read where they are written, and never
+pushed.
 """
 
 from __future__ import annotations
@@ -13,15 +13,17 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from tilecompile.ir.graph import OpGraph, Tensor
-from tilecompile.ir.node import OpNode, View
-from tilecompile.ops.base import REGISTRY
+from tilecompile.ir.node import PUSH, OpNode, View
+from tilecompile.ops.base import op_of
 from tilecompile.ops.context import Context
+from tilecompile.ops.push import PUSH as PUSH_OP
 
 
 class Copies:
     """`full` are the tensors before they are copied, `tensors` and `nodes` become those of the distributed graph.
 
-    `there[copy]` are the columns (begin, end) that a copy has, `written` who wrote them.
+    `there[copy]` are the columns (begin, end) that a copy has, `written` who wrote them, `made` the undivided operator
+    that makes a tensor; `layer` is that of the operators that are being added.
     """
 
     def __init__(self, graph: OpGraph) -> None:
@@ -30,8 +32,10 @@ class Copies:
             n: t for n, t in graph.tensors.items() if t.role in ("weight", "constant", "input")
         }
         self.nodes: list[OpNode] = []
+        self.layer: int | None = None
         self.there: dict[str, list[tuple[int, int]]] = defaultdict(list)
         self.written: dict[str, list[tuple[int, int, int]]] = defaultdict(list)
+        self.made: dict[str, str] = {}
         self.shares: dict[str, dict[int, Context]] = {}
         for tensor in graph.tensors.values():
             if tensor.role == "input":
@@ -39,7 +43,7 @@ class Copies:
 
     def make(self, name: str, shape: tuple[int, ...], dtype: str) -> View:
         """A new activation, of which devices will have copies."""
-        self.full[name] = Tensor(name, shape, dtype, "activation")
+        self.full[name] = Tensor(name, shape, dtype, "activation", layer=self.layer)
         return View.of(name, shape, dtype)
 
     def make_share(self, name: str, device: int, context: Context, shape: tuple[int, ...]) -> View:
@@ -47,7 +51,9 @@ class Copies:
         tensor = self.full[name]
         own = replace(tensor, name=f"{name}.share", shape=shape)
         self.full[own.name] = own
-        self.tensors[local(own, device)] = replace(own, name=local(own, device), device=device)
+        shard = (context.index, context.count, context.block)
+        copy = replace(own, name=local(own, device), device=device, origin=name, shard=shard)
+        self.tensors[copy.name] = copy
         self.shares.setdefault(name, {})[device] = context
         return View.of(own.name, shape, own.dtype)
 
@@ -73,7 +79,7 @@ class Copies:
         nobody has what it needs.
         """
         inputs, outputs = tuple(inputs), tuple(outputs)
-        mutated = len(REGISTRY[node.op].mutated)
+        mutated = len(op_of(node).mutated)
         for view in inputs:
             if view.tensor in self.shares:
                 raise ValueError(f"{view.tensor} is divided by context, and {node.name} needs all of it")
@@ -82,7 +88,8 @@ class Copies:
         self.nodes.append(
             replace(
                 node,
-                name=f"{node.name}@{device}",
+                name=on_device(node.name, device),
+                origin=node.undivided,
                 inputs=tuple(self.on(view, device) for view in inputs),
                 weights=tuple(weights),
                 outputs=tuple(self.on(view, device) for view in outputs),
@@ -90,6 +97,7 @@ class Copies:
             )
         )
         for view in outputs:
+            self.made[view.tensor] = node.undivided
             self.wrote(view.tensor, device, view.runs, private)
         for view in inputs[:mutated]:
             self.wrote(view.tensor, device, view.runs, private=True)
@@ -100,7 +108,8 @@ class Copies:
         name = local(tensor, device)
         if name not in self.tensors:
             role = "activation" if tensor.role == "input" else tensor.role
-            self.tensors[name] = Tensor(name, tensor.shape, tensor.dtype, role, device)
+            origin = tensor.name if name != tensor.name else ""
+            self.tensors[name] = replace(tensor, name=name, role=role, device=device, origin=origin)
         return view.of_tensor(name)
 
     def wrote(self, tensor: str, device: int, runs: list[tuple[int, int]], private: bool = False) -> None:
@@ -122,8 +131,9 @@ class Copies:
                 upto, source = min(end, found[1]), found[2]
                 window = View(tensor.name, (tensor.rows, upto - at), (tensor.cols, 1), at, tensor.dtype)
                 name = f"{tensor.name.removeprefix('%')}.push.{at}:{upto}@{source}>{device}"
-                to = self.on(window, device)
-                self.nodes.append(OpNode(name, "push", (self.on(window, source),), (), (to,), {}, layer, source))
+                operands = (self.on(window, source),), (), (self.on(window, device),)
+                made = self.made.get(view.tensor, "")
+                self.nodes.append(OpNode(name, PUSH_OP.name, *operands, {}, layer, source, made, PUSH, device))
                 self.there[copy].append((at, upto))
                 at = upto
 
@@ -132,7 +142,12 @@ def local(tensor: Tensor, device: int) -> str:
     """Name of a tensor's copy on a device."""
     if tensor.role in ("weight", "constant") or (tensor.role == "input" and device == tensor.device):
         return tensor.name
-    return f"{tensor.name}@{device}"
+    return on_device(tensor.name, device)
+
+
+def on_device(name: str, device: int) -> str:
+    """What an operator or a tensor is called on a device."""
+    return f"{name}@{device}"
 
 
 def _missing(wanted: tuple[int, int], there: list[tuple[int, int]]) -> list[tuple[int, int]]:

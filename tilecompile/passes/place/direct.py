@@ -11,8 +11,8 @@ from collections import defaultdict
 from dataclasses import replace
 
 from tilecompile.ir.graph import OpGraph
-from tilecompile.ir.node import OpNode, View
-from tilecompile.ops.base import REGISTRY
+from tilecompile.ir.node import PUSH, OpNode, View
+from tilecompile.ops.base import op_of
 
 
 def direct(graph: OpGraph) -> OpGraph:
@@ -21,7 +21,7 @@ def direct(graph: OpGraph) -> OpGraph:
     further: dict[str, list[View]] = defaultdict(list)
     kept = []
     for node in graph.nodes:
-        made = makes.get((node.inputs[0].tensor, *_window(node.inputs[0]))) if node.op == "push" else None
+        made = makes.get((node.inputs[0].tensor, *_window(node.inputs[0]))) if node.role == PUSH else None
         if made is None:
             kept.append(node)
         else:
@@ -35,7 +35,7 @@ def direct(graph: OpGraph) -> OpGraph:
 
 
 def _can(node: OpNode) -> bool:
-    return REGISTRY[node.op].stores_to_peers and len(node.outputs) == 1
+    return op_of(node).stores_to_peers and len(node.outputs) == 1
 
 
 def _window(view: View) -> tuple[int, ...]:

@@ -5,20 +5,20 @@ columns that the placement gives them, and what another device reads of them is 
 the shards are partial sums, each device's sum is a slot of one tensor, the slots are pushed to who adds them, and the
 sum of the slots, in the order of the devices, with the operator's epilogue, is an operator of its own: added by
 everybody that is a one-shot all-reduce, added in shares that are then pushed it is the two-step form. What is divided
-by blocks of the context is in `by_context.py`; what needs no push of its own is in `direct.py`.
+by blocks of the context is the op's affair (`TileOp.context_rule`); what needs no push of its own is in `direct.py`.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from tilecompile.ir.expr import Expr, substitute
 from tilecompile.ir.graph import OpGraph
-from tilecompile.ir.node import OpNode, View
+from tilecompile.ir.node import PARTIAL, SUM, OpNode, View
 from tilecompile.ir.placement import CONTEXT, Part, Placement, Split
-from tilecompile.ops.base import REGISTRY, Shard
+from tilecompile.ops.base import SplitAxis, epilogue_begin, op_of
+from tilecompile.ops.map import MAP
 from tilecompile.passes.order import by_depth
-from tilecompile.passes.place.by_context import by_context
 from tilecompile.passes.place.copies import Copies, local
 from tilecompile.passes.place.direct import direct
 
@@ -32,6 +32,14 @@ def distribute(graph: OpGraph, placement: Placement) -> OpGraph:
     return by_depth(direct(_Distributor(graph, placement).run()))
 
 
+@dataclass(frozen=True)
+class _Epilogue:
+    """An expression over an accumulator, and the further inputs that it reads."""
+
+    expr: Expr
+    inputs: tuple[View, ...]
+
+
 class _Distributor:
     """Walks the graph once."""
 
@@ -43,7 +51,8 @@ class _Distributor:
     def run(self) -> OpGraph:
         copies = self.copies
         for node in self.graph.nodes:
-            if node.op == "commit":
+            copies.layer = node.layer
+            if op_of(node).is_sink:
                 copies.add(node, 0, node.inputs, (), ())
                 continue
             split = self.split(node)
@@ -51,7 +60,10 @@ class _Distributor:
                 for part in split.parts:
                     copies.add(node, part.device, node.inputs, node.weights, node.outputs)
             elif split.axis == CONTEXT:
-                by_context(copies, node, split)
+                rule = op_of(node).context_rule
+                if rule is None:
+                    raise ValueError(f"{node.name} is split by context, {node.op} can't be")
+                rule(copies, node, split)
             else:
                 self.sharded(node, split)
         outputs = tuple(local(copies.full[name], 0) for name in self.graph.outputs)
@@ -65,11 +77,11 @@ class _Distributor:
         for node in self.graph.nodes:
             if not self.partial(node):
                 continue
-            for view in node.inputs[_extra_begin(node) :]:
+            for view in node.inputs[epilogue_begin(node) :]:
                 other = producer.get(view.tensor)
                 if other is None or not self.partial(other) or len(consumers[view.tensor]) != 1:
                     continue
-                leaf = ("in", node.inputs.index(view) - _extra_begin(node))
+                leaf = ("in", node.inputs.index(view) - epilogue_begin(node))
                 same = [p.device for p in self.split(other).parts] == [p.device for p in self.split(node).parts]
                 plain = other.attrs.get("epilogue") is None and view == other.outputs[0]
                 if same and plain and leaf in _addends(node.attrs["epilogue"]) and other.name not in found.values():
@@ -82,67 +94,85 @@ class _Distributor:
 
     def partial(self, node: OpNode) -> bool:
         split = self.placement.splits.get(node.name)
-        shard = REGISTRY[node.op].shards.get(split.axis or "") if split else None
-        return shard is not None and shard.output is None
+        axis = op_of(node).split_axes.get(split.axis or "") if split else None
+        return axis is not None and axis.output is None
 
     def sharded(self, node: OpNode, split: Split) -> None:
         assert split.axis is not None
-        if split.axis not in REGISTRY[node.op].shards:
+        axis = op_of(node).split_axes.get(split.axis)
+        if axis is None:
             raise ValueError(f"{node.name} is split by {split.axis}, {node.op} can't be")
-        shard = REGISTRY[node.op].shards[split.axis]
-        if shard.output is None:
-            self.summed(node, split, shard)
+        if axis.output is None:
+            self.summed(node, split, axis)
             return
         for part in split.parts:
-            inputs, weights = self.cut(node, shard, part)
-            outputs = tuple(v.narrow(shard.output, part.begin, part.end) for v in node.outputs)
+            inputs, weights = self.cut(node, axis, part)
+            outputs = tuple(v.narrow(axis.output, part.begin, part.end) for v in node.outputs)
             self.copies.add(node, part.device, inputs, weights, outputs)
 
-    def cut(self, node: OpNode, shard: Shard, part: Part) -> tuple[tuple[View, ...], tuple[View, ...]]:
-        """Inputs and weights of one device's part."""
-        first = _extra_begin(node)
-        if node.attrs.get("norm") is not None and 0 in shard.inputs:
+    def cut(self, node: OpNode, axis: SplitAxis, part: Part) -> tuple[tuple[View, ...], tuple[View, ...]]:
+        """Inputs and weights of one device's part. ValueError for a cut that no operand can follow."""
+        first, extent = epilogue_begin(node), axis.extent(node)
+        if node.attrs.get("norm") is not None and 0 in axis.inputs:
             raise ValueError(f"{node.name} can't be split over what its norm needs whole")
-        inputs = []
-        for i, view in enumerate(node.inputs):
-            axis = shard.extra if i >= first else shard.inputs.get(i)
-            inputs.append(view if axis is None else view.narrow(axis, part.begin, part.end))
-        weights = node.weights
-        if shard.weights is not None:
-            weights = tuple(w.narrow(shard.weights, part.begin, part.end) for w in weights)
-        return tuple(inputs), weights
 
-    def summed(self, node: OpNode, split: Split, shard: Shard) -> None:
-        """Partial sums into slots, and who adds them; or, where another operator adds them, just partial sums."""
-        (out,) = node.outputs
-        first = _extra_begin(node)
+        def narrowed(view: View, dimension: int | None) -> View:
+            if dimension is None:
+                return view
+            size = view.shape[dimension]
+            if part.begin * size % extent or part.end * size % extent:
+                cut = f"{part.begin}:{part.end} of {extent}"
+                raise ValueError(f"{node.name} can't be split at {cut}: {view.tensor} has {size} elements there")
+            return view.narrow(dimension, part.begin * size // extent, part.end * size // extent)
+
+        inputs = tuple(narrowed(v, axis.extra if i >= first else axis.inputs.get(i)) for i, v in enumerate(node.inputs))
+        return inputs, tuple(narrowed(w, axis.weights) for w in node.weights)
+
+    def summed(self, node: OpNode, split: Split, axis: SplitAxis) -> None:
+        """Partial sums and their sum; or just the partial sums, where another operator's sum reduces them too."""
+        own, rest = self.terms(node)
+        slots = self.partial_sums(node, split, axis, own)
+        if slots is not None:
+            self.sum_of(node, split, slots, rest)
+
+    def terms(self, node: OpNode) -> tuple[_Epilogue, _Epilogue]:
+        """A node's epilogue in two: what each device does to its own sum, and what is done to the sum of all."""
+        extra = node.inputs[epilogue_begin(node) :]
         expr: Expr = node.attrs.get("epilogue") or ACC
-        extra = list(node.inputs[first:])
-        own_expr, own_extra = ACC, []
-        if node.name in self.deferred:
-            other = next(n for n in self.graph.nodes if n.name == self.deferred[node.name])
-            leaf = ("in", extra.index(other.outputs[0]))
-            rest = [a for a in _addends(expr) if a != leaf]
-            expr = rest[0]
-            for term in rest[1:]:
-                expr = ("add", expr, term)
-            own_expr, own_extra = ("add", ACC, ("in", 0)), [other.outputs[0]]
-        bare = replace(node, inputs=(*node.inputs[:first], *own_extra))
-        waits_for_sum = node.name not in self.deferred.values()
-        slots = self.slots(out, len(split.parts)) if waits_for_sum else None
+        if node.name not in self.deferred:
+            return _Epilogue(ACC, ()), _Epilogue(expr, extra)
+        other = next(n for n in self.graph.nodes if n.name == self.deferred[node.name])
+        leaf = ("in", extra.index(other.outputs[0]))
+        first, *more = (a for a in _addends(expr) if a != leaf)
+        for term in more:
+            first = ("add", first, term)
+        return _Epilogue(("add", ACC, ("in", 0)), (other.outputs[0],)), _Epilogue(first, extra)
+
+    def partial_sums(self, node: OpNode, split: Split, axis: SplitAxis, own: _Epilogue) -> View | None:
+        """Adds each device's operator. Its results are slots of a tensor, which is returned.
+
+        None where another operator reduces them: then every device has a sum of its own under the same name.
+        """
+        (out,) = node.outputs
+        attrs = {k: v for k, v in node.attrs.items() if k != "epilogue"}
+        attrs |= {"epilogue": own.expr} if own.inputs else {}
+        bare = replace(node, role=PARTIAL, attrs=attrs, inputs=(*node.inputs[: epilogue_begin(node)], *own.inputs))
+        slots = None
+        if node.name not in self.deferred.values():
+            tensor = self.graph.tensors[out.tensor]
+            shape = (tensor.rows, len(split.parts), tensor.cols)
+            slots = self.copies.make(f"{tensor.name}.partial", shape, tensor.dtype)
         for i, part in enumerate(split.parts):
-            inputs, weights = self.cut(bare, shard, part)
+            inputs, weights = self.cut(bare, axis, part)
             result = out if slots is None else _slot(slots, out, i)
-            attrs = {k: v for k, v in node.attrs.items() if k != "epilogue"}
-            attrs |= {"epilogue": own_expr} if own_extra else {}
-            if slots is None:  # every device has a sum of its own under the same name: nothing that could be pushed
-                self.copies.add(replace(node, attrs=attrs), part.device, inputs, weights, (result,), private=True)
-            else:
-                self.copies.add(replace(node, attrs=attrs), part.device, inputs, weights, (result,))
-        if slots is None:
-            return
-        used = sorted({leaf[1] for leaf in _inputs_of(expr)})
+            self.copies.add(bare, part.device, inputs, weights, (result,), private=slots is None)
+        return slots
+
+    def sum_of(self, node: OpNode, split: Split, slots: View, rest: _Epilogue) -> None:
+        """Adds the sum of the slots, in the order of the devices, with the rest of the node's epilogue."""
+        (out,) = node.outputs
         count = len(split.parts)
+        used = sorted({leaf[1] for leaf in _inputs_of(rest.expr)})
         total: Expr = ("in", 0)
         for i in range(1, count):
             total = ("add", total, ("in", i))
@@ -150,23 +180,12 @@ class _Distributor:
         def renumber(leaf: Expr) -> Expr:
             return total if leaf == ACC else ("in", count + used.index(leaf[1])) if leaf[0] == "in" else leaf
 
-        views = [*(_slot(slots, out, i) for i in range(count)), *(extra[i] for i in used)]
-        adding = OpNode(f"{node.name}.sum", "map", tuple(views), (), (out,), {}, node.layer)
-        adding = replace(adding, attrs={"expr": substitute(expr, renumber), **_gate(node)})
+        views = (*(_slot(slots, out, i) for i in range(count)), *(rest.inputs[i] for i in used))
+        attrs = {"expr": substitute(rest.expr, renumber), **node.predicate}
+        adding = OpNode(f"{node.name}.sum", MAP.name, views, (), (out,), attrs, node.layer, 0, node.undivided, SUM)
         for part in split.adds:
             inputs = tuple(v.narrow(1, part.begin, part.end) for v in views)
             self.copies.add(adding, part.device, inputs, (), (out.narrow(1, part.begin, part.end),))
-
-    def slots(self, out: View, count: int) -> View:
-        """A tensor [tokens, count, columns] for the partial sums of an operator's result."""
-        tensor = self.graph.tensors[out.tensor]
-        return self.copies.make(f"{tensor.name}.partial", (tensor.rows, count, tensor.cols), tensor.dtype)
-
-
-def _extra_begin(node: OpNode) -> int:
-    """Number of the first input of the epilogue; past the end for an op that has none."""
-    own = next((s.own for s in REGISTRY[node.op].shards.values() if REGISTRY[node.op].weight_args), None)
-    return len(node.inputs) if own is None else own + (node.attrs.get("norm") is not None)
 
 
 def _slot(slots: View, out: View, index: int) -> View:
@@ -189,7 +208,3 @@ def _inputs_of(expr: Expr) -> list[Expr]:
 
     substitute(expr, keep)
     return found
-
-
-def _gate(node: OpNode) -> dict[str, object]:
-    return {"gate": node.attrs["gate"]} if node.attrs.get("gate") else {}

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tilecompile.ir.node import OpNode
-from tilecompile.ops.base import REGISTRY
+from tilecompile.ops.base import REGISTRY, op_of
 from tilecompile.runtime.folder.contract import MARK
 from tilecompile.runtime.format import c_header
 from tilecompile.targets.kind import Kind
@@ -35,10 +35,10 @@ def task_kinds(nodes: Mapping[Label, OpNode]) -> tuple[list[Kind], dict[Label, K
     kinds: dict[tuple[str, str], Kind] = {}
     of_node = {}
     for label, node in nodes.items():
-        if node.op == "commit":
+        if op_of(node).is_sink:
             continue
-        gate = "if (!(c.step->flags & 1)) return;  // only where the logits are wanted\n  "
-        key = (node.op, (gate if node.attrs.get("gate") else "") + REGISTRY[node.op].cpu(node))
+        guard = "if (!(c.step->flags & 1)) return;  // only where the logits are wanted\n  "
+        key = (node.op, (guard if node.predicate else "") + op_of(node).cpu(node))
         if key not in kinds:
             shapes = " ".join(str(v) for v in (*node.inputs, *node.weights)) + " -> " + " ".join(map(str, node.outputs))
             kinds[key] = Kind(len(kinds) + 1, node.op, f"{node.name}: {shapes}", key[1])

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from tilecompile.ir.node import OpNode
 from tilecompile.ir.tasks import TaskGrids
-from tilecompile.ops.base import REGISTRY
+from tilecompile.ops.base import REGISTRY, op_of
 from tilecompile.ops.kit.body import Body, StreamBody
 from tilecompile.runtime.format import c_header
 from tilecompile.targets.cuda.lower import Lowered, to_cuda
@@ -43,9 +43,9 @@ def task_kinds(nodes: Mapping[Label, OpNode]) -> tuple[list[GpuKind], dict[Label
     kinds: dict[tuple[str, Body], GpuKind] = {}
     of_node = {}
     for label, node in nodes.items():
-        if node.op == "commit":
+        if op_of(node).is_sink:
             continue
-        gpu = REGISTRY[node.op].gpu
+        gpu = op_of(node).gpu
         assert gpu is not None, node.op
         body = gpu(node)
         key = (node.op, body)
@@ -90,7 +90,7 @@ def bodies(kinds: list[GpuKind], panels: Mapping[int, int], architecture: str) -
             scratch[kind.index] = lowered.shared_bytes
             name = f"{kind.function}_tile"
             functions.append(f"{lowered.function(name)}{_function(kind, lowered.call(name, kind.body.args))}")
-    texts = [(OPS / op / "gpu.cuh").read_text() for op in headers]
+    texts = [(REGISTRY[op].folder / "gpu.cuh").read_text() for op in headers]
     source = "\n".join([*texts, "namespace tc {\n", *functions, "}  // namespace tc\n"])
     return Bodies(source, scratch)
 

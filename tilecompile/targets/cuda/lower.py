@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tilecompile.ops.base import REGISTRY
 from tilecompile.ops.kit.body import THREADS, Flavor, TileBody
 from tilecompile.targets.cuda.compile_cache import cached, key_of
 
@@ -148,8 +149,9 @@ def _version() -> str:
 def _sources() -> tuple[str, ...]:
     """The text of everything that bodies are written in: they share parts with each other."""
     ops = Path(__file__).parents[2] / "ops"
-    files = [ops / "kit" / "body.py", Path(__file__), ops / "context.py"]
-    return tuple(path.read_text() for path in [*files, *sorted(ops.glob("*/gpu.py"))])
+    files = [*sorted((ops / "kit").glob("*.py")), Path(__file__), ops / "context.py"]
+    bodies = {op.name: op.folder / "gpu.py" for op in REGISTRY.values() if op.gpu}
+    return tuple(path.read_text() for path in [*files, *(bodies[name] for name in sorted(bodies))])
 
 
 # --- TileLang ---------------------------------------------------------------------------------------------------------

@@ -1,0 +1,50 @@
+"""How a layer's number stands in the names of tensors and operators: `…layers.3.self_attn.o_proj`.
+
+Names are for people. What the compiler needs to know of an operator or a tensor (layer, device, what it was divided
+from) are fields of `OpNode` and `Tensor`; this module is the one place that knows how a name shows the layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import pairwise
+
+WORD = "layers"
+"""The module whose children are the layers of a model, numbered from 0 on."""
+
+
+def layer_of(path: str) -> int | None:
+    """The layer in a module's path, as the checkpoints write it; None for a module outside the layers."""
+    words = path.split(".")
+    for word, number in pairwise(words):
+        if word == WORD and number.isdecimal():
+            return int(number)
+    return None
+
+
+def in_layer(name: str, old: int, new: int) -> str:
+    """The name of the same thing in another layer."""
+    return name.replace(f"{WORD}.{old}.", f"{WORD}.{new}.")
+
+
+def without_layer(name: str, layer: int | None) -> str:
+    """The name that an operator or a tensor has in all layers alike."""
+    return name if layer is None else name.replace(f"{WORD}.{layer}.", "")
+
+
+def by_layer(names: Iterable[str]) -> list[str]:
+    """Names of tensors for people, those of one layer together: `model.layers.3.* (12)`."""
+    count: dict[str, int] = {}
+    for name in names:
+        layer = layer_of(name)
+        path = f"{WORD}.{layer}."
+        key = name if layer is None else f"{name.partition(path)[0]}{path}*"
+        count[key] = count.get(key, 0) + 1
+    return [f"{key} ({n})" if key.endswith("*") else key for key, n in count.items()]
+
+
+def within_layer(name: str, layer: int | None) -> str:
+    """The name within the layer, without the path to it; of a fused operator, each of its names so."""
+    if layer is None:
+        return name
+    return "+".join(part.rpartition(f"{WORD}.{layer}.")[2] for part in name.split("+"))

@@ -1,0 +1,44 @@
+"""The bytes that a step must read, as a formula, from its operator graph."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from math import prod
+
+from tilecompile.cost.traffic import CacheReads, Reads
+from tilecompile.ir.graph import OpGraph
+from tilecompile.ops.base import cache_reads, op_of
+from tilecompile.runtime.format import DTYPE_BYTES, matrix_bytes
+
+
+def reads(graph: OpGraph, max_seq_len: int, copies: Callable[[int | None], int] = lambda layer: 1) -> Reads:
+    """The formula of one step of a graph whose caches hold `max_seq_len` positions.
+
+    Streamed weights count once; stacked ones that slots choose from count for as many as the step has slots; of caches
+    and tables the rows count that the ops say (`TileOp.reads`), of other constants all. `copies` says for how many
+    layers of the whole model one of a short model stands.
+    """
+    total = 0
+    seen: set[str] = set()
+    caches: Counter[tuple[int, int]] = Counter()  # bytes a position by (above, rows)
+    for node in graph.nodes:
+        op = op_of(node)
+        slots = op.slots(node).shape[1] if op.slots else None
+        for w in node.weights:
+            if w.tensor in seen:
+                continue
+            seen.add(w.tensor)
+            *matrices, rows, cols = w.shape
+            size = prod(matrices) * matrix_bytes(rows, cols, w.dtype) * copies(graph.tensors[w.tensor].layer)
+            total += size if slots is None else size * slots // w.shape[0]
+        stated = cache_reads(node, graph.caches(node))
+        for i, view in enumerate(node.inputs):
+            tensor = graph.tensors[view.tensor]
+            row = tensor.cols * DTYPE_BYTES[tensor.dtype] * copies(tensor.layer)
+            if tensor.role == "constant" and view.tensor not in seen:
+                seen.add(view.tensor)
+                total += row * (stated[i].at(1) if i in stated else tensor.rows)
+            elif tensor.role == "cache" and i in stated:
+                caches[stated[i].above, stated[i].most or max_seq_len] += row * prod(view.shape[1:]) // tensor.cols
+    return Reads(total, tuple(CacheReads(size, *key) for key, size in sorted(caches.items())))

@@ -1,13 +1,21 @@
-"""How a layer's number stands in the names of tensors and operators: `…layers.3.self_attn.o_proj`.
+"""The words of an engine's graph: roles of operators, and how a layer's number stands in a name.
 
-Names are for people. What the compiler needs to know of an operator or a tensor (layer, device, what it was divided
-from) are fields of `OpNode` and `Tensor`; this module is the one place that knows how a name shows the layer.
+Names (`…layers.3.self_attn.o_proj`) are for people. What the compiler needs to know of an operator or a tensor (its
+layer, its device, what it was divided from) are fields of `OpNode` and `Tensor`; this module is the one place that knows
+how a name shows the layer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import pairwise
+
+OP, PARTIAL, SUM, PUSH, MERGE, PART = ROLES = ("op", "partial", "sum", "push", "merge", "part")
+"""What an operator is to the undivided one that it comes from (`OpNode.role`).
+
+All of it, or a shard whose results are its own; a shard whose results are partial sums; the sum of those; the exchange
+of a result with another device; the merging of what parts found; a part of the context, or of the selected positions.
+"""
 
 WORD = "layers"
 """The module whose children are the layers of a model, numbered from 0 on."""

@@ -57,7 +57,9 @@ class _Recipe:
     def split(self, node: OpNode) -> Split:
         """Where an operator goes."""
         op = op_of(node)
-        if op.context_rule and node.name in self.attentions:
+        if node.name in self.attentions and not op.context_rule:
+            raise ValueError(f"placement even divides caches by context, which {node.op} ({node.name}) can't be")
+        if node.name in self.attentions:
             heads = op.split_axes[HEADS].extent(node)
             split = Split(HEADS, self.shares(node, heads, op.split_axes[HEADS].unit(node)))
             self.made[node.outputs[0].tensor] = heads, split.parts

@@ -20,7 +20,7 @@ from tilecompile.cost.device_reads import device_reads
 from tilecompile.cost.placement_table import placement_table
 from tilecompile.interpret.interpreter import Interpreter
 from tilecompile.ir.graph import OpGraph, Tensor, pushes
-from tilecompile.ir.node import OP, PUSH, OpNode, View
+from tilecompile.ir.node import OpNode, View
 from tilecompile.ir.placement import PlacedGraph
 from tilecompile.models.config import Glm5Config
 from tilecompile.options import CompileOptions
@@ -29,6 +29,7 @@ from tilecompile.passes.place.direct import direct
 from tilecompile.passes.place.place import place
 from tilecompile.passes.place.split_attention import split_attention
 from tilecompile.runtime.folder.manifest import read_manifest
+from tilecompile.runtime.names import OP, PUSH
 
 CONTEXT = 40
 ATTENTION = sys.modules["tilecompile.ops.mla_attention"]  # the package exports a function of the same name

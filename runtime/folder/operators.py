@@ -14,11 +14,9 @@ from typing import Any
 from tilecompile.runtime.errors import EngineError
 from tilecompile.runtime.folder.manifest import Manifest
 from tilecompile.runtime.format import FORMAT_VERSION
+from tilecompile.runtime.names import OP, PUSH
 
 NAME = "graph.json"
-
-PUSH, SUM = "push", "sum"
-"""Roles that are asked for here (`OpNode.role`)."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ def _operator(program: str, data: dict[str, Any], pushed: dict[str, Any] | None)
         None if layer is None else int(layer),
         int(data.get("device", 0)),
         str(data.get("origin", "")),
-        str(data.get("role", "op")),
+        str(data.get("role", OP)),
         None if peer is None else int(peer),
         "" if pushed is None else str(pushed.get("origin") or pushed["name"]),
     )

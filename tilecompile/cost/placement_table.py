@@ -13,11 +13,11 @@ from typing import Any
 
 from tilecompile.cost.device_reads import device_reads, distinct_reads
 from tilecompile.ir.graph import OpGraph, pushes
-from tilecompile.ir.node import PUSH, OpNode, View
+from tilecompile.ir.node import OpNode, View
 from tilecompile.ir.placement import PlacedGraph, Split
 from tilecompile.ops.base import op_of
 from tilecompile.runtime.format import DTYPE_BYTES
-from tilecompile.runtime.names import within_layer
+from tilecompile.runtime.names import PUSH, within_layer
 
 INPUTS = "the step's inputs"
 """The row of what the controller writes."""

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from tilecompile.inspection.layout import Layout, Pair, layout
 from tilecompile.inspection.structure import Edge, Operator, Structure, ranges
-from tilecompile.runtime.folder.operators import PUSH
+from tilecompile.runtime.names import PUSH
 from tilecompile.show.html import text
 from tilecompile.show.units import size
 

@@ -9,7 +9,7 @@ from tilecompile.inspection.picture import COLOURS, short
 from tilecompile.inspection.structure import Operator, Structure, ranges
 from tilecompile.inspection.times import Times
 from tilecompile.runtime.folder.manifest import Manifest
-from tilecompile.runtime.folder.operators import PUSH, SUM
+from tilecompile.runtime.names import PUSH, SUM
 from tilecompile.show.html import text
 from tilecompile.show.units import size
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tilecompile.runtime.names import OP
+
 
 @dataclass(frozen=True)
 class View:
@@ -71,21 +73,13 @@ class View:
         return text if contiguous == self else f"{text} strides {self.strides} offset {self.offset}"
 
 
-OP, PARTIAL, SUM, PUSH, MERGE, PART = ROLES = ("op", "partial", "sum", "push", "merge", "part")
-"""What an operator is to the undivided one that it comes from (`OpNode.role`).
-
-All of it, or a shard whose results are its own; a shard whose results are partial sums; the sum of those; the exchange
-of a result with another device; the merging of what parts found; a part of the context, or of the selected positions.
-"""
-
-
 @dataclass(frozen=True)
 class OpNode:
     """One operator of the graph: tile op, operands, attributes, where in the model it comes from, and its device.
 
     `name` is for people. `origin` is the name of the operator of the undivided graph that this one does a part of, ""
-    for that operator itself and for exchanges of what the controller writes; `role` is one of ROLES, `peer` the device
-    that a push writes to. `layer` is the layer of the model, None outside the layers.
+    for that operator itself and for exchanges of what the controller writes; `role` is one of `runtime.names.ROLES`,
+    `peer` the device that a push writes to. `layer` is the layer of the model, None outside the layers.
     """
 
     name: str

@@ -236,6 +236,16 @@ def cache_reads(node: OpNode, caches: Sequence[int]) -> Mapping[int, RowsRead]:
     return found
 
 
+def check_traits(node: OpNode, caches: Sequence[int], tiling: Tiling) -> None:
+    """TraitError if the node's op leaves out a trait without which bytes or times of the node would be wrong."""
+    op = REGISTRY[node.op]
+    cache_reads(node, caches)
+    if op.work is None and len(caches) > len(op.mutated):
+        raise TraitError(f"tile op {op.name} reads a cache and doesn't state what its tasks do there (`work`)")
+    if op.slots is None and any(slot >= 0 for task in tiling.weights for _, slot in task):
+        raise TraitError(f"tile op {op.name} streams weights by slot and doesn't state its slots (`slots`)")
+
+
 def register(op: TileOp) -> TileOp:
     """Adds an op to the registry; the name must be new."""
     if op.name in REGISTRY:

@@ -14,13 +14,13 @@ from typing import TypeVar
 import numpy as np
 
 from tilecompile.ir.graph import Tensor
-from tilecompile.ir.node import PUSH, OpNode, View
+from tilecompile.ir.node import OpNode, View
 from tilecompile.ir.placement import PlacedGraph
 from tilecompile.ir.program import EngineGraph, Program
 from tilecompile.models.config import Glm5Config
 from tilecompile.runtime.folder.repeat import Line, expand, expanded_sizes, line_of
 from tilecompile.runtime.format import ARENAS
-from tilecompile.runtime.names import in_layer
+from tilecompile.runtime.names import PUSH, in_layer
 
 KEPT = (3, 4)
 """Periods that stay: the first, which follows other layers, the repeated one, and the last; then one more.

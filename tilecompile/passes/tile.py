@@ -11,7 +11,7 @@ from tilecompile.ir.node import OpNode, View
 from tilecompile.ir.placement import PlacedGraph
 from tilecompile.ir.tasks import Region, TaskGrid, TaskGrids
 from tilecompile.ir.tiling import Access, Tiling, WeightTile
-from tilecompile.ops.base import REGISTRY
+from tilecompile.ops.base import check_traits, op_of
 
 
 def region_of(access: Access, view: View, tensor: Tensor, tasks: int) -> Region:
@@ -58,7 +58,8 @@ def tile(placed: PlacedGraph, parts: int, layout: str = "rows") -> TaskGrids:
     graph = placed.graph
     grids: list[TaskGrid] = []
     for node in graph.nodes:
-        tiling = _whole_tensor(graph, node, REGISTRY[node.op].tile(node, parts), layout)
+        tiling = _whole_tensor(graph, node, op_of(node).tile(node, parts), layout)
+        check_traits(node, graph.caches(node), tiling)
         regions = regions_of if placed.placement.devices > 1 else _one_region
         reads, writes = (
             tuple(

@@ -13,9 +13,10 @@ from tilecompile.cost.simulate.loop import Indices, Loop, Numbers, Times, librar
 from tilecompile.cost.simulate.work import Work, work_of
 from tilecompile.cost.step_time.spans import Gaps, Spans, Tasks, tasks_of
 from tilecompile.errors import EngineError, InputError
-from tilecompile.ir.node import PUSH, OpNode
+from tilecompile.ir.node import OpNode
 from tilecompile.runtime.folder.manifest import Manifest
 from tilecompile.runtime.folder.tables import Tables
+from tilecompile.runtime.names import PUSH
 from tilecompile.schedules.machine import Machine, OpCost, Simulator
 
 DEFAULT = "default"

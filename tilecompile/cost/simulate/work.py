@@ -9,13 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from tilecompile.ir.node import OpNode
-from tilecompile.ops.base import Indices, TaskWork, TraitError, op_of
+from tilecompile.ops.base import Indices, TaskWork, op_of
 from tilecompile.runtime.folder.tables import Tables
-from tilecompile.runtime.format import ARENAS, DTYPE_BYTES, DTYPES, READ, WRITE
+from tilecompile.runtime.format import ARENAS, DTYPE_BYTES, DTYPES, WRITE
 
 Numbers = npt.NDArray[np.float64]
-
-CACHE = ARENAS.index("cache")
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ def work_of(tables: Tables, nodes: Sequence[OpNode], index: Indices, device: Ind
     area = (regions["row_end"].astype(np.int64) - regions["row_begin"]) * (
         regions["col_end"].astype(np.int64) - regions["col_begin"]
     )
-    elements = _sums(np.where(arena == CACHE, 0, area), rows, "region")
+    elements = _sums(np.where(arena == ARENAS.index("cache"), 0, area), rows, "region")
     reader = np.repeat(device, rows["region_count"])
     at = _entries(rows, "region")
     away = np.zeros(len(regions), bool)
@@ -79,15 +77,12 @@ def work_of(tables: Tables, nodes: Sequence[OpNode], index: Indices, device: Ind
         pushed=_sums(np.where(away, area * size, 0), rows, "region"),
         gate=_gates(tables, nodes, rows, index),
     )
-    reads_cache = _sums((arena == CACHE) & (regions["mode"] == READ), rows, "region") > 0
     of_op = np.argsort(rows["op"], kind="stable")
     ops = rows["op"][of_op]
     for op in np.unique(ops):
         trait = op_of(nodes[op]).work
         tasks = of_op[np.searchsorted(ops, op) : np.searchsorted(ops, op, "right")]
         if trait is None:
-            if reads_cache[tasks].any():
-                raise TraitError(f"tile op {nodes[op].op} reads a cache and doesn't state what it does there (`work`)")
             continue
         found = trait(nodes[op], rows["tile"][tasks].astype(np.int64), context)
         for field in fields(TaskWork):
@@ -118,8 +113,6 @@ def _gates(tables: Tables, nodes: Sequence[OpNode], rows: npt.NDArray[np.void], 
     source = np.full(len(nodes), -1, np.int64)
     for op in np.unique(rows["op"][by_slot]):
         slots = op_of(nodes[op]).slots
-        if slots is None:
-            raise TraitError(f"tile op {nodes[op].op} streams weights by slot and doesn't state its slots (`slots`)")
-        filled = made.get(slots(nodes[op]).tensor)
+        filled = made.get(slots(nodes[op]).tensor) if slots else None
         source[op] = -1 if filled is None else place[filled]
     return np.where(by_slot, source[rows["op"]], -1)

@@ -18,7 +18,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from tilecompile.ir.node import MERGE, PART, OpNode, View
+from tilecompile.ir.node import OpNode, View
 from tilecompile.ir.placement import Split
 from tilecompile.ir.tiling import Access, Tiling, split, whole
 from tilecompile.ops.attention_merge import ATTENTION_MERGE
@@ -36,6 +36,7 @@ from tilecompile.ops.base import (
 from tilecompile.ops.context import Context, is_part, parts_of, rows_of
 from tilecompile.ops.mla_attention.gpu import gpu
 from tilecompile.runtime.format import DTYPE_BYTES
+from tilecompile.runtime.names import MERGE, PART
 
 FLOPS_PER_BYTE = 4.0
 """What a core computes while it reads a byte, about: turns arithmetic into cost."""

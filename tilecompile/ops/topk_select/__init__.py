@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from tilecompile.ir.node import MERGE, PART, OpNode
+from tilecompile.ir.node import OpNode
 from tilecompile.ir.placement import Split
 from tilecompile.ir.tiling import Tiling, whole
 from tilecompile.ops.base import Distribution, Indices, TaskWork, TileOp, register
@@ -15,6 +15,7 @@ from tilecompile.ops.context import parts_of, rows_of
 from tilecompile.ops.topk_candidates import FIELDS, TOPK_CANDIDATES
 from tilecompile.ops.topk_merge import TOPK_MERGE
 from tilecompile.ops.topk_select.gpu import gpu
+from tilecompile.runtime.names import MERGE, PART
 
 
 @torch.library.custom_op("tilecompile::topk_select", mutates_args=())

@@ -13,10 +13,11 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from tilecompile.ir.graph import OpGraph, Tensor
-from tilecompile.ir.node import PUSH, OpNode, View
+from tilecompile.ir.node import OpNode, View
 from tilecompile.ops.base import op_of
 from tilecompile.ops.context import Context
 from tilecompile.ops.push import PUSH as PUSH_OP
+from tilecompile.runtime.names import PUSH
 
 
 class Copies:

@@ -11,8 +11,9 @@ from collections import defaultdict
 from dataclasses import replace
 
 from tilecompile.ir.graph import OpGraph
-from tilecompile.ir.node import PUSH, OpNode, View
+from tilecompile.ir.node import OpNode, View
 from tilecompile.ops.base import op_of
+from tilecompile.runtime.names import PUSH
 
 
 def direct(graph: OpGraph) -> OpGraph:

@@ -14,13 +14,14 @@ from dataclasses import dataclass, replace
 
 from tilecompile.ir.expr import Expr, substitute
 from tilecompile.ir.graph import OpGraph
-from tilecompile.ir.node import PARTIAL, SUM, OpNode, View
+from tilecompile.ir.node import OpNode, View
 from tilecompile.ir.placement import CONTEXT, Part, Placement, Split
 from tilecompile.ops.base import SplitAxis, epilogue_begin, op_of
 from tilecompile.ops.map import MAP
 from tilecompile.passes.order import by_depth
 from tilecompile.passes.place.copies import Copies, local
 from tilecompile.passes.place.direct import direct
+from tilecompile.runtime.names import PARTIAL, SUM
 
 ACC: Expr = ("acc", 0)
 

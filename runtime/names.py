@@ -1,8 +1,8 @@
 """The words of an engine's graph: roles of operators, and how a layer's number stands in a name.
 
-Names (`…layers.3.self_attn.o_proj`) are for people. What the compiler needs to know of an operator or a tensor (its
-layer, its device, what it was divided from) are fields of `OpNode` and `Tensor`; this module is the one place that knows
-how a name shows the layer.
+Names (`…layers.3.self_attn.o_proj`) are for people. What the compiler needs to know of an operator or a tensor (layer,
+device, what it was divided from) are fields of `OpNode` and `Tensor`; this module is the one place that knows how a
+name shows the layer.
 """
 
 from __future__ import annotations

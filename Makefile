@@ -10,15 +10,15 @@ demo: $(VENV)/compile.stamp
 	$(BIN)/tilecompile demo
 
 # Tests of GPU kernels load another compiler with a runtime of its own, so they have a process of their own.
-GPU_TESTS = tests/test_cuda_*.py tests/test_gpu_*.py
+GPU_TESTS = tests/targets/cuda tests/runtime/cuda tests/gpu
 
 test: $(VENV)/test.stamp lint base
 	$(BIN)/python -m pytest -m "not slow" $(GPU_TESTS)
-	$(BIN)/python -m pytest -m "not slow" $(addprefix --ignore=,$(wildcard $(GPU_TESTS)))
+	$(BIN)/python -m pytest -m "not slow" $(addprefix --ignore=,$(GPU_TESTS))
 
 test-slow: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -m slow $(GPU_TESTS)
-	$(BIN)/python -m pytest -m slow $(addprefix --ignore=,$(wildcard $(GPU_TESTS)))
+	$(BIN)/python -m pytest -m slow $(addprefix --ignore=,$(GPU_TESTS))
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff format --check .
@@ -28,7 +28,7 @@ lint: $(VENV)/test.stamp
 # An engine must load and run where only the base dependencies are installed.
 base: $(VENV)/test.stamp .venv-base/stamp
 	$(BIN)/tilecompile compile examples/tiny-glm5 --force -o .venv-base/tiny.engine
-	.venv-base/bin/python tests/base_environment.py .venv-base/tiny.engine
+	.venv-base/bin/python tests/support/base_environment.py .venv-base/tiny.engine
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -8,17 +8,14 @@ import importlib.util
 import json
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import fake_engine as fake
 import pytest
-from reference import draw
-from small import GLM5
-from using import PROMPT
 
 import tilecompile
+from support.engines import MODELS, TINY_POSITIONS, TOKENS, Built, tiny_model
+from support.reference import draw
+from support.using import PROMPT
 from tilecompile.compile import compile_model
 from tilecompile.options import CompileOptions
 
@@ -30,38 +27,6 @@ with contextlib.suppress(OSError, AttributeError, IndexError, TypeError):
 
 # A shell's background jobs ignore SIGINT, and so do their children: tests that interrupt would wait in vain.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
-TOKENS = 72
-ODD: dict[str, Any] = {
-    "num_attention_heads": 5,
-    "hidden_size": 120,
-    "n_routed_experts": 7,
-    "num_experts_per_tok": 3,
-    "vocab_size": 203,
-    "q_lora_rank": 45,
-    "kv_lora_rank": 35,
-    "qk_nope_head_dim": 18,
-    "qk_rope_head_dim": 6,
-    "v_head_dim": 22,
-    "index_n_heads": 3,
-    "index_head_dim": 26,
-    "intermediate_size": 133,
-    "moe_intermediate_size": 49,
-}
-MODELS: dict[str, tuple[dict[str, Any], int]] = {
-    "plain": ({"num_hidden_layers": 3, "index_topk": 24, "vocab_size": 300}, 4),
-    "odd": ({**ODD, "num_hidden_layers": 2, "index_topk": 16}, 2),
-    "shared": ({**ODD, "num_hidden_layers": 4, "index_topk_pattern": "FSFS", "index_topk": 40}, 3),
-}
-"""What differs from `reference.SMALL`, and the number of workers. The text is longer than index_topk in each."""
-
-
-@dataclass(frozen=True)
-class Built:
-    """An engine, and a text in which no choice of the model is a near-tie."""
-
-    path: Path
-    ids: list[int]
 
 
 @pytest.fixture(scope="session")
@@ -125,15 +90,3 @@ def engine(tiny: Path) -> Iterator[tilecompile.Engine]:
     """The tiny engine, loaded with two threads."""
     with tilecompile.load(tiny, threads=2) as loaded:
         yield loaded
-
-
-TINY_POSITIONS = 16384
-
-
-def tiny_model(folder: Path, **overrides: Any) -> Path:
-    """A folder with the config.json and tokenizer of the tiny model, for weights drawn with --seed."""
-    folder.mkdir()
-    config = {**GLM5, "vocab_size": fake.VOCAB, **overrides}
-    (folder / "config.json").write_text(json.dumps(config))
-    fake.tokenizer().save(str(folder / "tokenizer.json"))
-    return folder

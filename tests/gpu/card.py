@@ -1,6 +1,6 @@
 """One GPU as the script's own kernels use it: a context, memory, kernels that take one record, times of launches.
 
-`tests/test_gpu_script.py` has a stand-in with the same methods, which runs bodies on the host.
+`tests/gpu/test_script.py` has a stand-in with the same methods, which runs bodies on the host.
 """
 
 from __future__ import annotations

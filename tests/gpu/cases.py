@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from glm5_cases import CASES
-from opharness import OPS, cases_of
-from stream_cases import OPS as STREAM_OPS
-from stream_cases import every_case, glm5
 
+from support.glm5_cases import CASES
+from support.opharness import OPS, cases_of
+from support.stream_cases import OPS as STREAM_OPS
+from support.stream_cases import every_case, glm5
 from tilecompile.ops.base import REGISTRY
 from tilecompile.ops.testing import Case
 from tilecompile.targets.cuda.emit import GpuKind, task_kinds

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import damage
 import numpy as np
 
 from gpu.folder import Folder
+from support import damage
 from tilecompile.runtime.errors import EngineError, EngineStalled, TilecompileError
 from tilecompile.runtime.load import load
 

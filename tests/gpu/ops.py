@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from cuda_bodies import Bench
-from opharness import as_view, expected, poison, same_bits
 
 from gpu.cases import ALL, Trial, trials
 from gpu.folder import Folder
 from gpu.records import STALL_NS, TASK_LAUNCH, TASK_ROW, record
+from support.cuda_bodies import Bench
+from support.opharness import as_view, expected, poison, same_bits
 from tilecompile.ir.node import OpNode
 from tilecompile.ops.base import REGISTRY
 from tilecompile.ops.testing import Case

@@ -1,7 +1,7 @@
 // Everything that is written in PTX: loads and stores with an order, barriers, bulk copies, matrix products.
 //
 // The rest of the kernel is plain C++ over these functions, so that tests can run its text on a host with functions of
-// their own (tests/cuda_host/shim.cuh). None of it has run on a GPU yet.
+// their own (tests/support/cuda_host/shim.cuh). None of it has run on a GPU yet.
 #pragma once
 
 #define TC_DEVICE __device__ __forceinline__

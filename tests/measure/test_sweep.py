@@ -1,0 +1,106 @@
+"""tilecompile simulate of models: compiled for the purpose, drafts, sweeps of plans and their picture."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.commands import refused, run
+from support.machines import write_machine
+from support.small import GLM5
+from tilecompile.measure.simulated.sweep import CONTEXTS
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The configuration of a small GLM-5 with an MTP layer, without weights."""
+    folder = tmp_path_factory.mktemp("model")
+    about = {**GLM5, "architectures": ["GlmMoeDsaForCausalLM"], "model_type": "glm_moe_dsa"}
+    (folder / "config.json").write_text(json.dumps(about))
+    return folder
+
+
+def machine(folder: Path, devices: int = 2, ring: int = 65536) -> str:
+    """Four workers a device, with loaders."""
+    path = write_machine(folder / "m.toml", devices, target="sm_90a")
+    text = path.read_text().replace("[simulator]", "workers = 4\n\n[simulator]", 1)
+    path.write_text(text + f"ring_bytes = {ring}\n")
+    return str(path)
+
+
+def found(*args: str) -> dict[str, Any]:
+    done = run("simulate", *args, "--json")
+    assert done.exit_code == 0, done.output
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
+def test_model(model: Path, tmp_path: Path) -> None:
+    """A model gives what its engine gives."""
+    m = machine(tmp_path)
+    compiled = run("compile", str(model), "--machine", m, "--no-weights", "--no-kernel", "-o", str(tmp_path / "e"))
+    assert compiled.exit_code == 0, compiled.output
+    of_engine = found(str(tmp_path / "e"), "--machine", m, "--context", "64")
+    of_model = found(str(model), "--machine", m, "--context", "64")
+    assert of_model["tasks"] == of_engine["tasks"]
+    assert of_model["step_ms"] == pytest.approx(of_engine["step_ms"], rel=1e-3)  # caches of another length
+    other = found(str(model), "--machine", m, "--context", "64", "--placement", "even")
+    assert other["tasks"] != of_model["tasks"]
+
+
+def test_acceptance(model: Path, tmp_path: Path) -> None:
+    m = machine(tmp_path)
+    args = (str(model), "--machine", m, "--context", "64", "--tokens", "3")
+    never, half, always = (found(*args, "--acceptance", x)["speculation"] for x in ("0", "0.5", "1"))
+    assert [x["tokens_a_round"] for x in (never, half, always)] == [1, 1.75, 3]
+    assert half["round_ms"] == pytest.approx(found(*args)["step_ms"] + 2 * half["draft_ms"])
+    assert half["draft_ms"] > 0
+    assert half["token_ms"] == half["round_ms"] / 1.75
+    one = found(str(model), "--machine", m, "--context", "64", "--acceptance", "0.9")
+    assert one["speculation"]["token_ms"] == one["step_ms"]
+    text = run("simulate", *args, "--acceptance", "0.5").stdout
+    assert "drafts accepted at 0.5" in text
+
+
+@pytest.mark.slow
+def test_sweep(model: Path, tmp_path: Path) -> None:
+    m = machine(tmp_path)
+    picture = tmp_path / "sweep.svg"
+    args = (str(model), "--machine", m, "--sweep", "--context", "32,60")
+    rows = found(*args, "-o", str(picture))["steps"]
+    made = {(r["placement"], r["context"], r["granularity"], r["ring_bytes"]): r for r in rows}
+    assert len(made) == len(rows)
+    for placement in ("tensor_parallel", "roles", "even", "auto"):
+        mine = {key[1:] for key in made if key[0] == placement}
+        assert mine == {(32, 1, 65536), (32, 1, 32768), (32, 1, 16384), (60, 1, 65536), (32, 2, 65536)}
+    auto = made["auto", 60, 1, 65536]["step_ms"]
+    assert auto <= 1.01 * min(made[p, 60, 1, 65536]["step_ms"] for p in ("tensor_parallel", "roles", "even"))
+    assert "<svg" in picture.read_text()
+
+
+def test_sweep_of_a_placement(model: Path, tmp_path: Path) -> None:
+    args = (str(model), "--machine", machine(tmp_path), "--sweep", "--context", "32", "--placement", "even")
+    text = run("simulate", *args, "-o", str(tmp_path / "sweep.png")).stdout
+    assert text.count("even") == 4  # three depths of the ring, and finer tasks
+    assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_errors(model: Path, tiny: Path, tmp_path: Path) -> None:
+    m = ("--machine", machine(tmp_path))
+    assert "--sweep is for a model" in refused("simulate", str(tiny), *m, "--sweep")
+    assert "--placement is for a model" in refused("simulate", str(tiny), *m, "--placement", "even")
+    assert "--context is '1,2', want one number" in refused("simulate", str(model), *m, "--context", "1,2")
+    assert "--context is 'x', want a number" in refused("simulate", str(model), *m, "--context", "x")
+    assert "--context is 0, want 1 or more" in refused("simulate", str(model), *m, "--context", "0")
+    assert "--acceptance is 2.0, want 0 to 1" in refused("simulate", str(model), *m, "--acceptance", "2")
+    assert "is neither a checkpoint folder nor a named configuration" in refused("simulate", "moon", *m)
+    assert "the picture of a sweep is one of .png, .svg, .pdf" in refused(
+        *("simulate", str(model), *m, "--sweep", "-o", str(tmp_path / "a.txt"))
+    )
+    far = run("simulate", str(model), *m, "--context", str(CONTEXTS[-1]))
+    assert (far.exit_code, "--max-seq-len is 131072, the model's positions end at 64" in far.stderr) == (2, True)
+    tokens = refused("compile", str(model), "--seed", "1", "--tokens", "2", "-o", str(tmp_path / "x"))
+    assert "--tokens is 2, and kernels take one token a step so far" in tokens

@@ -1,0 +1,450 @@
+"""The model side: configurations, the eager step against transformers, export, checkpoints, drawn weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import GlmMoeDsaConfig
+
+from support.reference import SMALL, draw, load, make_model, run_eager, teacher_forced
+from tilecompile.models.checkpoint import INV_FREQ, Checkpoint, DrawnWeights, Weights, parameters
+from tilecompile.models.config import Glm5Config
+from tilecompile.models.glm5 import Glm5Step
+from tilecompile.models.mtp import MtpStep
+from tilecompile.models.named import NAMED
+from tilecompile.runtime.errors import InputError
+
+ODD: dict[str, Any] = {
+    "hidden_size": 84,
+    "intermediate_size": 71,
+    "moe_intermediate_size": 37,
+    "num_attention_heads": 3,
+    "q_lora_rank": 45,
+    "kv_lora_rank": 29,
+    "qk_nope_head_dim": 11,
+    "qk_rope_head_dim": 6,
+    "v_head_dim": 13,
+    "index_n_heads": 5,
+    "index_head_dim": 17,
+    "index_topk": 19,
+    "n_routed_experts": 11,
+    "num_experts_per_tok": 3,
+    "n_shared_experts": 2,
+    "vocab_size": 301,
+}
+"""Sizes that no vector width divides."""
+
+SHARED = {"index_topk_freq": 4, "index_skip_topk_offset": 2, "num_hidden_layers": 7, "norm_topk_prob": False}
+BASE = {"architectures": ["GlmMoeDsaForCausalLM"], "model_type": "glm_moe_dsa", **SMALL}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small operators gain nothing from threads, and lose much where other processes are busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+# ---------------------------------------------------------------------------------------------------- configurations
+
+
+def test_named_configurations() -> None:
+    full = [i for i, kind in enumerate(NAMED["glm-5.2"].indexer_types) if kind == "full"]
+    assert full == [0, 1, 2, *range(6, 75, 4)]
+    assert NAMED["glm-5"] == NAMED["glm-5.1"]
+    assert NAMED["glm-5"].mlp_layer_types == ("dense",) * 3 + ("sparse",) * 75
+    assert NAMED["glm-5.2"].rope_theta == 8e6
+    mini = NAMED["glm5-mini"]
+    assert mini.parameter_count() == 1_321_443_696
+    read = mini.parameter_count(mini.num_experts_per_tok) - mini.vocab_size * mini.hidden_size
+    assert 0.30e9 < read < 0.31e9
+    for config in NAMED.values():
+        assert Glm5Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_configurations_need_no_torch() -> None:
+    code = "import sys, tilecompile.models.named; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        {"num_hidden_layers": 14, "index_topk_freq": 4, "index_skip_topk_offset": 3},
+        {"num_hidden_layers": 14, "index_topk_freq": 3},
+        {"index_topk_freq": 0},
+        {"index_topk_pattern": "FFSS"},
+        {"index_topk_pattern": ["full", "shared", "shared", "full"]},
+        {"indexer_types": ["full", "shared", "full", "shared"], "index_topk_pattern": "FFFF"},
+        {"first_k_dense_replace": 9},
+        {"mlp_layer_types": ["sparse", "dense", "sparse", "dense"]},
+        {"latent_norm_eps": 1e-5},
+    ],
+)
+def test_configuration_matches_transformers(overrides: dict[str, Any]) -> None:
+    theirs = GlmMoeDsaConfig(**{**SMALL, **overrides})
+    ours = Glm5Config.from_dict({**BASE, **overrides})
+    assert ours.indexer_types == tuple(theirs.indexer_types)
+    assert ours.mlp_layer_types == tuple(theirs.mlp_layer_types)
+    assert ours.qk_head_dim == theirs.qk_head_dim
+    assert ours.latent_norm_eps == overrides.get("latent_norm_eps", 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "found"),
+    [
+        ("architectures", ["LlamaForCausalLM"], "architectures: found ['LlamaForCausalLM']"),
+        ("model_type", "llama", "model_type: found 'llama', wanted 'glm_moe_dsa'"),
+        ("n_group", 8, "n_group: found 8, wanted 1"),
+        ("scoring_func", "softmax", "scoring_func: found 'softmax', wanted 'sigmoid'"),
+        ("moe_layer_freq", 2, "moe_layer_freq: found 2, wanted 1"),
+        ("attention_bias", True, "attention_bias: found True, wanted False"),
+        ("hidden_act", "gelu", "hidden_act: found 'gelu', wanted 'silu'"),
+        ("rope_interleave", False, "rope_interleave: found False"),
+        ("num_nextn_predict_layers", 2, "num_nextn_predict_layers: found 2, wanted 0 or 1"),
+        ("num_key_value_heads", 2, "num_key_value_heads: found 2, wanted 8"),
+        ("rope_parameters", {"rope_theta": 1e6, "rope_type": "yarn", "factor": 4}, "rope_type: found 'yarn'"),
+        ("rope_parameters", None, "missing rope_parameters.rope_theta"),
+        ("rope_scaling", {"type": "linear", "factor": 2}, "rope_scaling.rope_type: found 'linear'"),
+        ("quantization_config", {"quant_method": "fp8"}, "quantization_config.quant_method: found 'fp8'"),
+        ("hidden_size", None, "missing hidden_size"),
+        ("hidden_size", "256", "hidden_size: found '256', wanted an integer"),
+        ("index_topk", 0, "index_topk: found 0"),
+        ("rms_norm_eps", -1.0, "rms_norm_eps: found -1.0, wanted a positive number"),
+        ("indexer_types", ["full"] * 3, "indexer_types: found '3 entries', wanted 4"),
+        ("index_topk_pattern", "SFFF", "index_topk_pattern: found 'a shared first layer'"),
+        ("index_topk_pattern", "FXFF", "index_topk_pattern: found ['full', 'X'"),
+        ("qk_rope_head_dim", 7, "qk_rope_head_dim: found 7, wanted an even number"),
+        ("num_experts_per_tok", 17, "num_experts_per_tok: found 17, wanted at most n_routed_experts (16)"),
+        ("eos_token_id", [600], "eos_token_id: found [600]"),
+        ("tie_word_embeddings", "yes", "tie_word_embeddings: found 'yes', wanted true or false"),
+    ],
+)
+def test_unsupported_configuration(field: str, value: object, found: str) -> None:
+    with pytest.raises(InputError) as error:
+        Glm5Config.from_dict({**BASE, field: value}, "here/config.json")
+    message = str(error.value)
+    assert message.startswith("here/config.json: ")
+    assert found in message
+    assert "\n" not in message
+
+
+# --------------------------------------------------------------------------------------------------------- numbers
+
+
+@pytest.mark.parametrize(
+    ("overrides", "tokens", "tolerance"),
+    [
+        ({"index_topk_pattern": "FFSS"}, (1, 3), 3e-5),
+        (ODD, (1,), 3e-5),
+        ({**ODD, **SHARED, "tie_word_embeddings": True}, (1, 3), 1e-4),
+    ],
+    ids=["shared", "odd", "odd-shared-tied"],
+)
+def test_step_agrees_with_transformers(
+    overrides: dict[str, Any], tokens: tuple[int, ...], tolerance: float, tmp_path: Path
+) -> None:
+    """Tight enough to see a wrong epsilon of the latent norms: 4e-5, 5e-5 and 3e-4; rounding makes 0.5 to 2e-5."""
+    _, model, ids, want, counted = draw(overrides, 75)
+    assert 0.5 < want.std() < 2
+    model.save_pretrained(tmp_path)
+    checkpoint = Checkpoint(tmp_path)
+    for at_once in tokens:
+        got = run_eager(checkpoint.config, checkpoint, ids, at_once)
+        difference = (got - want)[:counted].abs().max()
+        assert difference < tolerance, f"{at_once} tokens at once: logits differ by {difference:.1e}"
+
+
+@pytest.fixture(scope="module")
+def with_mtp(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """A checkpoint with an MTP layer, and a one-layer transformers model that is this layer."""
+    folder = tmp_path_factory.mktemp("mtp")
+    sizes = {**ODD, "num_hidden_layers": 2}
+    config, model = make_model({**sizes, "num_nextn_predict_layers": 1}, 1)
+    _, layer = make_model({**sizes, "num_hidden_layers": 1, "first_k_dense_replace": 0}, 2)
+    model.save_pretrained(folder)
+    layer.save_pretrained(folder / "layer")
+    tensors = load_file(folder / "model.safetensors")
+    layer.lm_head.weight.copy_(tensors["lm_head.weight"])
+    for name, tensor in load_file(folder / "layer" / "model.safetensors").items():
+        if name.startswith("model.layers.0."):
+            tensors[name.replace("layers.0.", "layers.2.")] = tensor
+    hidden, generator = config["hidden_size"], torch.Generator().manual_seed(3)
+    tensors["model.layers.2.shared_head.norm.weight"] = layer.model.norm.weight.clone()
+    tensors["model.layers.2.enorm.weight"] = 1 + 0.1 * torch.randn(hidden, generator=generator)
+    tensors["model.layers.2.hnorm.weight"] = 1 + 0.1 * torch.randn(hidden, generator=generator)
+    eh_proj = torch.randn(hidden, 2 * hidden, generator=generator) * (2 * hidden) ** -0.5
+    tensors["model.layers.2.eh_proj.weight"] = eh_proj
+    save_file(tensors, folder / "model.safetensors")
+    return folder, layer
+
+
+def test_mtp_step_agrees_with_transformers(with_mtp: tuple[Path, Any]) -> None:
+    folder, layer = with_mtp
+    checkpoint = Checkpoint(folder)
+    assert checkpoint.config.mtp_layer == 2
+    assert not checkpoint.notes
+    step = MtpStep(checkpoint.config, 64, 2)
+    load(step, checkpoint)
+    tensors = load_file(folder / "model.safetensors")
+    generator = torch.Generator().manual_seed(5)
+    ids = torch.randint(0, checkpoint.config.vocab_size, (60,), generator=generator, dtype=torch.int32)
+    hidden = torch.randn(60, checkpoint.config.hidden_size, generator=generator)
+
+    def norm(x: torch.Tensor, name: str) -> torch.Tensor:
+        return torch.nn.functional.rms_norm(x, x.shape[-1:], tensors[f"model.layers.2.{name}.weight"], 1e-5)
+
+    both = torch.cat([norm(tensors["model.embed_tokens.weight"][ids.long()], "enorm"), norm(hidden, "hnorm")], 1)
+    want, near = teacher_forced(layer, both @ tensors["model.layers.2.eh_proj.weight"].T)
+    assert near is None
+    with torch.inference_mode():
+        for start in range(0, 60, 2):
+            now = slice(start, start + 2)
+            logits, after = step(ids[now], hidden[now], torch.tensor([start], dtype=torch.int32))
+            assert (logits - want[now]).abs().max() < 1e-4
+            assert torch.allclose(after @ tensors["lm_head.weight"].T, logits, atol=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------------------- export
+
+
+def export(config: Glm5Config, tokens: int) -> torch.export.ExportedProgram:
+    """Exports the main step on the meta device, as the trace pass does."""
+    with torch.device("meta"):
+        step = Glm5Step(config, 4096, tokens, weight_dtype=torch.bfloat16)
+        ids = torch.zeros(tokens, dtype=torch.int32)
+        return torch.export.export(step, (ids, torch.zeros(1, dtype=torch.int32)), strict=False)
+
+
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_export(tokens: int) -> None:
+    config = NAMED["glm5-mini"]
+    ops = [str(node.target) for node in export(config, tokens).graph.nodes if node.op == "call_function"]
+    assert ops.count("tilecompile.mla_attention.default") == 14
+    assert ops.count("tilecompile.cache_append.default") == 3 * 14
+    plain = {op for op in ops if op.startswith("aten.")}
+    assert {"aten.add.Tensor", "aten.mul.Tensor", "aten.silu.default"} <= plain
+    views = {"aten.view.default", "aten.reshape.default", "aten.split_with_sizes.default"}
+    assert plain <= {"aten.add.Tensor", "aten.mul.Tensor", "aten.silu.default"} | views
+    with torch.device("meta"):
+        step = MtpStep(config, 4096, tokens)
+        ids, position = torch.zeros(tokens, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
+        torch.export.export(step, (ids, torch.zeros(tokens, config.hidden_size), position), strict=False)
+
+
+def test_export_full_size() -> None:
+    begin = time.perf_counter()
+    ops = [str(node.target) for node in export(NAMED["glm-5"], 1).graph.nodes]
+    print(f"GLM-5 exported in {time.perf_counter() - begin:.1f} s")
+    assert ops.count("tilecompile.mla_attention.default") == 78
+
+
+# ------------------------------------------------------------------------------------------------------ checkpoints
+
+
+@pytest.mark.parametrize("name", ["glm5-mini", "glm-5.2"])
+def test_parameter_table_is_the_steps_parameters(name: str) -> None:
+    with torch.device("meta"):
+        steps = [Glm5Step(NAMED[name], 16), MtpStep(NAMED[name], 16)]
+    shapes = {key: tuple(p.shape) for step in steps for key, p in step.named_parameters()}
+    assert shapes == {key: p.shape for key, p in parameters(NAMED[name]).items()}
+    assert [key for key, _ in steps[0].named_buffers() if not key.endswith("_cache")] == [INV_FREQ]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small checkpoint in one file."""
+    folder = tmp_path_factory.mktemp("saved")
+    make_model({**ODD, "num_hidden_layers": 2}, 7)[1].save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def copy(saved: Path, tmp_path: Path) -> Path:
+    """A copy of it to break."""
+    return Path(shutil.copytree(saved, tmp_path / "copy"))
+
+
+def refused(folder: Path) -> str:
+    """The one line that opening the folder is refused with."""
+    with pytest.raises(InputError) as error:
+        Checkpoint(folder)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    """Changes the tensors of a checkpoint."""
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+def configure(folder: Path, **fields: object) -> None:
+    """Changes fields of a checkpoint's config.json."""
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+def consistent(weights: Weights) -> None:
+    """Windows are parts of the whole parameters, in both dtypes."""
+    for name, parameter in weights.parameters.items():
+        whole = weights.full(name)
+        assert tuple(whole.shape) == parameter.shape
+        assert whole.dtype == torch.float32
+        stack = whole if whole.dim() == 3 else whole.reshape(1, -1, whole.shape[-1])
+        rows, last = stack.shape[1], len(stack) - 1
+        for matrix, begin, end in ((0, 0, rows), (last, 0, 1), (last, rows // 3, rows // 3 + 5), (0, rows - 1, rows)):
+            part = weights.read(name, matrix, begin, min(end, rows), torch.bfloat16)
+            assert part.is_contiguous()
+            assert torch.equal(part, stack[matrix, begin:end].to(torch.bfloat16)), name
+
+
+def test_windows_of_a_checkpoint(with_mtp: tuple[Path, Any]) -> None:
+    checkpoint = Checkpoint(with_mtp[0])
+    consistent(checkpoint)
+    tensors, c = load_file(with_mtp[0] / "model.safetensors"), checkpoint.config
+    kv_b = tensors["model.layers.1.self_attn.kv_b_proj.weight"]
+    kv_b = kv_b.view(c.num_attention_heads, c.qk_nope_head_dim + c.v_head_dim, c.kv_lora_rank)
+    attn = "model.layers.1.self_attn"
+    assert torch.equal(checkpoint.full(f"{attn}.w_uk"), kv_b[:, : c.qk_nope_head_dim].transpose(1, 2))
+    assert torch.equal(checkpoint.full(f"{attn}.w_uv"), kv_b[:, c.qk_nope_head_dim :])
+    up = checkpoint.full("model.layers.1.mlp.experts.up_proj.weight")
+    assert torch.equal(up[4], tensors["model.layers.1.mlp.experts.4.up_proj.weight"])
+
+
+def test_shards_are_read_like_one_file(saved: Path, tmp_path: Path) -> None:
+    make_model({**ODD, "num_hidden_layers": 2}, 7)[1].save_pretrained(tmp_path, max_shard_size="100KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    one, many = Checkpoint(saved), Checkpoint(tmp_path)
+    assert all(torch.equal(one.full(name), many.full(name)) for name in one.parameters)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_checkpoint(copy: Path, saved: Path, dtype: torch.dtype) -> None:
+    rewrite(copy, lambda tensors: tensors.update({key: t.to(dtype) for key, t in tensors.items()}))
+    name = "model.layers.1.mlp.gate.weight"
+    assert torch.equal(Checkpoint(copy).full(name), Checkpoint(saved).full(name).to(dtype).float())
+
+
+def test_tied_embeddings_need_no_lm_head(copy: Path) -> None:
+    rewrite(copy, lambda tensors: tensors.pop("lm_head.weight"))
+    assert "lm_head.weight" in refused(copy)
+    configure(copy, tie_word_embeddings=True)
+    checkpoint = Checkpoint(copy)
+    assert torch.equal(checkpoint.full("lm_head.weight"), checkpoint.full("model.embed_tokens.weight"))
+
+
+def test_mtp_layer_dropped_by_transformers(copy: Path) -> None:
+    configure(copy, num_nextn_predict_layers=1)
+    checkpoint = Checkpoint(copy)
+    assert checkpoint.config.mtp_layer is None
+    assert "no tensor model.layers.2.* exists" in checkpoint.notes[0]
+
+
+def test_mtp_layer_in_part(with_mtp: tuple[Path, Any], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(with_mtp[0], tmp_path / "part"))
+    rewrite(folder, lambda tensors: tensors.pop("model.layers.2.eh_proj.weight"))
+    assert "1 tensor missing: model.layers.2.eh_proj.weight" in refused(folder)
+
+
+def test_unreadable_folders(copy: Path) -> None:
+    assert "found nothing, wanted a folder" in refused(copy / "absent")
+    assert "found a file, wanted a folder" in refused(copy / "config.json")
+    (copy / "model.safetensors").write_bytes((copy / "model.safetensors").read_bytes()[:-100])
+    assert "model.safetensors: not a readable safetensors file" in refused(copy)
+    (copy / "model.safetensors").unlink()
+    assert "no model.safetensors and no model.safetensors.index.json" in refused(copy)
+    (copy / "config.json").write_text('{"model_type": ')
+    assert "config.json: not valid JSON" in refused(copy)
+    (copy / "config.json").write_text("[]")
+    assert "found a JSON list, wanted an object" in refused(copy)
+    (copy / "config.json").write_bytes(b"\xff\xfe\x00")
+    assert "config.json: not valid JSON" in refused(copy)
+    (copy / "config.json").unlink()
+    assert "no config.json" in refused(copy)
+
+
+def test_wrong_tensors(copy: Path) -> None:
+    def spoil(tensors: dict[str, torch.Tensor]) -> None:
+        del tensors["model.norm.weight"]
+        for expert in range(11):
+            del tensors[f"model.layers.1.mlp.experts.{expert}.up_proj.weight"]
+        tensors["lm_head.weight"] = tensors["lm_head.weight"][:300].clone()
+        name = "model.layers.0.self_attn.o_proj.weight"
+        tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+
+    rewrite(copy, spoil)
+    message = refused(copy)
+    assert "12 tensors missing: model.norm.weight, model.layers.1.mlp.experts.0.up_proj.weight" in message
+    assert "and 2 more" in message
+    assert "1 tensor of another shape: lm_head.weight (found [300, 84], wanted [301, 84])" in message
+    assert "1 tensor of an unsupported dtype: model.layers.0.self_attn.o_proj.weight (F8_E4M3)" in message
+    assert "FP8" in message
+
+
+def test_lying_index(copy: Path) -> None:
+    tensors = load_file(copy / "model.safetensors")
+    (copy / "model.safetensors").rename(copy / "a.safetensors")
+    index = copy / "model.safetensors.index.json"
+
+    def write(**changes: object) -> None:
+        index.write_text(json.dumps({"weight_map": {**dict.fromkeys(tensors, "a.safetensors"), **changes}}))
+
+    write()
+    Checkpoint(copy)
+    write(**{"lm_head.weight": "b.safetensors"})
+    assert "names files that don't exist: b.safetensors" in refused(copy)
+    save_file({"other": torch.zeros(1)}, copy / "b.safetensors")
+    assert "1 tensor not in the file that the index names: lm_head.weight (b.safetensors)" in refused(copy)
+    write(**{"lm_head.weight": "../a.safetensors"})
+    assert "file names in the folder" in refused(copy)
+    write(**{"lm_head.weight": 3})
+    assert "weight_map" in refused(copy)
+    for text in ("{", "{}", "[]", '{"weight_map": []}'):
+        index.write_text(text)
+        assert "index.json: " in refused(copy)
+
+
+# ---------------------------------------------------------------------------------------------------- drawn weights
+
+
+def test_drawn_weights() -> None:
+    config = Glm5Config.from_dict({**BASE, **ODD, "num_key_value_heads": 3, "num_nextn_predict_layers": 1})
+    weights = DrawnWeights(config, 3)
+    consistent(weights)
+    again, other = DrawnWeights(config, 3), DrawnWeights(config, 4)
+    for name in reversed(weights.parameters):
+        assert torch.equal(again.full(name), weights.full(name))
+        assert not torch.equal(other.full(name), weights.full(name))
+    names = [f"model.layers.{layer}.self_attn.q_a_proj.weight" for layer in (0, 1)]
+    assert not torch.equal(weights.full(names[0]), weights.full(names[1]))
+    with torch.device("meta"):
+        assert {name for name, _ in Glm5Step(config, 8).named_parameters()} <= weights.parameters.keys()
+
+
+def test_drawn_weights_stay_the_same() -> None:
+    """Drawn models are compared between machines and versions: their values are pinned."""
+    part = DrawnWeights(NAMED["glm5-mini"], 0).read("lm_head.weight", 0, 31999, 32000)[0, :4]
+    assert part.tolist() == pytest.approx([-0.009020773, -0.035963736, -0.03308966, -0.00828978], rel=1e-6)
+
+
+def test_drawn_weights_make_a_lively_model() -> None:
+    config = Glm5Config.from_dict({**BASE, "index_topk_pattern": "FFSS"})
+    ids = torch.randint(0, config.vocab_size, (60,), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
+    logits = run_eager(config, DrawnWeights(config, 0), ids, 3)
+    assert 0.5 < logits.std() < 2
+    assert len(logits.argmax(-1).unique()) > 40

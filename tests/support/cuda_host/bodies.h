@@ -1,0 +1,37 @@
+// What tests/support/cuda_bodies.py calls: runs one task of a kind.
+#pragma once
+
+namespace tc {
+
+struct Task {
+  const Instruction* ins;
+  const Step* step;
+  const uint64_t* operands;
+  char* scratch;
+  void (*body)(const Call&);
+};
+
+inline void run_task(void* p) {
+  const Task& task = *static_cast<Task*>(p);
+  Ring ring{};
+  task.body(Call{task.ins, task.step, task.operands, task.scratch, ring});
+  if (ring.n != slots.given.size()) fail("a body took " + std::to_string(ring.n) + " slots of " + std::to_string(slots.given.size()));
+}
+
+}  // namespace tc
+
+// `runs`: addresses and sizes of the weight runs that the loader copies, in order.
+extern "C" void run(const Instruction* ins, const Step* step, const uint64_t* operands, const uint64_t* runs, int count,
+                    char* scratch, uint32_t seed) {
+  using namespace tc;
+  slots = Slots{};
+  for (int i = 0; i < Slots::STAGES; ++i) slots.poison(i);
+  for (int i = 0; i < count; ++i) {
+    const char* begin = reinterpret_cast<const char*>(runs[2 * i]);
+    for (uint64_t at = 0; at < runs[2 * i + 1]; at += SLOT)
+      slots.given.emplace_back(begin + at, begin + std::min<uint64_t>(at + SLOT, runs[2 * i + 1]));
+  }
+  Task task{ins, step, operands, scratch, BODIES[ins->kind]};
+  run_threads(run_task, &task, seed);
+  if (slots.released != slots.given.size()) fail("not all slots were released");
+}

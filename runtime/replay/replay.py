@@ -12,12 +12,14 @@ the same.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from tilecompile.runtime.backend import Backend
 from tilecompile.runtime.cpu.launch import EXTRA_ALIGN, extra_begin, stalled
 from tilecompile.runtime.errors import EngineError
 from tilecompile.runtime.folder.manifest import Manifest
@@ -28,13 +30,24 @@ from tilecompile.runtime.kernel import Resident
 from tilecompile.runtime.replay.choices import Choice, check_selections, choices, positions_of, rows_of
 from tilecompile.runtime.replay.selections import Ints, Selections
 
-if TYPE_CHECKING:
-    from tilecompile.runtime.engine import Engine
-
 ACTIVATION = ARENAS.index("activation")
 
 Ids = npt.NDArray[np.int32]
 Logits = npt.NDArray[np.float32]
+
+
+class Loaded(Protocol):
+    """What recording and replaying use of `Engine`, which calls them and so isn't imported here."""
+
+    manifest: Manifest
+    tables: Tables
+    backend: Backend
+
+    def contents(self, buffer: int) -> npt.NDArray[np.uint8]:
+        """A copy of the bytes of a buffer, by its number."""
+
+    def beside(self, tables: Tables, extra: Sequence[int]) -> AbstractContextManager[Resident]:
+        """A kernel with other tables over the engine's caches and weights."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +114,7 @@ def replayed(manifest: Manifest, tables: Tables, found: Sequence[Choice]) -> Rep
     return Replay(changed, tuple(at), tuple(places))
 
 
-def record(engine: Engine, kernel: Resident, ids: Ids, start: int) -> Selections:
+def record(engine: Loaded, kernel: Resident, ids: Ids, start: int) -> Selections:
     """The selections of an engine's own kernel, fed with ids from a position on. The engine must have been taken."""
     found = choices(engine.manifest, engine.tables)
     count, logits = len(ids), np.zeros((1, engine.manifest.vocab_size), np.float32)
@@ -124,14 +137,14 @@ def record(engine: Engine, kernel: Resident, ids: Ids, start: int) -> Selections
     return Selections(start, positions, experts, weights)
 
 
-def prepared(engine: Engine, selections: Selections, start: int, count: int) -> Replay:
+def prepared(engine: Loaded, selections: Selections, start: int, count: int) -> Replay:
     """What a replay needs. InputError unless the engine could have selected so at `count` positions from `start`."""
     found = choices(engine.manifest, engine.tables)
     check_selections(found, selections, start, count)
     return replayed(engine.manifest, engine.tables, found)
 
 
-def replay_score(engine: Engine, replay: Replay, ids: Ids, selections: Selections) -> Logits:
+def replay_score(engine: Loaded, replay: Replay, ids: Ids, selections: Selections) -> Logits:
     """Logits [len(ids), vocab] with the choices given. The engine must have been taken; its caches are used."""
     logits = np.zeros((len(ids), engine.manifest.vocab_size), np.float32)
     with engine.beside(replay.tables, replay.extra) as kernel:
@@ -142,7 +155,7 @@ def replay_score(engine: Engine, replay: Replay, ids: Ids, selections: Selection
     return logits
 
 
-def feed(engine: Engine, kernel: Resident, ids: Ids, position: int, logits: Logits) -> None:
+def feed(engine: Loaded, kernel: Resident, ids: Ids, position: int, logits: Logits) -> None:
     """Runs one request that only feeds ids, to its end."""
     run = Run(kernel, lambda k: stalled(engine.manifest, engine.tables, k), lambda: None, ids, 0, logits, position)
     try:

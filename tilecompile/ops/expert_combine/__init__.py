@@ -9,10 +9,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from tilecompile.ir.expr import evaluate
 from tilecompile.ir.node import OpNode
 from tilecompile.ir.tiling import PANEL, Access, Tiling, WeightTile, split, whole
 from tilecompile.ops.base import CPP_TYPES, SplitAxis, TileOp, register
+from tilecompile.ops.elementwise import evaluate
 from tilecompile.ops.expert_combine.gpu import gpu
 from tilecompile.ops.linear import cpu_epilogue, epilogue_inputs, output_writes
 from tilecompile.runtime.format import DTYPE_BYTES

@@ -13,10 +13,10 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from tilecompile.ir.expr import evaluate
 from tilecompile.ir.node import OpNode, View
 from tilecompile.ir.tiling import PANEL, Access, Tiling, WeightTile, split
 from tilecompile.ops.base import CPP_TYPES, SplitAxis, TileOp, epilogue_begin, register
+from tilecompile.ops.elementwise import evaluate
 from tilecompile.ops.expert_linear.gpu import gpu
 from tilecompile.ops.linear import (
     cpu_epilogue,

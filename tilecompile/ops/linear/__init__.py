@@ -12,10 +12,11 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from tilecompile.ir.expr import evaluate, to_cpp
+from tilecompile.ir.expr import to_cpp
 from tilecompile.ir.node import OpNode, View
 from tilecompile.ir.tiling import Access, Bound, Tiling, WeightTile, split, whole
 from tilecompile.ops.base import CPP_TYPES, SplitAxis, TileOp, epilogue_begin, register
+from tilecompile.ops.elementwise import evaluate
 from tilecompile.ops.linear.gpu import gpu
 from tilecompile.ops.rms_norm import rms_norm
 from tilecompile.runtime.format import DTYPE_BYTES

@@ -7,10 +7,11 @@ from math import prod
 import numpy as np
 import torch
 
-from tilecompile.ir.expr import evaluate, to_cpp
+from tilecompile.ir.expr import to_cpp
 from tilecompile.ir.node import OpNode, View
 from tilecompile.ir.tiling import Access, Bound, Tiling, pieces, split
 from tilecompile.ops.base import CPP_TYPES, TileOp, register
+from tilecompile.ops.elementwise import evaluate
 from tilecompile.ops.map.gpu import gpu
 
 

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import torch
 
-from tilecompile.ir.expr import ELEMENTWISE, Expr
+from tilecompile.ir.expr import Expr
 from tilecompile.ir.node import OpNode, View
+from tilecompile.ops.elementwise import ELEMENTWISE
 from tilecompile.ops.testing import Case, normal
 
 

@@ -88,7 +88,7 @@ def test_disk_full_at_each_step(
 
     if step == "shutil.copyfile":
         monkeypatch.setattr(kernels, "build", lambda source, output, isa: output.write_bytes(b""))
-    monkeypatch.setattr(f"tilecompile.{'kernels' if step == 'build' else 'compile'}.{step}", full)
+    monkeypatch.setattr(f"tilecompile.{'engine.kernels' if step == 'build' else 'compile'}.{step}", full)
     with pytest.raises(InputError, match=r"e: can't be written: No space left on device$"):
         compile_model(options(model, place / "e", force=force))
     assert left(place) == (["e"] if force else [])
@@ -166,7 +166,8 @@ def test_killed_compile(quick: None, model: Path, tmp_path: Path) -> None:
     text = f"""
 import os, signal
 from pathlib import Path
-from tilecompile import compile as compiler, kernels
+from tilecompile import compile as compiler
+from tilecompile.engine import kernels
 from tilecompile.options import CompileOptions
 kernels.build = lambda source, output, isa: output.write_bytes(b"")
 def progress(stage, done, total):

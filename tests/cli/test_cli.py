@@ -41,11 +41,11 @@ def test_help_has_an_example(command: str) -> None:
     assert command in run("--help").stdout
 
 
-def test_version() -> None:
+def test_version_prints_name_and_number() -> None:
     assert run("--version").stdout == "tilecompile 0.1.0\n"
 
 
-def test_usage_errors() -> None:
+def test_usage_errors_are_one_line_that_names_the_help() -> None:
     for args in (["bogus"], ["generate"], ["compile", "glm5-mini"], ["inspect", "x", "--bogus"]):
         assert "; see tilecompile" in refused(*args)
     assert "Usage:" in run().output
@@ -66,7 +66,7 @@ def test_generate_streams_text(engine: str) -> None:
     )
 
 
-def test_generate_json(engine: str) -> None:
+def test_generate_json_states_tokens_times_and_counts(engine: str) -> None:
     result = run("generate", engine, "--ids", "1,2, 3", "--max-new-tokens", "5", "--threads", "1", "--json")
     about = json.loads(result.stdout)
     assert result.stderr == ""
@@ -77,7 +77,7 @@ def test_generate_json(engine: str) -> None:
     assert (about["prompt_tokens"], about["threads"], about["launches"], about["steps"]) == (3, 1, 1, 7)
 
 
-def test_generate_without_tokenizer(tmp_path: Path) -> None:
+def test_generate_prints_ids_without_a_tokenizer(tmp_path: Path) -> None:
     path = fake.make_engine(tmp_path / "e", text=False)
     assert run("generate", path, "--ids", "1", "--max-new-tokens", "3").stdout == "15 113 199 \n"
     assert json.loads(run("generate", path, "--ids", "1", "--max-new-tokens", "3", "--json").stdout)["text"] is None
@@ -99,13 +99,13 @@ def test_generate_without_tokenizer(tmp_path: Path) -> None:
         (["--prompt", "a", "--max-new-tokens", "0"], "max_new_tokens is 0, want a whole number from 1"),
     ],
 )
-def test_generate_refuses(engine: str, args: list[str], words: str) -> None:
+def test_generate_refuses_bad_arguments_in_one_line(engine: str, args: list[str], words: str) -> None:
     assert words in refused("generate", engine, *args)
     assert words in refused("generate", engine, *args, "--json")
 
 
 @pytest.mark.parametrize("command", [["generate", "--prompt", "a"], ["inspect"]])
-def test_bad_engines(tmp_path: Path, command: list[str]) -> None:
+def test_a_bad_engine_is_refused_in_one_line(tmp_path: Path, command: list[str]) -> None:
     assert "is not there, want an engine folder" in refused(*command, tmp_path / "none")
     assert "has no engine.json" in refused(*command, tmp_path)
     path = fake.make_engine(tmp_path / "e")
@@ -121,7 +121,7 @@ def process(*args: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_interrupt(tmp_path: Path) -> None:
+def test_an_interrupted_generate_exits_at_once_with_130(tmp_path: Path) -> None:
     path = fake.make_engine(tmp_path / "e", step_us=100_000)
     running = process("generate", str(path), "--ids", "1")
     assert running.stdout is not None
@@ -133,7 +133,7 @@ def test_interrupt(tmp_path: Path) -> None:
     assert "Traceback" not in running.communicate()[1]
 
 
-def test_reader_goes_away(tmp_path: Path) -> None:
+def test_generate_ends_silently_when_its_reader_goes_away(tmp_path: Path) -> None:
     path = fake.make_engine(tmp_path / "e", step_us=20_000)
     running = process("generate", str(path), "--ids", "1")
     assert running.stdout is not None
@@ -143,7 +143,9 @@ def test_reader_goes_away(tmp_path: Path) -> None:
     assert running.stderr.read() == ""
 
 
-def test_unexpected_errors(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unexpected_error_is_one_line_unless_a_traceback_is_asked_for(
+    engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(*args: Any, **kwargs: Any) -> None:
         raise ValueError("first\nsecond")
 
@@ -164,7 +166,7 @@ def test_an_error_after_some_text_is_on_its_own_line(engine: str) -> None:
 # inspect and models
 
 
-def test_inspect(engine: str, tmp_path: Path) -> None:
+def test_inspect_shows_the_engine_as_text_and_json(engine: str, tmp_path: Path) -> None:
     about = json.loads(run("inspect", engine, "--json").stdout)
     wanted = {"model": "fake", "target": "cpu", "devices": 1, "workers": 2}
     wanted |= {"tasks": 3, "events": 1, "edges": 1, "bytes_per_step": 200, "ops": {"linear": 2, "commit": 1}}
@@ -178,7 +180,7 @@ def test_inspect(engine: str, tmp_path: Path) -> None:
     assert "has no weights" in refused("generate", without, "--ids", "1")
 
 
-def test_models() -> None:
+def test_models_lists_the_named_configurations() -> None:
     about = json.loads(run("models", "--json").stdout)
     assert set(about["named"]) >= {"glm-5", "glm-5.1", "glm-5.2", "glm5-mini"}
     assert about["named"]["glm-5"]["layers"] == 78
@@ -212,7 +214,7 @@ def compiler(monkeypatch: pytest.MonkeyPatch) -> list[CompileOptions]:
     return seen
 
 
-def test_compile(compiler: list[CompileOptions], tmp_path: Path) -> None:
+def test_compile_passes_its_flags_as_options(compiler: list[CompileOptions], tmp_path: Path) -> None:
     output = tmp_path / "e"
     flags = "--force --target cpu-portable --machine cpu --devices 1 --workers 3 --placement single --max-seq-len 99"
     flags += f" --weights f32 --cache bf16 --seed 7 --dump {tmp_path / 'dump'}"
@@ -244,14 +246,16 @@ def test_compile(compiler: list[CompileOptions], tmp_path: Path) -> None:
     )
 
 
-def test_compile_needs_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compile_names_the_missing_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.delitem(sys.modules, "tilecompile.compile", raising=False)
     line = refused("compile", "glm5-mini", "-o", str(tmp_path / "e"))
     assert "needs the package torch, which is not installed: pip install 'tilecompile[compile]'" in line
 
 
-def test_demo(compiler: list[CompileOptions], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo_compiles_once_and_generates(
+    compiler: list[CompileOptions], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     checkpoint = TINY_CHECKPOINT
     prompt = ("--prompt", "In the beginning")  # the stand-in kernel stalls at some ids, which others lead to
     for _ in range(2):
@@ -300,7 +304,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("change", "words"), BAD)
-def test_bad_options(tmp_path: Path, change: dict[str, Any], words: str) -> None:
+def test_bad_compile_options_are_refused_in_one_line(tmp_path: Path, change: dict[str, Any], words: str) -> None:
     options = dataclasses.replace(CompileOptions("glm5-mini", tmp_path / "e"), **change)
     with pytest.raises(InputError, match=words) as error:
         options.resolve()
@@ -308,14 +312,14 @@ def test_bad_options(tmp_path: Path, change: dict[str, Any], words: str) -> None
     assert list(tmp_path.iterdir()) == []
 
 
-def test_devices_share_a_gpu(tmp_path: Path) -> None:
+def test_devices_on_one_gpu_share_its_workers(tmp_path: Path) -> None:
     options = CompileOptions("glm5-mini", tmp_path / "e", target="sm_90a", devices=8, on_one_gpu=True)
     settings = options.resolve()
     assert (settings.devices, settings.workers, settings.placement) == (8, 16, "tensor_parallel")
     assert dataclasses.replace(options, workers=4).resolve().workers == 4
 
 
-def test_option_conflicts(tmp_path: Path) -> None:
+def test_options_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "m.toml"
     path.write_text('name = "m"\ntarget = "cpu"\ndevices = 1\nworkers = 5\n')
     options = CompileOptions("glm5-mini", tmp_path / "e", machine=str(path))
@@ -336,7 +340,7 @@ def test_option_conflicts(tmp_path: Path) -> None:
         CompileOptions("glm5-mini", tmp_path / "link", force=True).resolve()
 
 
-def test_targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_target_follows_the_cpus_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tilecompile import options as module
 
     for features, isas in (

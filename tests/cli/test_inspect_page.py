@@ -164,7 +164,7 @@ def test_edges_are_those_of_the_tables(tables: tuple[Manifest, Tables], program:
         assert found.read_from(members) == slow_reads(found, tables[1], set(members))
 
 
-def test_operators_are_folded(tables: tuple[Manifest, Tables]) -> None:
+def test_operators_of_all_devices_are_folded_into_one(tables: tuple[Manifest, Tables]) -> None:
     found = structure(*tables, 0)
     assert len({o.name for o in found.operators}) == len(found.operators)
     assert {o.on_all_devices for o in read_operators(tables[0])} >= {o.name for o in found.operators}
@@ -180,7 +180,9 @@ def test_operators_are_folded(tables: tuple[Manifest, Tables]) -> None:
     assert selection.pushed_bytes == {0: 3 * 8 * 4}  # 8 positions of 4 bytes to each of three
 
 
-def test_the_page_has_everything(engine: Path, tables: tuple[Manifest, Tables], tmp_path: Path) -> None:
+def test_the_page_shows_every_operator_and_figure_and_loads_nothing(
+    engine: Path, tables: tuple[Manifest, Tables], tmp_path: Path
+) -> None:
     page, parsed = page_of(engine, tmp_path)
     assert parsed.open == []
     assert parsed.outside == []
@@ -220,7 +222,7 @@ def test_the_page_has_everything(engine: Path, tables: tuple[Manifest, Tables], 
             assert f"{a.name} → {b.name}: {edge.tensors} event tensors with {edge.elements} elements" in titles
 
 
-def test_other_programs_and_layers(engine: Path, tmp_path: Path) -> None:
+def test_the_page_shows_the_chosen_program_and_layer(engine: Path, tmp_path: Path) -> None:
     page, parsed = page_of(engine, tmp_path, "--layer", "0")
     assert "Events of layer 0, program decode" in page
     assert all(".layers.0." in name or name.startswith("add") for name in parsed.boxes)
@@ -247,7 +249,9 @@ def timeline(tables: tuple[Manifest, Tables], **changes: Any) -> dict[str, Any]:
     }
 
 
-def test_measured_and_simulated_side_by_side(engine: Path, tables: tuple[Manifest, Tables], tmp_path: Path) -> None:
+def test_the_page_shows_measured_and_simulated_times_side_by_side(
+    engine: Path, tables: tuple[Manifest, Tables], tmp_path: Path
+) -> None:
     (tmp_path / "measured.json").write_text(json.dumps(timeline(tables)))
     result = CliRunner().invoke(app, ["simulate", str(engine), "--machine", "h200x8", "--context", "32", "--json"])
     assert result.exit_code == 0, result.output
@@ -287,7 +291,7 @@ def test_measured_and_simulated_side_by_side(engine: Path, tables: tuple[Manifes
         ({"shares": [1]}, "shares is"),
     ],
 )
-def test_wrong_timelines(
+def test_wrong_timelines_are_refused_by_key(
     engine: Path, tables: tuple[Manifest, Tables], tmp_path: Path, content: Any, words: str
 ) -> None:
     path = tmp_path / "t.json"
@@ -305,7 +309,7 @@ def refused(engine: Path, words: str, folder: Path, *options: str) -> None:
     assert not (folder / "page.html").exists()
 
 
-def test_refusals(engine: Path, tmp_path: Path) -> None:
+def test_wrong_page_options_are_refused(engine: Path, tmp_path: Path) -> None:
     refused(engine, "--layer is 7, the program has the layers 0–1", tmp_path, "--layer", "7")
     refused(engine, "has no program 'prefill'", tmp_path, "--program", "prefill")
     refused(engine, "--html .*: the folder .* is not there", tmp_path / "none")
@@ -315,7 +319,7 @@ def test_refusals(engine: Path, tmp_path: Path) -> None:
         assert f"{option[0]} is for the page: give --html FILE too" in result.stderr
 
 
-def test_an_engine_without_its_placement(tiny: Path, tmp_path: Path) -> None:
+def test_an_engine_without_its_placement_is_refused(tiny: Path, tmp_path: Path) -> None:
     """An engine from before is refused, not shown in part."""
     shutil.copytree(tiny, tmp_path / "engine")
     (tmp_path / "engine" / "placement.json").unlink()
@@ -324,12 +328,12 @@ def test_an_engine_without_its_placement(tiny: Path, tmp_path: Path) -> None:
     refused(rehashed(tmp_path / "engine"), r"placement.json: programs is missing", tmp_path)
 
 
-def test_ranges() -> None:
+def test_ranges_joins_consecutive_numbers() -> None:
     assert [ranges(n) for n in ([], [3], [0, 1, 2, 5], [4, 2, 3])] == ["none", "3", "0–2, 5", "2–4"]
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_layout(seed: int) -> None:
+def test_layout_leads_lines_down_and_around_boxes(seed: int) -> None:
     """Lines lead down, boxes of a row keep apart, and bends hit no box."""
     draw = random.Random(seed)
     nodes = {n: draw.choice([60.0, 164.0]) for n in range(draw.randint(1, 24))}
@@ -347,7 +351,7 @@ def test_layout(seed: int) -> None:
     assert all(nodes[n] / 2 - 1e-6 <= found.x[n] <= found.width - nodes[n] / 2 + 1e-6 for n in nodes)
 
 
-def test_layout_of_a_cycle() -> None:
+def test_layout_refuses_a_cycle() -> None:
     with pytest.raises(ValueError, match="cycle"):
         layout({0: 1.0, 1: 1.0}, [(0, 1), (1, 0)])
 
@@ -374,7 +378,7 @@ parent.document.title = JSON.stringify({
 @pytest.mark.skipif(BROWSER is None, reason="no chromium or chrome is installed")
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [1280, 420])
-def test_the_page_in_a_browser(engine: Path, tmp_path: Path, width: int, dark: bool) -> None:
+def test_the_page_fits_and_is_legible_in_a_browser(engine: Path, tmp_path: Path, width: int, dark: bool) -> None:
     """Nothing is wider than the window, texts stay in their boxes and stand out from the page."""
     page, parsed = page_of(engine, tmp_path)
     inner = html.escape(page.replace("</body>", PROBE))

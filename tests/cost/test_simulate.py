@@ -35,7 +35,7 @@ def plan(built: Callable[[str], Built]) -> Plan:
 
 
 @pytest.mark.parametrize("context", [1, 24, 25, 100, 128])
-def test_work_is_the_models(plan: Plan, context: int) -> None:
+def test_work_reads_what_the_model_must_read(plan: Plan, context: int) -> None:
     """What tasks read is what the model must read, and the padding of rows to panels."""
     manifest, tables, nodes = plan
     work = work_at(plan, context)
@@ -56,7 +56,7 @@ def test_work_is_the_models(plan: Plan, context: int) -> None:
     assert set(ops[work.gate[work.gate >= 0]]) == {"dispatch"}
 
 
-def test_shares_of_the_context(plan: Plan) -> None:
+def test_work_on_shares_of_the_context_adds_up(plan: Plan) -> None:
     """Shares of a cache are worked on in parts that add up."""
     _, tables, nodes = plan
     tasks = tasks_of(plan[0], tables, 1)
@@ -94,7 +94,7 @@ def check_spans(found: Simulated) -> None:
 
 @pytest.mark.parametrize("machine", ["cpu", "h200"])
 @pytest.mark.parametrize("context", [10, 128])
-def test_steps(plan: Plan, machine: str, context: int) -> None:
+def test_figures_of_a_simulated_step_add_up(plan: Plan, machine: str, context: int) -> None:
     on = cpu() if machine == "cpu" else load_machine(machine)
     found = simulate(*plan, on, context)
     check_spans(found)
@@ -107,7 +107,7 @@ def test_steps(plan: Plan, machine: str, context: int) -> None:
     assert 0 < about["roof_fraction"] < 1
 
 
-def test_one_thread_adds_up(plan: Plan) -> None:
+def test_a_step_on_one_thread_is_the_sum_of_its_tasks(plan: Plan) -> None:
     """On one thread a step is its tasks and the looks between them."""
     found = simulate(*plan, cpu(poll_ns=0.0), 100, threads=1)
     single, total = rates_at(COSTS, found.work.streamed.sum() + found.work.distinct.sum())
@@ -125,12 +125,14 @@ def test_one_thread_adds_up(plan: Plan) -> None:
         {"ops": {**COSTS.ops, "rope": OpCost(500.0, element_ns=0.3)}},
     ],
 )
-def test_dearer_is_slower(plan: Plan, changes: dict[str, Any]) -> None:
+def test_higher_costs_and_contexts_make_steps_slower(plan: Plan, changes: dict[str, Any]) -> None:
     assert simulate(*plan, cpu(**changes), 100).ms > simulate(*plan, cpu(), 100).ms
     assert simulate(*plan, cpu(), 128).ms > simulate(*plan, cpu(), 16).ms
 
 
-def test_virtual_devices(built: Callable[[str], Built], tmp_path: Path) -> None:
+def test_devices_of_a_cpu_share_memory_and_those_of_a_node_do_not(
+    built: Callable[[str], Built], tmp_path: Path
+) -> None:
     """Devices share a CPU's memory; on a node each has its own, and pushes take a link."""
     model = built("plain").path.parent / "model"
     options = CompileOptions(str(model), tmp_path / "e", devices=2, workers=2, max_seq_len=128, no_weights=True)
@@ -152,7 +154,7 @@ def test_virtual_devices(built: Callable[[str], Built], tmp_path: Path) -> None:
         simulate(*devices, load_machine("h200"), 100)
 
 
-def test_errors(plan: Plan, tiny: Path, tmp_path: Path) -> None:
+def test_arguments_out_of_range_are_refused(plan: Plan, tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="context is 129, want 1 to 128"):
         simulate(*plan, cpu(), 129)
     with pytest.raises(InputError, match="threads is 5, want 1 to 4"):
@@ -178,7 +180,7 @@ def test_errors(plan: Plan, tiny: Path, tmp_path: Path) -> None:
     assert "--steps is 1, want 64 to" in refused("calibrate", str(tiny), "-o", str(tmp_path / "m"), "--steps", "1")
 
 
-def test_command(tiny: Path, tmp_path: Path) -> None:
+def test_simulate_prints_figures_and_writes_a_trace(tiny: Path, tmp_path: Path) -> None:
     args = ("simulate", str(tiny), "--machine", "h200", "--context", "1000")
     about = json.loads(run(*args, "--json").stdout)
     assert (about["source"], about["machine"], about["context"]) == ("simulated", "h200", 1000)

@@ -18,7 +18,7 @@ def times(*streams: list[dict[str, Any]], **machine: Any) -> Times:
     return run_loop(loop(list(streams), **machine))
 
 
-def test_one_worker() -> None:
+def test_a_workers_bytes_and_body_overlap() -> None:
     """Bytes and body overlap, what a task takes in any case comes on top."""
     found = times([{"bytes": 10, "body": 4, "start": 1}, {"bytes": 2, "body": 7, "start": 1}], single=2)
     assert found.begin.tolist() == [0, 6]
@@ -28,7 +28,7 @@ def test_one_worker() -> None:
     assert found.before.tolist() == [-1, 0]
 
 
-def test_an_event() -> None:
+def test_a_notification_of_another_worker_takes_its_time() -> None:
     """Another worker's notification takes its time, one's own doesn't."""
     first = [{"body": 5, "notifies": "a"}, {"body": 1, "waits": "a"}]
     found = times(first, [{"body": 2, "waits": "a", "notifies": "b"}], [{"waits": "ab"}], event_ns=3)
@@ -37,7 +37,7 @@ def test_an_event() -> None:
     assert found.latest.tolist() == [-1, 0, 0, 2]
 
 
-def test_an_event_of_several() -> None:
+def test_an_event_of_several_waits_for_the_last_notification() -> None:
     """All notifications must have come; the last to be seen is the one that counts."""
     found = times(
         [{"body": 5, "notifies": "a"}, {"waits": "a"}],
@@ -49,7 +49,7 @@ def test_an_event_of_several() -> None:
     assert found.latest[1::2].tolist() in ([2, 0, 0], [4, 0, 0])
 
 
-def test_a_memory_is_shared() -> None:
+def test_workers_share_the_bandwidth_of_a_memory() -> None:
     """Two read 30 bytes each at 6 together, then one alone at its own 4."""
     found = times([{"bytes": 30}], [{"bytes": 50}], single=4, total=6)
     assert found.end.tolist() == [10, 15]
@@ -59,7 +59,7 @@ def test_a_memory_is_shared() -> None:
     assert apart.read.tolist() == [30, 50]
 
 
-def test_a_ring() -> None:
+def test_a_ring_fetches_ahead_while_its_worker_waits() -> None:
     """While the second task waits until 10, the ring takes 3 of its 8 bytes."""
     streams = [[{"body": 10, "notifies": "a"}], [{"waits": "a", "bytes": 8}]]
     assert times(*streams).end.tolist() == [10, 18]
@@ -69,7 +69,7 @@ def test_a_ring() -> None:
     assert short.end.tolist() == [2, 8]
 
 
-def test_a_gate() -> None:
+def test_a_loader_waits_before_experts_that_are_not_chosen() -> None:
     """A loader stands before experts that aren't chosen yet, and may fetch what follows meanwhile."""
     first = [{"body": 10, "notifies": "a"}]
     second = [{"waits": "a", "bytes": 4, "gate": 0}, {"bytes": 6}, {"bytes": 5}]
@@ -80,14 +80,14 @@ def test_a_gate() -> None:
     assert hinted.read.tolist() == [15]
 
 
-def test_a_link() -> None:
+def test_pushes_share_a_devices_link() -> None:
     """One push after the other goes over a device's link."""
     push = [{"link": 4, "body": 1}]
     assert times(push, push).end.tolist() == [4, 8]
     assert times(push, push, memories=[0, 1]).end.tolist() == [4, 4]
 
 
-def test_a_thread_carries_workers() -> None:
+def test_a_thread_stays_with_a_worker_while_it_can_run() -> None:
     """It stays with a worker while that can go on, then takes the next one that can; each look takes its time."""
     streams = [[{"body": 3}, {"body": 3, "waits": "x"}], [{"body": 5}], [{"body": 1, "notifies": "x"}]]
     found = times(*streams, threads=[0, 0, 0], poll_ns=0.5)
@@ -98,7 +98,7 @@ def test_a_thread_carries_workers() -> None:
     assert other.begin.tolist() == [0, 10, 3, 7]
 
 
-def test_waiting_for_ever() -> None:
+def test_a_wait_that_nothing_ends_has_no_end() -> None:
     found = times([{"waits": "a"}, {"notifies": "a"}], [{"body": 1}])
     assert np.isnan(found.end).tolist() == [True, True, False]
 
@@ -132,7 +132,9 @@ MACHINES = st.fixed_dictionaries(
 
 @settings(deadline=None, max_examples=25, phases=(Phase.explicit, Phase.generate))  # shrinking would take minutes
 @given(programs(most=6), MACHINES)
-def test_against_small_steps(streams: list[list[dict[str, Any]]], machine: dict[str, int]) -> None:
+def test_times_agree_with_a_simulation_in_small_steps(
+    streams: list[list[dict[str, Any]]], machine: dict[str, int]
+) -> None:
     made = loop(streams, **machine)
     found = run_loop(made)
     step = 1 / 32
@@ -144,7 +146,9 @@ def test_against_small_steps(streams: list[list[dict[str, Any]]], machine: dict[
 
 @settings(deadline=None, max_examples=200)
 @given(programs(), MACHINES, st.data())
-def test_what_always_holds(streams: list[list[dict[str, Any]]], machine: dict[str, int], data: st.DataObject) -> None:
+def test_times_keep_the_order_of_a_schedule_and_the_rates_of_its_memory(
+    streams: list[list[dict[str, Any]]], machine: dict[str, int], data: st.DataObject
+) -> None:
     made = loop(streams, **machine)
     found = run_loop(made)
     assert not np.isnan(found.end).any()
@@ -168,7 +172,7 @@ def test_what_always_holds(streams: list[list[dict[str, Any]]], machine: dict[st
     assert run_loop(dataclasses.replace(alone, ring_bytes=made.ring_bytes + 5.0)).end.max() <= before + 1e-6
 
 
-def test_wrong_arrays() -> None:
+def test_arrays_of_another_type_are_refused() -> None:
     made = loop([[{"bytes": 1}]])
     with pytest.raises(TypeError, match="bytes is float32, want a contiguous array of float64"):
         run_loop(dataclasses.replace(made, bytes=made.bytes.astype(np.float32)))

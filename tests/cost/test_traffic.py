@@ -39,14 +39,14 @@ def by_hand(context: int) -> int:
     return 4 * words
 
 
-def test_formula() -> None:
+def test_reads_are_those_counted_by_hand() -> None:
     read = reads(fuse(glm5_graphs()[0]), MAX_SEQ_LEN)
     for context in (1, 7, 8, 9, 31, 32):
         assert read.at(context) == by_hand(context), context
     assert read.mean(range(7, 10)) == pytest.approx((by_hand(7) + by_hand(8) + by_hand(9)) / 3)
 
 
-def test_engine_states_it(tiny: Path, tmp_path: Path) -> None:
+def test_an_engine_states_its_reads(tiny: Path, tmp_path: Path) -> None:
     manifest = read_manifest(tiny)
     program = manifest.program("decode")
     assert stated_reads(manifest).at(manifest.max_seq_len) == program["bytes_per_step"]

@@ -53,7 +53,7 @@ OPERATORS = {
         ("lm_head", 6),
     ],
 )
-def test_operator_names(wanted: str, index: int) -> None:
+def test_find_operator_finds_an_operator_by_short_names(wanted: str, index: int) -> None:
     assert find_operator(OPERATORS, wanted) == list(OPERATORS)[index]
 
 
@@ -69,7 +69,7 @@ def test_operator_names(wanted: str, index: int) -> None:
         ("@2", "has no name"),
     ],
 )
-def test_unclear_operator_names_list_candidates(wanted: str, message: str) -> None:
+def test_find_operator_lists_candidates_of_an_ambiguous_name(wanted: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         find_operator(OPERATORS, wanted)
 
@@ -97,7 +97,7 @@ def test_kernel_and_interpreter_give_the_same_buffers(built: Build) -> None:
         assert kernel.buffers_after([1]).keys() == interpreters[0].buffers_after([1]).keys()
 
 
-def test_interpreter_stops_there(built: Build) -> None:
+def test_the_interpreter_stops_after_the_operator(built: Build) -> None:
     """What comes after the operator has not run; what came before has."""
     engine = built("odd")
     interpreter = Interpreter(engine.path)
@@ -111,7 +111,7 @@ def test_interpreter_stops_there(built: Build) -> None:
     assert len(outputs) == 5
 
 
-def test_overwritten_results_are_refused(built: Build) -> None:
+def test_buffers_that_are_overwritten_later_are_refused(built: Build) -> None:
     """Two operators that share memory: the kernel can't show what the first one wrote, and says so."""
     manifest = read_manifest(built("odd").path)
     tables = load_tables(manifest)
@@ -147,7 +147,7 @@ def test_compare_names_the_first_wrong_operator(built: Build, tmp_path: Path) ->
     assert result.stdout.splitlines()[-1] == f"first beyond 0.0001: {first.operator}"
 
 
-def test_command_line(built: Build, tmp_path: Path) -> None:
+def test_debug_prints_and_compares_buffers(built: Build, tmp_path: Path) -> None:
     engine = str(built("odd").path)
 
     def run(*options: str) -> str:

@@ -103,7 +103,7 @@ def agree(model: Model, devices: int, workers: int, placement: str, reduction: s
         (8, 2, "even", "two_step"),
     ],
 )
-def test_logits(
+def test_engines_of_several_devices_give_the_models_logits(
     model: Callable[[str], Model], devices: int, workers: int, placement: str, reduction: str | None
 ) -> None:
     agree(model("odd"), devices, workers, placement, reduction)
@@ -113,14 +113,16 @@ def test_logits(
 @pytest.mark.parametrize("placement", PLACEMENTS[1:])
 @pytest.mark.parametrize("devices", [2, 4, 8])
 @pytest.mark.parametrize("name", ["tiny", *DRAWN])
-def test_logits_of(model: Callable[[str], Model], name: str, devices: int, placement: str) -> None:
+def test_more_engines_of_several_devices_give_the_models_logits(
+    model: Callable[[str], Model], name: str, devices: int, placement: str
+) -> None:
     agree(model(name), devices, 1 + devices % 3, placement)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("placement", [p for p in PLACEMENTS[1:] if p != "auto"])
 @pytest.mark.parametrize("name", ["odd", "by frequency"])
-def test_two_steps_give_the_bits_of_one_shot(model: Callable[[str], Model], name: str, placement: str) -> None:
+def test_sums_in_two_steps_give_the_bits_of_one_shot(model: Callable[[str], Model], name: str, placement: str) -> None:
     one, two = (
         model(name).score(model(name).engine(8, 3, placement=placement, reduction=reduction))
         for reduction in REDUCTIONS
@@ -129,7 +131,7 @@ def test_two_steps_give_the_bits_of_one_shot(model: Callable[[str], Model], name
 
 
 @pytest.mark.parametrize("placement", ["roles", "even"])
-def test_delays_change_no_bits(model: Callable[[str], Model], placement: str, tmp_path: Path) -> None:
+def test_delays_change_no_bits_on_eight_devices(model: Callable[[str], Model], placement: str, tmp_path: Path) -> None:
     engine = model("odd").engine(8, 2, placement=placement, reduction="two_step")
     bits_under_delays(model("odd"), engine, tmp_path)
 
@@ -137,7 +139,7 @@ def test_delays_change_no_bits(model: Callable[[str], Model], placement: str, tm
 @pytest.mark.slow
 @pytest.mark.parametrize("placement", PLACEMENTS[1:])
 @pytest.mark.parametrize(("name", "devices"), [("tiny", 8), ("by frequency", 4), ("shared", 2)])
-def test_delays_change_no_bits_of(
+def test_delays_change_no_bits_for_more_models(
     model: Callable[[str], Model], name: str, devices: int, placement: str, tmp_path: Path
 ) -> None:
     bits_under_delays(model(name), model(name).engine(devices, 1 + devices % 3, placement=placement), tmp_path)
@@ -150,7 +152,7 @@ def bits_under_delays(model: Model, engine: Path, folder: Path) -> None:
         assert np.array_equal(model.score(delayed, threads), want)
 
 
-def test_bits_do_not_depend_on_threads(model: Callable[[str], Model]) -> None:
+def test_bits_of_eight_devices_do_not_depend_on_threads(model: Callable[[str], Model]) -> None:
     engine = model("odd").engine(8, 2, placement="tensor_parallel")
     first = model("odd").score(engine, 1)
     for threads in (2, 5, 16):
@@ -161,14 +163,16 @@ def test_bits_do_not_depend_on_threads(model: Callable[[str], Model]) -> None:
     ("devices", "workers", "options"),
     [(2, 1, {"placement": "tensor_parallel"}), (8, 2, {"placement": "even", "reduction": "two_step"})],
 )
-def test_interpreter_agrees(model: Callable[[str], Model], devices: int, workers: int, options: dict[str, str]) -> None:
+def test_the_interpreter_agrees_on_several_devices(
+    model: Callable[[str], Model], devices: int, workers: int, options: dict[str, str]
+) -> None:
     engine = model("odd").engine(devices, workers, **options)
     ids = model("odd").ids[:24]
     logits = Interpreter(engine, 3).score(ids)
     assert np.abs(logits - model("odd").logits[:24]).max() <= TOLERANCE
 
 
-def test_weights_are_divided(model: Callable[[str], Model]) -> None:
+def test_every_weight_is_divided_over_both_devices(model: Callable[[str], Model]) -> None:
     manifest = read_manifest(model("odd").engine(2, 1, placement="tensor_parallel"))
     tables = load_tables(manifest)
     where = defaultdict(set)
@@ -195,7 +199,7 @@ def test_inspect_shows_the_placement(model: Callable[[str], Model]) -> None:
 
 
 @pytest.mark.parametrize(("placement", "devices"), [("tensor_parallel", 1), ("even", 1), ("single", 2)])
-def test_refusals(tmp_path: Path, placement: str, devices: int) -> None:
+def test_a_placement_for_another_number_of_devices_is_refused(tmp_path: Path, placement: str, devices: int) -> None:
     with pytest.raises(InputError, match=f"placement {placement} .*device"):
         compile_model(CompileOptions(str(TINY_CHECKPOINT), tmp_path / "engine", devices=devices, placement=placement))
     assert not (tmp_path / "engine").exists()

@@ -170,7 +170,7 @@ def moved(self: glm5.Mlp, x: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
     ],
     ids=["another activation", "moved activation"],
 )
-def test_changed_model_changes_engine(
+def test_a_changed_model_changes_the_kernel_and_its_logits(
     target: Any, name: str, change: Any, seen: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only the model changes: the emitted kernel and its numbers follow."""

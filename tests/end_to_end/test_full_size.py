@@ -90,14 +90,14 @@ def without_bodies(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("without_bodies")
 @pytest.mark.parametrize("weights", [{"no_weights": True}, {"no_weights": False, "seed": 1}])
-def test_ops_without_bodies_are_named(model: str, tmp_path: Path, weights: dict[str, Any]) -> None:
+def test_ops_without_bodies_are_named_in_the_refusal(model: str, tmp_path: Path, weights: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=r"^the target sm_90a has no bodies yet for .*mla_attention.*, rope.*--no-ker"):
         compile_model(options(model, tmp_path, no_kernel=False, **weights))
     assert not (tmp_path / "e").exists()
 
 
 @pytest.mark.usefixtures("without_bodies")
-def test_an_engine_without_kernel(model: str, tmp_path: Path) -> None:
+def test_an_engine_without_kernel_has_complete_tables(model: str, tmp_path: Path) -> None:
     compiled = compile_model(options(model, tmp_path))
     manifest = read_manifest(compiled.output)
     assert (manifest.data["target"]["name"], manifest.data["cache"]) == ("sm_90a", "bf16")
@@ -122,7 +122,7 @@ def test_an_engine_without_kernel(model: str, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
 
 
-def test_tables_that_are_short_in_a_wrong_way(model: str, tmp_path: Path) -> None:
+def test_tables_with_wrong_repeats_are_refused(model: str, tmp_path: Path) -> None:
     folder = compile_model(options(model, tmp_path)).output
     manifest = read_manifest(folder)
     good = np.load(manifest.table("repeats"))
@@ -156,13 +156,17 @@ def test_tables_that_are_short_in_a_wrong_way(model: str, tmp_path: Path) -> Non
         ({"placement": "tensor_parallel", "devices": 3}, "--devices 3 contradicts --machine small"),
     ],
 )
-def test_refused_options(model: str, tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+def test_options_that_contradict_the_machine_are_refused(
+    model: str, tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
     with pytest.raises(InputError, match=words):
         compile_model(options(model, tmp_path, **changes))
     assert not (tmp_path / "e").exists()
 
 
-def test_plans_that_exceed_a_memory(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plans_that_exceed_a_memory_are_refused_before_planning(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Before anything is planned, with what is needed for what."""
     monkeypatch.setattr("tilecompile.compile.tile", lambda *args: pytest.fail("it is planned"))
     path = machine(tmp_path / "small.toml", memory=100_000)
@@ -173,7 +177,7 @@ def test_plans_that_exceed_a_memory(model: str, tmp_path: Path, monkeypatch: pyt
         compile_model(options(model, tmp_path, machine=path))
 
 
-def test_more_devices_than_the_model_can_be_split_over(model: str, tmp_path: Path) -> None:
+def test_more_devices_than_the_model_divides_into_are_refused(model: str, tmp_path: Path) -> None:
     path = machine(tmp_path / "many.toml", devices=200)
     with pytest.raises(InputError, match=r"can't be divided over 200 devices"):
         compile_model(options(model, tmp_path, machine=path))
@@ -187,7 +191,7 @@ def glm5(dtype: torch.dtype, placement: str = "tensor_parallel") -> tuple[list[P
     return [place(g, placement, 8) for g in graphs], repeat.copies, reads(graphs[0], CONTEXT, repeat.copies).fixed
 
 
-def test_fp8_bytes_of_glm5() -> None:
+def test_bytes_of_glm5_in_fp8_are_the_published_ones() -> None:
     """What the published model is known to read a token and to take in memory."""
     placed, copies, fixed = glm5(torch.float8_e4m3fn)
     assert fixed == pytest.approx(41.93 * GB, rel=2e-4)
@@ -205,7 +209,7 @@ def test_fp8_bytes_of_glm5() -> None:
         check_fit(needs(placed, copies), load_machine("h200x8"), CONTEXT)
 
 
-def test_fp8_sizes() -> None:
+def test_matrix_and_tile_bytes_in_fp8_include_scales() -> None:
     assert matrix_bytes(256, 384, "fp8") == 256 * 384 + 2 * 3 * 4
     assert matrix_bytes(257, 385, "fp8") == 257 * 385 + 3 * 4 * 4
     assert matrix_bytes(7, 9, "bf16") == 7 * 9 * 2
@@ -216,7 +220,7 @@ def test_fp8_sizes() -> None:
 
 
 @pytest.mark.slow
-def test_full_size(tmp_path: Path) -> None:
+def test_glm5_compiles_in_bounded_time_and_memory_and_mutations_are_refused(tmp_path: Path) -> None:
     """GLM-5 on 8 x 132 workers: time and memory of the whole compilation, its size, and a sample of mutations."""
     command = [sys.executable, "-c", MEASURED, "compile", "glm-5", "--machine", "h200x8", "--placement", "even"]
     command += [

@@ -39,7 +39,7 @@ def kernel_score(engine: Built, tokens: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("name", "tokens"), [("plain", 40), ("odd", 30), ("shared", 44)])
-def test_orders_give_the_kernels_logits(name: str, tokens: int, built: Build) -> None:
+def test_any_order_gives_the_kernels_logits(name: str, tokens: int, built: Build) -> None:
     engine = built(name)
     want = kernel_score(engine, tokens)
     in_order = Interpreter(engine.path).score(engine.ids[:tokens])
@@ -62,7 +62,7 @@ def test_many_random_orders_give_the_kernels_logits(name: str, built: Build) -> 
 
 
 @pytest.mark.parametrize("order", ["program", 5])
-def test_generates_the_kernels_tokens(order: Order, built: Build) -> None:
+def test_the_interpreter_generates_the_kernels_tokens(order: Order, built: Build) -> None:
     engine = built("odd")
     with tilecompile.load(engine.path) as kernel:
         want = kernel.generate(engine.ids[:5], max_new_tokens=12).tokens
@@ -83,7 +83,7 @@ def test_random_orders_differ_from_program_order(built: Build) -> None:
     assert len({frozenset(r) for r in runs}) == 1
 
 
-def test_missing_edge_shows(built: Build, tmp_path: Path) -> None:
+def test_a_missing_edge_changes_results_or_stalls(built: Build, tmp_path: Path) -> None:
     """Without its waits a program reads what isn't written yet in some order; with one too many it stalls."""
     engine = built("odd")
     shutil.copytree(engine.path, tmp_path / "early")
@@ -106,7 +106,7 @@ def test_missing_edge_shows(built: Build, tmp_path: Path) -> None:
         Interpreter(rehashed(tmp_path / "late")).score(engine.ids[:3])
 
 
-def test_missing_weight_run_shows(built: Build, tmp_path: Path) -> None:
+def test_a_missing_weight_run_gives_nan(built: Build, tmp_path: Path) -> None:
     """Weights come from the task's own runs: without its run, a task gives not-a-number."""
     engine = built("odd")
     shutil.copytree(engine.path, tmp_path / "engine")
@@ -118,7 +118,7 @@ def test_missing_weight_run_shows(built: Build, tmp_path: Path) -> None:
     assert np.isnan(Interpreter(rehashed(tmp_path / "engine")).score(engine.ids[:2])).any()
 
 
-def test_graph_json_says_what_the_tables_number(built: Build, tmp_path: Path) -> None:
+def test_graph_json_names_the_operators_that_tables_number(built: Build, tmp_path: Path) -> None:
     engine = built("shared").path
     manifest = read_manifest(engine)
     graph = read_graph(manifest)
@@ -140,7 +140,7 @@ def test_graph_json_says_what_the_tables_number(built: Build, tmp_path: Path) ->
         Interpreter(rehashed(tmp_path / "old"))
 
 
-def test_wrong_ids_are_refused(built: Build) -> None:
+def test_ids_outside_the_vocabulary_or_the_context_are_refused(built: Build) -> None:
     interpreter = Interpreter(built("odd").path)
     with pytest.raises(InputError, match="outside the vocabulary"):
         interpreter.score([100000])

@@ -38,7 +38,7 @@ def want(built: Build) -> np.ndarray:
 
 
 @pytest.mark.parametrize("threads", [1, 2, 4])
-def test_runs_give_the_same_bits(threads: int, built: Build, want: np.ndarray) -> None:
+def test_repeated_runs_give_the_same_bits(threads: int, built: Build, want: np.ndarray) -> None:
     engine = built("plain")
     for _ in range(4):
         with tilecompile.load(engine.path, threads) as kernel:
@@ -56,7 +56,7 @@ def test_delays_change_no_bits(threads: int, built: Build, chaos: Path, want: np
             assert kernel.stats.launches == 1
 
 
-def test_delays_show_missing_edges(built: Build, chaos: Path, want: np.ndarray, tmp_path: Path) -> None:
+def test_delays_reveal_missing_edges(built: Build, chaos: Path, want: np.ndarray, tmp_path: Path) -> None:
     """A program without its waits, but for those of the sink, is right by luck only."""
     shutil.copytree(chaos, tmp_path / "engine")
     path = tmp_path / "engine" / "tables" / "instructions.npy"
@@ -88,7 +88,9 @@ def test_delays_change_no_tokens(built: Build, chaos: Path) -> None:
 
 @pytest.mark.parametrize("cut", [1, 23, 24, 25, 71])
 @pytest.mark.parametrize("kind", ["plain", "chaos"])
-def test_pieces_give_the_same_bits(cut: int, kind: str, built: Build, chaos: Path, want: np.ndarray) -> None:
+def test_a_text_in_two_pieces_gives_the_same_bits(
+    cut: int, kind: str, built: Build, chaos: Path, want: np.ndarray
+) -> None:
     ids = built("plain").ids
     with tilecompile.load(chaos if kind == "chaos" else built("plain").path) as kernel:
         first = kernel.score(ids[:cut])

@@ -49,7 +49,7 @@ def killed(output: Path, then: str) -> None:
 
 
 @pytest.mark.parametrize("there", [False, True])
-def test_killed_in_the_middle(tmp_path: Path, there: bool) -> None:
+def test_a_process_killed_amid_writing_leaves_the_old_engine(tmp_path: Path, there: bool) -> None:
     place = tmp_path / "out"
     if there:
         fake.make_engine(place / "e")
@@ -65,7 +65,7 @@ def test_killed_in_the_middle(tmp_path: Path, there: bool) -> None:
     assert check_engine(place / "e").manifest.tokenizer is None
 
 
-def test_killed_after_the_exchange(tmp_path: Path) -> None:
+def test_a_process_killed_after_the_exchange_leaves_the_new_engine(tmp_path: Path) -> None:
     """The new engine is there, the old one still under the temporary name."""
     engine = fake.make_engine(tmp_path / "out" / "e")
     killed(engine, "output.shutil.rmtree = kill")
@@ -77,7 +77,7 @@ def test_killed_after_the_exchange(tmp_path: Path) -> None:
     assert not check_engine(engine).manifest.has_kernel
 
 
-def test_killed_between_two_renames(tmp_path: Path) -> None:
+def test_a_process_killed_between_two_renames_leaves_the_old_engine_recoverable(tmp_path: Path) -> None:
     """Where the system can't exchange folders: the next compilation puts the old engine back."""
     engine = fake.make_engine(tmp_path / "out" / "e")
     killed(engine, "output.exchange = lambda a, b: False; Path.rename = rename")
@@ -97,7 +97,7 @@ def test_killed_between_two_renames(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("can", [True, False])
-def test_replacing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, can: bool) -> None:
+def test_an_engine_is_replaced_while_it_is_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, can: bool) -> None:
     if not can:
         monkeypatch.setattr(output_module, "exchange", lambda a, b: False)
     engine = fake.make_engine(tmp_path / "out" / "e[1]*")
@@ -110,7 +110,7 @@ def test_replacing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, can: bool) -
     assert left(engine.parent) == [".e1.partial-5", "e[1]*"]
 
 
-def test_made_meanwhile(tmp_path: Path) -> None:
+def test_a_folder_made_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
     for force, words in ((False, "was made meanwhile"), (True, "if it is an engine")):
         place = tmp_path / f"out{force}"
         making = new_folder(place / "e", force)
@@ -130,7 +130,7 @@ def test_made_meanwhile(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_two_compilations_of_one_output(tmp_path: Path) -> None:
+def test_two_compilations_of_one_output_keep_apart(tmp_path: Path) -> None:
     """Neither takes the other's folder for an ended one's; that of an ended one goes, whoever has its number now."""
     place = tmp_path / "out"
     text = f"""
@@ -154,7 +154,7 @@ with new_folder(Path({str(place / "e")!r})) as folder:
     assert not check_engine(place / "e").manifest.has_kernel
 
 
-def test_exchange(tmp_path: Path) -> None:
+def test_exchange_swaps_two_folders(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / name).touch()

@@ -53,7 +53,9 @@ def options(model: Path, output: Path, **more: Any) -> CompileOptions:
     return CompileOptions(str(model), output, **{**settings, **more})
 
 
-def test_new_folder_is_the_only_trace(quick: None, model: Path, tmp_path: Path, tiny: Path) -> None:
+def test_compiling_leaves_the_engine_folder_and_nothing_else(
+    quick: None, model: Path, tmp_path: Path, tiny: Path
+) -> None:
     compile_model(options(model, tmp_path / "out" / "deep" / "e"))
     assert left(tmp_path / "out" / "deep") == ["e"]
     names = ("kernel.so", "tables/waits.npy", "weights/device0.bin")
@@ -75,7 +77,7 @@ def test_new_folder_is_the_only_trace(quick: None, model: Path, tmp_path: Path, 
         ("write_manifest", False),
     ],
 )
-def test_disk_full_at_each_step(
+def test_a_full_disk_at_any_step_leaves_no_new_engine(
     quick: None, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, force: bool
 ) -> None:
     place = tmp_path / "out"
@@ -116,14 +118,18 @@ def disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
 
 
 @pytest.mark.parametrize("kilobytes", [60, 300, 400, 600])
-def test_small_disk(quick: None, model: Path, disk: Callable[[int], Path], kilobytes: int) -> None:
+def test_a_disk_too_small_for_the_engine_is_refused_and_left_empty(
+    quick: None, model: Path, disk: Callable[[int], Path], kilobytes: int
+) -> None:
     place = disk(kilobytes)
     with pytest.raises(InputError, match=r"can't be written|the disk has \d+ free|requested and \d+ written"):
         compile_model(options(model, place / "e"))
     assert left(place) == []
 
 
-def test_dump_to_a_small_disk(quick: None, model: Path, tmp_path: Path, disk: Callable[[int], Path]) -> None:
+def test_a_dump_that_does_not_fit_its_disk_is_refused(
+    quick: None, model: Path, tmp_path: Path, disk: Callable[[int], Path]
+) -> None:
     with pytest.raises(InputError, match=r"--dump .*: can't be written: No space left"):
         compile_model(options(model, tmp_path / "e", dump=disk(20)))
     assert not (tmp_path / "e").exists()
@@ -133,7 +139,7 @@ def test_dump_to_a_small_disk(quick: None, model: Path, tmp_path: Path, disk: Ca
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_interrupt_at_each_stage(quick: None, model: Path, tmp_path: Path, stage: str) -> None:
+def test_an_interrupt_at_any_stage_leaves_nothing(quick: None, model: Path, tmp_path: Path, stage: str) -> None:
     def interrupt(reached: str, done: int, total: int) -> None:
         if reached == stage:
             raise KeyboardInterrupt
@@ -144,7 +150,7 @@ def test_interrupt_at_each_stage(quick: None, model: Path, tmp_path: Path, stage
     assert left(tmp_path / "out") == []
 
 
-def test_interrupted_command(model: Path, tmp_path: Path) -> None:
+def test_an_interrupted_compile_command_leaves_nothing(model: Path, tmp_path: Path) -> None:
     """Ctrl-C while the C++ compiler runs: the terminal sends it to both."""
     arguments = f"compile {model} -o {tmp_path / 'out' / 'e'} --seed 1 --max-seq-len 512".split()
     process = subprocess.Popen(
@@ -161,7 +167,7 @@ def test_interrupted_command(model: Path, tmp_path: Path) -> None:
     assert left(tmp_path / "out") == []
 
 
-def test_killed_compile(quick: None, model: Path, tmp_path: Path) -> None:
+def test_a_killed_compilation_is_cleaned_up_by_the_next(quick: None, model: Path, tmp_path: Path) -> None:
     """A real one, in the middle of the weights."""
     text = f"""
 import os, signal
@@ -187,7 +193,7 @@ compiler.compile_model(options, progress)
 # Checkpoints
 
 
-def test_checkpoint_that_lies(tmp_path: Path) -> None:
+def test_checkpoints_whose_headers_are_false_are_refused(tmp_path: Path) -> None:
     """What the index or a file's header says isn't so; see tests/models/test_models.py for wrong tensors."""
     model = tiny_model(tmp_path / "model")
     index = model / "model.safetensors.index.json"

@@ -43,7 +43,7 @@ def refused(path: Path, words: str) -> None:
         assert "\n" not in str(error.value)
 
 
-def test_these_are_the_files(tiny: Path) -> None:
+def test_an_engine_folder_holds_the_listed_files(tiny: Path) -> None:
     found = {p.relative_to(tiny).as_posix() for p in tiny.rglob("*") if p.is_file()}
     assert found == set(FILES)
     checked = check_engine(tiny)
@@ -54,7 +54,7 @@ def test_these_are_the_files(tiny: Path) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_each_file(tiny: Path, tmp_path: Path, name: str) -> None:
+def test_damage_to_any_file_is_refused(tiny: Path, tmp_path: Path, name: str) -> None:
     path = damage.copy(tiny, tmp_path / "e")
     content = (path / name).read_bytes()
     size = len(content)
@@ -80,7 +80,7 @@ def test_each_file(tiny: Path, tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_pipes_and_devices_do_not_hang(tiny: Path, tmp_path: Path, name: str) -> None:
+def test_pipes_and_devices_in_place_of_files_do_not_hang(tiny: Path, tmp_path: Path, name: str) -> None:
     server = Server()
     try:
         for make in (os.mkfifo, lambda p: os.mknod(p, 0o20666, os.makedev(1, 5))):
@@ -98,7 +98,7 @@ def test_pipes_and_devices_do_not_hang(tiny: Path, tmp_path: Path, name: str) ->
         server.close()
 
 
-def test_linked_folder(tiny: Path, tmp_path: Path) -> None:
+def test_a_linked_engine_is_loaded_and_links_within_it_are_refused(tiny: Path, tmp_path: Path) -> None:
     """A link to a whole engine is followed; a folder of one that is a link out of it is not."""
     (tmp_path / "link").symlink_to(tiny)
     check_engine(tmp_path / "link")
@@ -108,7 +108,7 @@ def test_linked_folder(tiny: Path, tmp_path: Path) -> None:
     refused(path, "streams.npy: is a link to|tables/.*: is a link to")
 
 
-def test_exchanged_between_engines(tiny: Path, tmp_path: Path) -> None:
+def test_files_of_another_engine_are_refused(tiny: Path, tmp_path: Path) -> None:
     """Any file of one engine in another one; also one whose sizes are the same."""
     near = damage.edit_table(damage.copy(tiny, tmp_path / "near"), "waits", lambda t: t["count"].__setitem__(0, 9))
     damage.flip(near / "weights" / "device0.bin", 5)
@@ -153,7 +153,7 @@ def test_exchanged_between_engines(tiny: Path, tmp_path: Path) -> None:
         (lambda d: d["files"]["weights/device0.bin"].update(chunk_bytes=1), "has 1 chunk hashes, want"),
     ],
 )
-def test_manifest_with_a_right_hash(tiny: Path, tmp_path: Path, change: Any, words: str) -> None:
+def test_a_wrong_manifest_with_a_correct_hash_is_refused(tiny: Path, tmp_path: Path, change: Any, words: str) -> None:
     path = damage.copy(tiny, tmp_path / "e")
     damage.edit_manifest(path, change)
     if words == "nothing":
@@ -180,12 +180,14 @@ def test_manifest_with_a_right_hash(tiny: Path, tmp_path: Path, change: Any, wor
         ("instructions", "op", 1 << 20, "instructions.npy: op of entry 0 is 1048576, want less than"),
     ],
 )
-def test_table_with_a_right_hash(tiny: Path, tmp_path: Path, name: str, field: str, value: int, words: str) -> None:
+def test_a_wrong_table_with_a_correct_hash_is_refused(
+    tiny: Path, tmp_path: Path, name: str, field: str, value: int, words: str
+) -> None:
     path = damage.copy(tiny, tmp_path / "e")
     refused(damage.edit_table(path, name, lambda table: table[field].__setitem__(0, value)), words)
 
 
-def test_headers_with_a_right_hash(tiny: Path, tmp_path: Path) -> None:
+def test_a_wrong_table_header_with_a_correct_hash_is_refused(tiny: Path, tmp_path: Path) -> None:
     path = damage.copy(tiny, tmp_path / "e")
     name = "tables/waits.npy"
     content = (path / name).read_bytes()
@@ -203,7 +205,7 @@ def test_headers_with_a_right_hash(tiny: Path, tmp_path: Path) -> None:
         refused(path, r"waits.npy: is not a readable table: \S")
 
 
-def test_no_code_in_data(tiny: Path, tmp_path: Path) -> None:
+def test_a_pickle_with_a_correct_hash_is_never_executed(tiny: Path, tmp_path: Path) -> None:
     """A pickle with the right hash isn't opened, and nothing in the package could open one."""
 
     class Payload:
@@ -233,7 +235,9 @@ def test_no_code_in_data(tiny: Path, tmp_path: Path) -> None:
                 assert node.value.value is (node.arg == "weights_only"), source
 
 
-def test_replaced_while_loading(tiny: Path, tmp_path: Path, tokens: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_replaced_while_it_loads_is_one_of_both_or_refused(
+    tiny: Path, tmp_path: Path, tokens: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two engines change places all the time: a load gives one of them or says what happened."""
     place = damage.copy(tiny, tmp_path / "a")
     other = damage.edit_table(damage.copy(tiny, tmp_path / "b"), "waits", lambda t: t["count"].__setitem__(3, 7))

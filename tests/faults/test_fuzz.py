@@ -30,12 +30,12 @@ def check(outcomes: list[Outcome], scratch: Path) -> None:
     assert {kind for kind, result in counts if result == "refused"} == set(KINDS)
 
 
-def test_fuzz_sample(tiny: Path, tmp_path: Path) -> None:
+def test_a_sample_of_damaged_engines_is_refused_or_unchanged(tiny: Path, tmp_path: Path) -> None:
     check(run(tiny, tmp_path, range(SAMPLE)), tmp_path)
 
 
 @pytest.mark.slow
-def test_fuzz(tiny: Path, tmp_path: Path) -> None:
+def test_thousands_of_damaged_engines_are_refused_or_unchanged(tiny: Path, tmp_path: Path) -> None:
     outcomes = run(tiny, tmp_path, range(SAMPLE, ALL))
     check(outcomes, tmp_path)
     assert sum(o.result in ("refused", "stalled", "same") for o in outcomes) >= 2000

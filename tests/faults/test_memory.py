@@ -9,7 +9,7 @@ from tilecompile.runtime import machine
 from tilecompile.runtime.folder.manifest import read_manifest
 
 
-def test_control_groups(tmp_path: Path) -> None:
+def test_cgroup_memory_is_the_least_that_a_group_above_has_free(tmp_path: Path) -> None:
     own, root = tmp_path / "cgroup", tmp_path / "sys"
 
     def group(path: str, **values: object) -> None:
@@ -33,7 +33,7 @@ def test_control_groups(tmp_path: Path) -> None:
     assert machine.cgroup_memory(own, root) is None
 
 
-def test_too_little_memory(tiny: Path) -> None:
+def test_load_is_refused_where_process_limits_leave_too_little_memory(tiny: Path) -> None:
     """Limits of the process count; they are met before anything is allocated."""
     needed = read_manifest(tiny).memory(1)
     text = f"""

@@ -56,7 +56,9 @@ def check_stall(engine: tilecompile.Engine, call: Callable[[], Any]) -> str:
 
 @pytest.mark.parametrize("threads", [1, 2, 4])
 @pytest.mark.parametrize("plant", ["threshold raised", "notify removed"])
-def test_planted_stall(tiny: Path, tmp_path: Path, plant: str, threads: int) -> None:
+def test_a_planted_stall_names_the_first_task_that_can_not_run(
+    tiny: Path, tmp_path: Path, plant: str, threads: int
+) -> None:
     """The task that is named is the first one that can't run, however many wait for it in turn."""
     tables = {name: damage.table(tiny, name) for name in ("instructions", "waits", "notifies", "streams")}
     first = tables["instructions"][: int(tables["streams"]["end"][3])]
@@ -88,7 +90,7 @@ def awaited(tables: dict[str, np.ndarray], ins: Any) -> Any:
     return tables["waits"][ins["wait_begin"] : ins["wait_begin"] + ins["wait_count"]]
 
 
-def test_usable_after_a_stall(tiny: Path, tokens: list[int]) -> None:
+def test_the_engine_is_usable_after_a_stall(tiny: Path, tokens: list[int]) -> None:
     """A stall in the middle of a text: what came before is delivered, and the next request has a fresh kernel."""
     engine = tilecompile.load(tiny, stall_seconds=0.3)
     count = engine.tables["waits"]["count"]
@@ -109,7 +111,7 @@ def test_usable_after_a_stall(tiny: Path, tokens: list[int]) -> None:
     engine.close()
 
 
-def test_step_without_sink(engine: tilecompile.Engine, tokens: list[int]) -> None:
+def test_a_step_that_ends_without_its_sink_is_a_stall(engine: tilecompile.Engine, tokens: list[int]) -> None:
     """Loading refuses such tables; a kernel that meets them says so."""
     streams = engine.tables["streams"]
     kinds = engine.tables["instructions"]["kind"]
@@ -125,7 +127,7 @@ BUSY = "import os, sys\nos.sched_setaffinity(0, {%d})\nwhile os.getppid() == %d:
 
 
 @pytest.mark.parametrize(("nice", "count"), [(0, 40), (10, 5)])
-def test_starved_threads_do_not_stall(tiny: Path, tokens: list[int], nice: int, count: int) -> None:
+def test_threads_starved_of_a_core_do_not_stall(tiny: Path, tokens: list[int], nice: int, count: int) -> None:
     """Four threads share one core with two busy processes, in one case at a lower priority."""
     core = min(os.sched_getaffinity(0))
     busy = [subprocess.Popen([sys.executable, "-c", BUSY % (core, os.getpid())]) for _ in range(2)]
@@ -143,7 +145,7 @@ print(out.tokens, e.stats.launches)
             process.wait()
 
 
-def test_stopped_process_does_not_stall(tiny: Path, tokens: list[int]) -> None:
+def test_a_stopped_and_continued_process_does_not_stall(tiny: Path, tokens: list[int]) -> None:
     """Ctrl-Z and fg: the time in between counts for nothing."""
     text = "for i, t in enumerate(e.stream(PROMPT, 5000)):\n    print(t, flush=True)\nprint(e.stats.launches)"
     lines = f"import tilecompile\nPROMPT = {PROMPT}\ne = tilecompile.load({str(tiny)!r})\n{text}"
@@ -166,7 +168,7 @@ def test_stopped_process_does_not_stall(tiny: Path, tokens: list[int]) -> None:
 # Interrupts
 
 
-def test_interrupted_command(tiny: Path) -> None:
+def test_an_interrupted_generate_command_exits_with_130(tiny: Path) -> None:
     command = [sys.executable, "-m", "tilecompile", "generate", str(tiny), "--ids", "1", "--max-new-tokens", str(LONG)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -179,7 +181,7 @@ def test_interrupted_command(tiny: Path) -> None:
 
 
 @pytest.mark.parametrize("call", ["generate", "stream", "score"])
-def test_interrupt(engine: tilecompile.Engine, tokens: list[int], call: str) -> None:
+def test_an_interrupt_ends_each_kind_of_request(engine: tilecompile.Engine, tokens: list[int], call: str) -> None:
     calls: dict[str, Callable[[], Any]] = {
         "generate": lambda: engine.generate(PROMPT, LONG),
         "stream": lambda: list(engine.stream(PROMPT, LONG)),
@@ -198,7 +200,7 @@ def test_interrupt(engine: tilecompile.Engine, tokens: list[int], call: str) -> 
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_interrupts_at_any_moment(engine: tilecompile.Engine, tokens: list[int]) -> None:
+def test_the_engine_is_usable_after_an_interrupt_at_any_moment(engine: tilecompile.Engine, tokens: list[int]) -> None:
     """Wherever the interrupt falls (in a `__del__`, Python only reports it), the next request runs."""
     rng = random.Random(0)
 

@@ -27,7 +27,9 @@ def consume(engine: tilecompile.Engine) -> None:
             raise RuntimeError("of the consumer")
 
 
-def test_exception_in_the_consumer(engine: tilecompile.Engine, tokens: list[int]) -> None:
+def test_an_exception_in_the_consumer_of_a_stream_frees_the_engine(
+    engine: tilecompile.Engine, tokens: list[int]
+) -> None:
     begin = time.perf_counter()
     with pytest.raises(RuntimeError) as error:
         consume(engine)
@@ -41,7 +43,7 @@ def test_exception_in_the_consumer(engine: tilecompile.Engine, tokens: list[int]
     assert time.perf_counter() - begin < 1
 
 
-def test_dropped_stream(engine: tilecompile.Engine, tokens: list[int]) -> None:
+def test_a_dropped_stream_frees_the_engine(engine: tilecompile.Engine, tokens: list[int]) -> None:
     for _ in range(20):
         stream = engine.stream(PROMPT, LONG)
         assert [next(stream) for _ in range(3)] == tokens[:3]
@@ -50,7 +52,9 @@ def test_dropped_stream(engine: tilecompile.Engine, tokens: list[int]) -> None:
     assert engine.generate(PROMPT, 50).tokens == tokens[:50]
 
 
-def test_stream_in_a_cycle(engine: tilecompile.Engine, tokens: list[int]) -> None:
+def test_a_stream_in_a_reference_cycle_holds_the_engine_until_collected(
+    engine: tilecompile.Engine, tokens: list[int]
+) -> None:
     """A stream that nobody can reach, but that isn't collected yet, holds the engine: the error says what to do."""
     holder: list[Any] = [engine.stream(PROMPT, LONG)]
     holder.append(holder)
@@ -69,7 +73,7 @@ def test_stream_in_a_cycle(engine: tilecompile.Engine, tokens: list[int]) -> Non
 # Threads
 
 
-def test_many_threads_at_once(engine: tilecompile.Engine, tokens: list[int]) -> None:
+def test_requests_of_many_threads_are_served_or_refused_whole(engine: tilecompile.Engine, tokens: list[int]) -> None:
     """Each call either has the engine for itself or is refused; no answer is mixed with another one's."""
     wrong: list[Any] = []
     done: list[int] = []
@@ -103,7 +107,7 @@ def test_many_threads_at_once(engine: tilecompile.Engine, tokens: list[int]) -> 
 
 
 @pytest.mark.parametrize("call", ["generate", "stream", "score"])
-def test_close_during_a_request(tiny: Path, call: str) -> None:
+def test_close_during_a_request_ends_it_in_time(tiny: Path, call: str) -> None:
     for delay in (0.0, 0.002, 0.1):
         engine = tilecompile.load(tiny)
         calls: dict[str, Callable[[], Any]] = {
@@ -157,18 +161,18 @@ time.sleep(0.1)
 
 
 @pytest.mark.parametrize("name", ENDINGS)
-def test_interpreter_exit(tiny: Path, name: str) -> None:
+def test_the_interpreter_exits_with_an_engine_in_any_state(tiny: Path, name: str) -> None:
     script(tiny, ENDINGS[name], timeout=20)
 
 
 @pytest.mark.parametrize(
     "call", ["e.generate(PROMPT, 100000)", "list(e.stream(PROMPT, 100000))", "e.score([1] * 9000)"]
 )
-def test_interpreter_exit_with_a_daemon_thread(tiny: Path, call: str) -> None:
+def test_the_interpreter_exits_while_a_daemon_thread_waits_for_the_engine(tiny: Path, call: str) -> None:
     script(tiny, "import tilecompile.errors\n" + DAEMON.format(call=call, threads=1), timeout=20)
 
 
-def test_uncaught_exception(tiny: Path) -> None:
+def test_an_uncaught_exception_amid_a_stream_ends_the_process(tiny: Path) -> None:
     with pytest.raises(AssertionError, match="ZeroDivisionError"):
         script(tiny, "s = e.stream(PROMPT, 100000)\nfor t in s: 1 / 0", code=1, timeout=20)
 
@@ -196,12 +200,12 @@ NOT = "lambda: e.generate('a', 1)"
 
 
 @pytest.mark.parametrize("end", ["sys.exit()", "e.close(); sys.exit()", "del e; sys.exit()", "os._exit(0)"])
-def test_fork(tiny: Path, tokens: list[int], end: str) -> None:
+def test_a_fork_can_not_use_the_engine_and_the_parent_can(tiny: Path, tokens: list[int], end: str) -> None:
     text = CHILD.format(before="e.generate(PROMPT, 3)", more=NOT, end=end, after="")
     assert script(tiny, text, timeout=20) == f"{tokens[:50]} 1\n"
 
 
-def test_fork_in_a_stream(tiny: Path, tokens: list[int]) -> None:
+def test_a_fork_amid_a_stream_leaves_it_to_the_parent(tiny: Path, tokens: list[int]) -> None:
     """The child can't go on with the parent's stream; the parent can."""
     before = "s = e.stream(PROMPT, 3000)\nfirst = [next(s) for _ in range(3)]"
     more = "lambda: list(s), lambda: s.close() or e.generate(PROMPT)"
@@ -209,7 +213,7 @@ def test_fork_in_a_stream(tiny: Path, tokens: list[int]) -> None:
     assert script(tiny, text, timeout=20) == f"2997\n{tokens[:50]} 1\n"
 
 
-def test_fork_while_a_thread_generates(tiny: Path, tokens: list[int]) -> None:
+def test_a_fork_while_a_thread_generates_leaves_it_running(tiny: Path, tokens: list[int]) -> None:
     """The thread may hold the engine's mutex at that moment, and isn't there to give it back."""
     for _ in range(3):
         before = "t = threading.Thread(target=e.generate, args=(PROMPT, 3000)); t.start(); time.sleep(0.02)"
@@ -217,7 +221,7 @@ def test_fork_while_a_thread_generates(tiny: Path, tokens: list[int]) -> None:
         assert script(tiny, text, timeout=20) == f"{tokens[:50]} 1\n"
 
 
-def test_multiprocessing(tiny: Path) -> None:
+def test_a_multiprocessing_pool_runs_beside_an_engine(tiny: Path) -> None:
     text = """
 import multiprocessing
 with multiprocessing.get_context("fork").Pool(2) as pool:

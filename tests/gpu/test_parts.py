@@ -29,7 +29,7 @@ from tilecompile.targets.cuda.emit import once
 HERE = Path(__file__).parent
 
 
-def test_kernels_that_measure_build() -> None:
+def test_kernels_that_measure_build_without_spills() -> None:
     """Without spills; the ring's copies are those of the resident kernel."""
     made = kernels.stream_cubins("sm_90a", [(4096, 48), (16384, 12)])
     assert set(made) == {"stream-4096-48.cubin", "stream-16384-12.cubin", "measure.cubin"}
@@ -110,7 +110,7 @@ def aligned(tables: Tables) -> Tables:
     return {**tables, "tape": tape}
 
 
-def test_steps_from_stamps(engine: tuple[Manifest, Tables]) -> None:
+def test_steps_are_read_from_stamps(engine: tuple[Manifest, Tables]) -> None:
     """Three steps in four rows, of which the first row only says when the second step began."""
     manifest, tables = engine
     tasks = stamps.tasks_of(manifest, tables, manifest.workers)
@@ -150,7 +150,7 @@ def test_logits_are_compared_where_they_decide() -> None:
     assert not model.passed({"replayed": model.compare(np.full_like(want, np.nan), want), **good})
 
 
-def test_fraction_of_the_roof() -> None:
+def test_roof_divides_bytes_by_time_and_bandwidth() -> None:
     predicted = {"context": 1024, "step_ms": 2.0, "bytes": 4e9, "bytes_read": 6e9}
     found = share.roof(predicted, 2.5, 4e12)
     assert found["roof_fraction"] == pytest.approx(0.4)
@@ -204,7 +204,7 @@ def test_a_part_that_fails_says_so_in_a_line(monkeypatch: pytest.MonkeyPatch, tm
     assert run.run_part("baseline", made, {}, 1) == {"passed": False, "error": "ValueError: two"}
 
 
-def test_what_calibration_takes() -> None:
+def test_speed_has_what_calibration_takes() -> None:
     about = {"gpu": "G", "driver": "1", "date": "d", "command": "c"}
     parts = {"bandwidth": {"read_bandwidth": 4e12, "event_latency_ns": 700.0}, "timeline": {"task_start_ns": 300.0}}
     found = run.speed(parts, about)
@@ -217,7 +217,7 @@ def script(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True)
 
 
-def test_folders_that_are_none(tmp_path: Path) -> None:
+def test_folders_that_were_not_prepared_are_refused(tmp_path: Path) -> None:
     """One line each, exit code 2."""
     index = tmp_path / "index.json"
     done = script(tmp_path)
@@ -241,7 +241,7 @@ def test_folders_that_are_none(tmp_path: Path) -> None:
         folder.unpack(tmp_path, tmp_path / "out")
 
 
-def test_no_folder_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folder, "LIMIT", 100)
     files = tmp_path / "files"
     files.mkdir()

@@ -35,7 +35,7 @@ QUICK = ("rms_norm", "linear")
 
 
 @pytest.mark.parametrize("op", [op if op in QUICK else pytest.param(op, marks=pytest.mark.slow) for op in ops.ALL])
-def test_ops_on_the_host(op: str) -> None:
+def test_part_ops_passes_on_the_host(op: str) -> None:
     """Part `ops`, whose launches run the bodies' text on the host: tables, weights and comparisons are as on a GPU."""
     some = small(op)
     kernel = host_kernel(some)
@@ -68,7 +68,7 @@ def run_script(path: Path, only: str, kernel: Path | None, tmp_path: Path, **set
 
 
 @pytest.mark.slow
-def test_smoke(tmp_path: Path) -> None:
+def test_part_smoke_passes_on_the_host(tmp_path: Path) -> None:
     """The table made by hand, through the launch and the mailbox."""
     kinds, of_name = smoke.kinds()
     kernel = host_kernel_of(tmp_path / "host", kinds, {}, 232448)
@@ -100,7 +100,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.mark.slow
-def test_model(tiny_folder: tuple[Path, Path], tmp_path: Path) -> None:
+def test_part_model_passes_on_the_host(tiny_folder: tuple[Path, Path], tmp_path: Path) -> None:
     """The script's comparison with a CPU engine holds for the kernel's text on the host."""
     found = run_script(tiny_folder[0], "c", tiny_folder[1], tmp_path)["parts"]["model"]
     assert found["passed"], found
@@ -111,7 +111,7 @@ def test_model(tiny_folder: tuple[Path, Path], tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_step_in_launches(tiny_folder: tuple[Path, Path]) -> None:
+def test_a_step_in_launches_gives_the_cpu_engines_logits(tiny_folder: tuple[Path, Path]) -> None:
     """Levels, their tables and weight runs: a step of `run_tasks` launches gives the CPU engine's logits."""
     files = tiny_folder[0].parent / "files"
     manifest = read_manifest(files / "tiny1")
@@ -143,7 +143,7 @@ def test_a_step_in_launches(tiny_folder: tuple[Path, Path]) -> None:
 
 
 @pytest.mark.slow
-def test_faults(tiny_folder: tuple[Path, Path], tmp_path: Path) -> None:
+def test_part_faults_meets_each_fault(tiny_folder: tuple[Path, Path], tmp_path: Path) -> None:
     """Each fault is met, and the engine is usable after it."""
     found = run_script(tiny_folder[0], "d", tiny_folder[1], tmp_path)["parts"]["faults"]
     assert found["passed"], found
@@ -188,7 +188,7 @@ print(json.dumps(graphs.run(folder.Folder(folder.read_index(Path(sys.argv[1])), 
 
 
 @pytest.mark.slow
-def test_share(tmp_path: Path) -> None:
+def test_part_share_runs_one_of_two_devices(tmp_path: Path) -> None:
     """One of two devices runs alone, and what it waits for comes from itself, later where that is asked for."""
     path, kernel = share_folder(tmp_path, 2)
     found = run_script(path, "share", kernel, tmp_path)["parts"]["share"]
@@ -207,7 +207,7 @@ def test_share(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_timeline(tmp_path: Path) -> None:
+def test_part_timeline_makes_a_trace_of_stamps(tmp_path: Path) -> None:
     """Stamps of the kernel's text become a timeline and a trace."""
     path, kernel = share_folder(tmp_path, 1, 4)
     measured = run_script(path, "f", kernel, tmp_path)

@@ -58,7 +58,7 @@ class Stub:
         return 1e-3
 
 
-def test_bandwidth_is_that_of_what_was_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_bandwidth_counts_the_bytes_that_were_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """4 GiB in a millisecond, less what doesn't divide evenly; events: half a round."""
     rings = [{"slot": 16384, "stages": 12, "shared": 198656, "cubin": "a"}]
     (tmp_path / "a").write_bytes(b"")

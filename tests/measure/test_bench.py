@@ -78,7 +78,7 @@ def test_choose_keeps_the_fastest(engine: tilecompile.Engine, monkeypatch: pytes
     assert told == [(i, roof.SWEEPS * len(KERNELS)) for i in range(roof.SWEEPS * len(KERNELS))]
 
 
-def test_kernel_without_read_kernels(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_without_read_kernels_is_refused(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with tilecompile.load(tiny) as engine:
         monkeypatch.setattr(engine.cpu, "library", object())
         with pytest.raises(EngineError, match=r"the kernel has no read kernels; compile the model again"):
@@ -156,7 +156,7 @@ def test_barriers_bring_streams_into_order(engine: tilecompile.Engine) -> None:
         np.testing.assert_array_equal(np.sort(part, order=part.dtype.names), np.sort(same, order=same.dtype.names))
 
 
-def test_checkpoint_order(engine: tilecompile.Engine) -> None:
+def test_checkpoint_order_sorts_tiles_as_the_checkpoint_does(engine: tilecompile.Engine) -> None:
     tables, memory = ablate.checkpoint_order(engine)
     names, tiles = engine.manifest.data["weights"]["tensors"], engine.tables["tiles"]
     assert names.index("model.layers.0.mlp.down_proj.weight") > names.index("model.layers.0.self_attn.q_a_proj.weight")
@@ -207,7 +207,7 @@ def test_unsteady_rounds_are_left_out() -> None:
     assert round_of(30, 60, 1).bandwidth(A) == pytest.approx(40)
 
 
-def test_figures(engine: tilecompile.Engine) -> None:
+def test_figures_follow_from_the_rounds(engine: tilecompile.Engine) -> None:
     steps = rounds.Steps(range(20, 24), 2)
     made = Roof(engine, 1 << 16)
     ran = [round_of(b, b, m, barrier=m * f) for b, m, f in ((40, 2, 1.5), (20, 4, 1.25), (10, 6, 1.0))]
@@ -224,7 +224,7 @@ def test_figures(engine: tilecompile.Engine) -> None:
 # The command.
 
 
-def test_json(tiny: Path, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_json_has_the_figures_of_every_round(tiny: Path, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ablate, "without_prefetch", lambda engine: nullcontext(engine.cpu.library))  # saves a build
     result = run(tiny, "--context", 40, "--threads", 2, "--rounds", 5, "--ablate", "--json")
     assert result.exit_code == 0, result.output
@@ -261,7 +261,7 @@ def test_json(tiny: Path, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
     assert held["resident_bytes"] > held["resident_growth_bytes"]
 
 
-def test_table_and_peers(tiny: Path, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_table_shows_peers_and_their_failures(tiny: Path, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, Any] = {}
 
     def bench(name: str, **rest: Any) -> dict[str, Any]:
@@ -304,17 +304,17 @@ def test_table_and_peers(tiny: Path, quick: None, monkeypatch: pytest.MonkeyPatc
         (["--against", "transformers", "--model", "no/where"], "--model no/where: want a folder with config.json"),
     ],
 )
-def test_bad_arguments(tiny: Path, args: list[str], line: str) -> None:
+def test_bad_arguments_are_refused_in_one_line(tiny: Path, args: list[str], line: str) -> None:
     assert line in refused(tiny, *args)
 
 
-def test_peers_need_the_checkpoint(tiny: Path, tmp_path: Path) -> None:
+def test_peers_of_a_checkpoint_engine_need_the_checkpoint(tiny: Path, tmp_path: Path) -> None:
     engine = damage.copy(tiny, tmp_path / "engine")
     damage.edit_manifest(engine, lambda data: data["weights"].update(source="checkpoint"))
     assert "give --model FOLDER" in refused(engine, "--against", "transformers")
 
 
-def test_what_the_ablation_needs(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ablation_is_refused_without_a_compiler_or_memory(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert "no C++ compiler found: $CXX names 'no-such-compiler'" in refused(tiny, "--ablate")
     monkeypatch.delenv("CXX")
@@ -322,13 +322,13 @@ def test_what_the_ablation_needs(tiny: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert "bytes for the weights in checkpoint order, the machine has 1000 free" in refused(tiny, "--ablate")
 
 
-def test_help() -> None:
+def test_help_explains_the_measurement() -> None:
     shown = run("--help").stdout
     assert re.search(r"Example:\n +tilecompile bench ", shown)
     assert "own prefetchers on" in " ".join(shown.split())
 
 
-def test_names_of_kernels() -> None:
+def test_read_kernels_are_named_by_their_variant() -> None:
     assert ReadKernel(1, -1, 0, True).name == "1 stream, no prefetch, huge pages"
     assert ReadKernel(2, 0, 4096, False).name == "2 streams, prefetch NTA 4 KB ahead, normal pages"
     assert len({kernel.name for kernel in KERNELS}) == len(KERNELS)

@@ -91,7 +91,7 @@ def test_a_failing_command_costs_no_other_figure(tiny: Path, tmp_path: Path) -> 
     assert good["ms_per_step"] == 2.5
 
 
-def test_a_command_that_needs_a_checkpoint(built: Callable[[str], Built]) -> None:
+def test_a_command_that_names_the_model_needs_a_checkpoint(built: Callable[[str], Built]) -> None:
     engine = built("odd").path
     line = refused(engine, "--peer", "vllm=python x.py {model}")
     assert "peer vllm: its command names {model}: give --model FOLDER, a checkpoint" in line
@@ -116,7 +116,7 @@ def test_a_command_that_needs_a_checkpoint(built: Callable[[str], Built]) -> Non
         (["--model", "x", "--peer", "a=python"], "--model says where peers get the weights"),
     ],
 )
-def test_bad_peers(tiny: Path, args: list[str], line: str) -> None:
+def test_bad_peer_options_are_refused(tiny: Path, args: list[str], line: str) -> None:
     assert line in refused(tiny, *args)
 
 
@@ -140,7 +140,9 @@ class Slow:
 
 
 @pytest.mark.parametrize("name", ["vllm", "sglang"])
-def test_the_examples(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_example_programs_report_their_steps(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     made: list[Slow] = []
 
     class Llm(Slow):
@@ -230,12 +232,12 @@ def test_peers_on_a_gpu_run_after_the_engine_is_closed(
     assert "4800 GB/s: a card, data sheet" in shown.stdout
 
 
-def test_what_a_gpu_does_not_have(tiny: Path, on_gpu: list[Any]) -> None:
+def test_options_for_cpus_are_refused_on_a_gpu(tiny: Path, on_gpu: list[Any]) -> None:
     assert "--ablate changes a processor's kernel, and" in refused(tiny, "--ablate")
     assert "--threads is for processors, and" in refused(tiny, "--threads", "2")
 
 
-def test_stated_roofs(tiny: Path, tmp_path: Path) -> None:
+def test_the_stated_roof_is_that_of_the_engines_machine(tiny: Path, tmp_path: Path) -> None:
     manifest = read_manifest(tiny)
     data = {**manifest.data, "target": {"name": "sm_90a", "isa": "sm_90a", "features": []}, "machine": "h200"}
     gpu = Manifest(manifest.folder, {**data, "devices": 8})

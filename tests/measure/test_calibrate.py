@@ -55,7 +55,7 @@ def test_costs_are_found_again(plan: Plan) -> None:
             assert found["linear"].byte_ns["f32"] == pytest.approx(0.02, rel=0.02)
 
 
-def test_nonnegative() -> None:
+def test_nonnegative_finds_the_coefficients_and_none_below_zero() -> None:
     random = np.random.default_rng(3)
     known = np.abs(random.standard_normal((50, 3))) * [1, 1e6, 1e-6]
     np.testing.assert_allclose(nonnegative(known, known @ [2, 3e-6, 5e6], np.ones(50)), [2, 3e-6, 5e6])
@@ -69,7 +69,7 @@ def test_description_is_read_again(tmp_path: Path) -> None:
     assert load_machine(str(tmp_path / "m.toml")) == machine
 
 
-def test_at_pace(plan: Plan) -> None:
+def test_at_pace_scales_the_memorys_rate_alone(plan: Plan) -> None:
     """Memory that is read twice as fast halves a step that does nothing else, and leaves one that doesn't read."""
     bound = cpu(task_ns=0.0, event_ns=0.0, poll_ns=0.0, ops={"default": OpCost()})
     assert simulate(*plan, at_pace(bound, 2.0), 16, 1).ms == pytest.approx(simulate(*plan, bound, 16, 1).ms / 2)
@@ -77,7 +77,7 @@ def test_at_pace(plan: Plan) -> None:
     assert simulate(*plan, at_pace(free, 0.5), 16, 1).ms < 1e-3 * simulate(*plan, bound, 16, 1).ms
 
 
-def test_what_disturbs_a_recording(plan: Plan) -> None:
+def test_recordings_that_were_disturbed_are_told_from_slow_ones(plan: Plan) -> None:
     """Memory whose rate changed meanwhile, and threads that shared a core; not memory that is slow all the time."""
     manifest, tables, _ = plan
     empty = np.zeros(0)
@@ -93,7 +93,9 @@ def test_what_disturbs_a_recording(plan: Plan) -> None:
     assert steps(0.5, 1.0, 1.0).disturbance > 1
 
 
-def test_calibrate(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_calibrate_writes_a_description_with_its_sources(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(calibrating, "SETS", (1 << 18, 1 << 21))
     monkeypatch.setattr(calibrating, "contexts_of", lambda limit: [64])
     monkeypatch.setattr(calibrating, "RECORDINGS", 2)  # whatever the memory does meanwhile
@@ -127,7 +129,7 @@ PLANS: dict[str, tuple[str, dict[str, Any], list[int]]] = {
 
 
 @pytest.mark.slow
-def test_predictions_hold(tmp_path: Path) -> None:
+def test_predictions_for_unseen_plans_are_within_15_percent(tmp_path: Path) -> None:
     """After one calibration, steps of plans that it hasn't seen are predicted within 15 %, on one thread and on two.
 
     Of the measured steps the undisturbed half counts. The memory's bandwidth may have changed since the calibration

@@ -57,7 +57,7 @@ def test_what_was_measured_is_filled_in(tmp_path: Path, machine: str | None) -> 
     assert (about["machine"], about["read_bandwidth_gbs"], about["event_ns"]) == ("mine", 4320, 730)
 
 
-def test_in_words(tmp_path: Path) -> None:
+def test_calibrate_from_prints_what_it_filled_in(tmp_path: Path) -> None:
     done = run("calibrate", "--from", results(tmp_path), "-o", str(tmp_path / "mine.toml"))
     assert done.exit_code == 0, done.output
     assert "h200: memory read at 4320 GB/s a device, task_ns 240, event_ns 730; measured 2030" in done.stdout
@@ -80,7 +80,7 @@ def test_in_words(tmp_path: Path) -> None:
         ({"gpu": "NVIDIA GH200 480GB"}, "speed.gpu is 'NVIDIA GH200 480GB', which is none of b200, h100, h200: give"),
     ],
 )
-def test_results_that_are_refused(tmp_path: Path, changed: dict[str, Any], words: str) -> None:
+def test_results_with_wrong_figures_are_refused(tmp_path: Path, changed: dict[str, Any], words: str) -> None:
     path, output = results(tmp_path, **changed), tmp_path / "mine.toml"
     line = refused("calibrate", "--from", path, "-o", str(output))
     assert f"{path}: {words}" in line
@@ -96,14 +96,14 @@ def test_results_that_are_refused(tmp_path: Path, changed: dict[str, Any], words
         ('{"speed": 3}', "has no object 'speed'"),
     ],
 )
-def test_files_that_are_no_results(tmp_path: Path, content: str | None, words: str) -> None:
+def test_files_that_are_no_results_are_refused(tmp_path: Path, content: str | None, words: str) -> None:
     path = tmp_path / "r.json"
     if content is not None:
         path.write_text(content)
     assert f"{path}: {words}" in refused("calibrate", "--from", str(path), "-o", str(tmp_path / "m.toml"))
 
 
-def test_options_that_do_not_go_together(tmp_path: Path) -> None:
+def test_options_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
     output = str(tmp_path / "m.toml")
     path = results(tmp_path)
     for args, words in (

@@ -68,7 +68,7 @@ def test_the_trained_checkpoint_makes_the_engines_model(tmp_path: Path) -> None:
         assert torch.equal(found, parameter), name
 
 
-def test_what_a_peer_needs(monkeypatch: pytest.MonkeyPatch, tiny: Path) -> None:
+def test_a_peer_whose_packages_are_missing_is_refused(monkeypatch: pytest.MonkeyPatch, tiny: Path) -> None:
     assert peers.names() == ["transformers", "torch-compile", "cuda-graphs"]
     assert [peers.check(name) for name in peers.names()] == [None, None, None]
     with pytest.raises(InputError, match="peer 'llama' is unknown, want one of: transformers, torch-compile, cuda-g"):
@@ -107,7 +107,7 @@ def check_result(out: dict[str, Any], name: str, context: int) -> None:
     assert times[json.dumps(chosen)] in sorted(t for t in times.values() if t is not None)[:3]
 
 
-def test_bench_of_transformers(tiny: Path) -> None:
+def test_bench_of_transformers_tries_every_setting(tiny: Path) -> None:
     out = bench("transformers", tiny)
     check_result(out, "transformers", 64)
     tried = out["settings"]["tried"]
@@ -118,7 +118,7 @@ def test_bench_of_transformers(tiny: Path) -> None:
 
 
 @pytest.mark.slow
-def test_bench_of_torch_compile(tiny: Path) -> None:
+def test_bench_of_torch_compile_is_faster_than_eager(tiny: Path) -> None:
     out = bench("torch-compile", tiny)
     check_result(out, "torch-compile", 64)
     done = [t for t in out["settings"]["tried"] if "ms_per_step" in t]
@@ -171,7 +171,7 @@ def test_the_search_keeps_to_its_budget(monkeypatch: pytest.MonkeyPatch) -> None
 # jobs
 
 
-def test_jobs_that_are_refused(tiny: Path, built: Callable[[str], Built]) -> None:
+def test_jobs_without_usable_weights_are_refused(tiny: Path, built: Callable[[str], Built]) -> None:
     checkpoint = built("odd").path
     model = str(checkpoint.parent / "model")
     with pytest.raises(InputError, match="its weights come from a checkpoint, and peers need them too: give --model"):

@@ -35,7 +35,7 @@ def test_peers_of_an_engine_for_gpus_run_there_in_bf16(tiny: Path) -> None:
         peers.bench("cuda-graphs", **how)
 
 
-def test_the_searches_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_searches_on_a_gpu_try_captured_steps_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     devices: list[object] = []
     search = stand_in(monkeypatch, {("batched_mm", "sdpa", "static"): 2.0}, 100)
     search.device, search.stored = "cuda", "bf16"

@@ -38,7 +38,7 @@ def found(*args: str) -> dict[str, Any]:
     return answer
 
 
-def test_model(model: Path, tmp_path: Path) -> None:
+def test_simulating_a_model_gives_what_its_engine_gives(model: Path, tmp_path: Path) -> None:
     """A model gives what its engine gives."""
     m = machine(tmp_path)
     compiled = run("compile", str(model), "--machine", m, "--no-weights", "--no-kernel", "-o", str(tmp_path / "e"))
@@ -51,7 +51,7 @@ def test_model(model: Path, tmp_path: Path) -> None:
     assert other["tasks"] != of_model["tasks"]
 
 
-def test_acceptance(model: Path, tmp_path: Path) -> None:
+def test_speculation_times_follow_from_the_acceptance(model: Path, tmp_path: Path) -> None:
     m = machine(tmp_path)
     args = (str(model), "--machine", m, "--context", "64", "--tokens", "3")
     never, half, always = (found(*args, "--acceptance", x)["speculation"] for x in ("0", "0.5", "1"))
@@ -66,7 +66,7 @@ def test_acceptance(model: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_sweep(model: Path, tmp_path: Path) -> None:
+def test_a_sweep_covers_placements_contexts_and_rings(model: Path, tmp_path: Path) -> None:
     m = machine(tmp_path)
     picture = tmp_path / "sweep.svg"
     args = (str(model), "--machine", m, "--sweep", "--context", "32,60")
@@ -88,7 +88,7 @@ def test_sweep_of_a_placement(model: Path, tmp_path: Path) -> None:
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_errors(model: Path, tiny: Path, tmp_path: Path) -> None:
+def test_arguments_that_do_not_apply_are_refused(model: Path, tiny: Path, tmp_path: Path) -> None:
     m = ("--machine", machine(tmp_path))
     assert "--sweep is for a model" in refused("simulate", str(tiny), *m, "--sweep")
     assert "--placement is for a model" in refused("simulate", str(tiny), *m, "--placement", "even")

@@ -65,7 +65,7 @@ def engines(tiny: Path, two_devices: Path) -> dict[str, Path]:
         (lambda e: e.remove(next(x for x in e if x["ph"] == "M")), "names"),
     ],
 )
-def test_the_check_finds_what_is_wrong(change: Callable[[list[dict[str, Any]]], None], words: str) -> None:
+def test_the_format_check_finds_a_wrong_trace(change: Callable[[list[dict[str, Any]]], None], words: str) -> None:
     found = trace(two_workers(), {})
     check_format(json.dumps(found))
     change(found["traceEvents"])
@@ -96,7 +96,7 @@ def two_workers(thread: tuple[int, int] = (0, 1)) -> Spans:
     return spans_of(tasks, begins, ends, 430.0)
 
 
-def test_causes_of_waiting() -> None:
+def test_gaps_are_attributed_to_their_causes() -> None:
     gaps = gaps_of(two_workers())
     assert gaps.latest.tolist() == [-1, -1, 0, 1]
     assert gaps.event.tolist() == [0, 0, 110, 200]
@@ -110,7 +110,7 @@ def test_causes_of_waiting() -> None:
     assert gaps.loop.tolist() == [0, 10, 50, 20]
 
 
-def test_the_critical_path() -> None:
+def test_the_critical_path_lasts_as_long_as_the_step() -> None:
     spans = two_workers()
     path = critical_path(spans, gaps_of(spans))
     assert [(link.task, link.begin, link.until, link.via, link.gap) for link in path] == [
@@ -121,7 +121,7 @@ def test_the_critical_path() -> None:
     assert path_length(path) == spans.duration
 
 
-def test_figures_of_known_spans() -> None:
+def test_summary_gives_the_figures_of_known_spans() -> None:
     found = summary(two_workers())
     first, second = found["workers"]
     assert (first["work_us"], first["loop_us"], first["end_us"]) == pytest.approx((0.39, 0.01, 0.03))
@@ -166,7 +166,9 @@ def add_up(found: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("name", ["tiny", "two devices"])
-def test_recorded_step(engines: dict[str, Path], name: str, threads: int, tmp_path: Path) -> None:
+def test_a_recorded_step_has_a_trace_and_figures_that_add_up(
+    engines: dict[str, Path], name: str, threads: int, tmp_path: Path
+) -> None:
     output = tmp_path / "trace.json"
     arguments = ("--threads", str(threads), "--context", "40", "--steps", "64", "--json")
     result = run("timeline", str(engines[name]), "-o", str(output), *arguments)
@@ -204,7 +206,7 @@ def test_recorded_step(engines: dict[str, Path], name: str, threads: int, tmp_pa
         assert found["shares"]["thread"] > 0.2  # three of the four workers wait for the thread at any time
 
 
-def test_summary_on_the_terminal(tiny: Path) -> None:
+def test_the_summary_is_printed_with_stages_on_stderr(tiny: Path) -> None:
     result = run("timeline", str(tiny), "--context", "40", "--threads", "1", "--steps", "64")
     assert result.exit_code == 0, result.output
     for words in ("workers at work", "their thread", "threads at work", "critical path:", "expert_linear"):
@@ -213,7 +215,7 @@ def test_summary_on_the_terminal(tiny: Path) -> None:
         assert stage in result.stderr
 
 
-def test_engines_carry_nothing_of_it(tiny: Path, libraries: dict[Path, ctypes.CDLL]) -> None:
+def test_an_engines_kernel_carries_nothing_of_the_recording(tiny: Path, libraries: dict[Path, ctypes.CDLL]) -> None:
     assert b"tc_profile" not in (tiny / "kernel.so").read_bytes()
     assert "tc_profile" in (tiny / "kernel.cpp").read_text()
     with load(tiny) as engine:
@@ -239,7 +241,9 @@ def test_engines_carry_nothing_of_it(tiny: Path, libraries: dict[Path, ctypes.CD
         (("-o", "{folder}/no/t.json"), "is not there"),
     ],
 )
-def test_bad_arguments(tiny: Path, tmp_path: Path, arguments: tuple[str, ...], words: str) -> None:
+def test_bad_arguments_are_refused_in_one_line(
+    tiny: Path, tmp_path: Path, arguments: tuple[str, ...], words: str
+) -> None:
     output = () if "-o" in arguments else ("-o", str(tmp_path / "t.json"))
     given = [argument.format(folder=tmp_path) for argument in arguments]
     result = run("timeline", str(tiny), *given, *output)
@@ -251,11 +255,11 @@ def test_bad_arguments(tiny: Path, tmp_path: Path, arguments: tuple[str, ...], w
     assert not list(tmp_path.iterdir())
 
 
-def test_not_an_engine(tmp_path: Path) -> None:
+def test_a_folder_that_is_no_engine_is_refused(tmp_path: Path) -> None:
     assert "nowhere" in refused("timeline", str(tmp_path / "nowhere"))
 
 
-def test_engine_of_an_older_compiler(tiny: Path, tmp_path: Path) -> None:
+def test_an_engine_that_can_not_record_is_refused(tiny: Path, tmp_path: Path) -> None:
     with load(tiny) as engine:
         engine.manifest = dataclasses.replace(engine.manifest, folder=tmp_path)
         (tmp_path / "kernel.cpp").write_text("int x;")

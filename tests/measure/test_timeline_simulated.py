@@ -13,7 +13,7 @@ from support.trace_format import check_format, slices
 from tilecompile.runtime.folder.manifest import read_manifest
 
 
-def test_simulated_step(two_devices: Path, tmp_path: Path) -> None:
+def test_a_simulated_step_has_the_trace_of_a_measured_one(two_devices: Path, tmp_path: Path) -> None:
     machine, output = write_machine(tmp_path / "m.toml", 2, target="sm_90a"), tmp_path / "trace.json"
     arguments = ("--simulated", str(machine), "--context", "40", "--json", "-o", str(output))
     result = run("timeline", str(two_devices), *arguments)
@@ -33,7 +33,7 @@ def test_simulated_step(two_devices: Path, tmp_path: Path) -> None:
     assert found["step_us"] == pytest.approx(1e3 * told["step_ms"])
 
 
-def test_summary_on_the_terminal(two_devices: Path) -> None:
+def test_the_summary_says_that_costs_are_assumed(two_devices: Path) -> None:
     result = run("timeline", str(two_devices), "--simulated", "h100x8", "--context", "40")
     assert result.exit_code == 0, result.output
     for words in (

@@ -35,7 +35,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> str:
 # runs
 
 
-def test_the_engine_and_a_command(engine: str, tmp_path: Path) -> None:
+def test_warmup_measures_the_engine_and_a_command(engine: str, tmp_path: Path) -> None:
     report = warmup(engine, "--peer", f"other={program(tmp_path, GOOD)} {{ids}}", "--threads", "1")
     ours, other = report["systems"]
     assert (ours["name"], ours["token"], ours["warm"]["ratio"]) == ("tilecompile", fake.next_id(4), 1.0)
@@ -59,7 +59,7 @@ def test_the_engine_and_a_command(engine: str, tmp_path: Path) -> None:
     assert report["date"].startswith("20")
 
 
-def test_the_table(engine: str, tmp_path: Path) -> None:
+def test_the_table_fits_80_columns_and_shows_every_system(engine: str, tmp_path: Path) -> None:
     result = run("warmup", engine, "--repeat", "1", "--peer", f"a-name-of-18-chars={program(tmp_path, GOOD)} {{ids}}")
     assert result.exit_code == 0
     assert max(map(len, result.stdout.splitlines()[:6])) <= 80
@@ -169,12 +169,12 @@ def test_vllm_and_sglang_where_they_are_installed(tmp_path: Path, monkeypatch: p
 # On a GPU, as far as that goes without one.
 
 
-def test_what_is_only_there_on_a_gpu(engine: str) -> None:
+def test_a_system_for_gpus_is_refused_beside_a_cpu_engine(engine: str) -> None:
     line = refused("warmup", engine, "--against", "transformers,cuda-graphs")
     assert f"--against: cuda-graphs runs on a GPU, and {engine} is for a processor" in line
 
 
-def test_peers_of_an_engine_for_gpus_want_one(tmp_path: Path) -> None:
+def test_peers_of_an_engine_for_gpus_fail_without_a_gpu(tmp_path: Path) -> None:
     values = {"model": str(TINY_CHECKPOINT), "ids": "1,2,3,4", "threads": "1", "dtype": "bf16", "device": "cuda"}
     with pytest.raises(measure.SystemFailed, match=r"^cuda-graphs: torch has no GPU here$"):
         measure.run(SYSTEMS["cuda-graphs"], values, tmp_path)
@@ -241,7 +241,7 @@ def test_peers_get_the_weights_that_an_engine_drew(tiny: Path) -> None:
 # what is refused
 
 
-def test_bad_arguments_are_one_line(engine: str, tmp_path: Path) -> None:
+def test_bad_arguments_are_refused_in_one_line(engine: str, tmp_path: Path) -> None:
     assert "is not there, want an engine folder" in refused("warmup", str(tmp_path / "none"))
     assert "threads is 3, want 1 to 2" in refused("warmup", engine, "--threads", "3")
     assert "--repeat is 0, want 1 at least" in refused("warmup", engine, "--repeat", "0")

@@ -34,7 +34,7 @@ def on_disk(folder: Path) -> bool:
     return kind in DISK
 
 
-def test_eviction(tmp_path: Path) -> None:
+def test_evict_removes_files_from_the_file_cache(tmp_path: Path) -> None:
     if not on_disk(tmp_path):
         pytest.skip("the temporary folder is on no disk")
     paths = [tmp_path / "a", tmp_path / "b", tmp_path / "empty"]
@@ -85,7 +85,7 @@ def test_no_cold_start_where_eviction_fails(tmp_path: Path, monkeypatch: pytest.
     assert cold() == {"unavailable": "the system doesn't tell what of the files is in its cache"}
 
 
-def test_what_measures_gives_up_its_own_pages(tmp_path: Path) -> None:
+def test_eviction_includes_pages_that_the_measuring_process_maps(tmp_path: Path) -> None:
     """The measuring process has libraries mapped that the measured ones read."""
     if not on_disk(Path(np.__file__)):
         pytest.skip("numpy is on no disk")

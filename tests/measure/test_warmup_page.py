@@ -138,7 +138,7 @@ def widths(figures: dict[str, Any], longest: float) -> list[tuple[str, float]]:
     return [(phase, 100 * value / longest) for phase, value in figures["phases"].items() if value is not None]
 
 
-def test_seconds() -> None:
+def test_seconds_have_three_digits() -> None:
     assert [seconds(value) for value in (None, 0.01234, 0.5, 3.456, 4.4, 47.12, 412.3)] == [
         "–",
         "0.012 s",
@@ -150,7 +150,7 @@ def test_seconds() -> None:
     ]
 
 
-def test_the_page_is_written(engine: str, tmp_path: Path) -> None:
+def test_a_page_replaces_the_old_one(engine: str, tmp_path: Path) -> None:
     path = tmp_path / "page.html"
     path.write_text("old")
     report = warmup(engine, "--html", str(path))
@@ -192,7 +192,7 @@ parent.document.title = JSON.stringify({
 @pytest.mark.skipif(BROWSER is None, reason="no chromium or chrome is installed")
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [1280, 420])
-def test_the_page_in_a_browser(tmp_path: Path, width: int, dark: bool) -> None:
+def test_the_page_fits_and_is_legible_in_a_browser(tmp_path: Path, width: int, dark: bool) -> None:
     """Nothing is wider than the window, bars are as wide as they should be, and text stands out from the page."""
     report = report_of(SLOW, ABSENT)
     inner = html.escape(page(report).replace("</body>", PROBE))

@@ -60,7 +60,7 @@ def one_thread() -> Iterator[None]:
 # ---------------------------------------------------------------------------------------------------- configurations
 
 
-def test_named_configurations() -> None:
+def test_named_configurations_have_the_published_values() -> None:
     full = [i for i, kind in enumerate(NAMED["glm-5.2"].indexer_types) if kind == "full"]
     assert full == [0, 1, 2, *range(6, 75, 4)]
     assert NAMED["glm-5"] == NAMED["glm-5.1"]
@@ -133,7 +133,7 @@ def test_configuration_matches_transformers(overrides: dict[str, Any]) -> None:
         ("tie_word_embeddings", "yes", "tie_word_embeddings: found 'yes', wanted true or false"),
     ],
 )
-def test_unsupported_configuration(field: str, value: object, found: str) -> None:
+def test_an_unsupported_configuration_is_refused_by_field(field: str, value: object, found: str) -> None:
     with pytest.raises(InputError) as error:
         Glm5Config.from_dict({**BASE, field: value}, "here/config.json")
     message = str(error.value)
@@ -230,7 +230,7 @@ def export(config: Glm5Config, tokens: int) -> torch.export.ExportedProgram:
 
 
 @pytest.mark.parametrize("tokens", [1, 3])
-def test_export(tokens: int) -> None:
+def test_a_step_exports_to_the_ops_it_is_written_in(tokens: int) -> None:
     config = NAMED["glm5-mini"]
     ops = [str(node.target) for node in export(config, tokens).graph.nodes if node.op == "call_function"]
     assert ops.count("tilecompile.mla_attention.default") == 14
@@ -245,7 +245,7 @@ def test_export(tokens: int) -> None:
         torch.export.export(step, (ids, torch.zeros(tokens, config.hidden_size), position), strict=False)
 
 
-def test_export_full_size() -> None:
+def test_a_full_size_step_exports() -> None:
     begin = time.perf_counter()
     ops = [str(node.target) for node in export(NAMED["glm-5"], 1).graph.nodes]
     print(f"GLM-5 exported in {time.perf_counter() - begin:.1f} s")
@@ -313,7 +313,7 @@ def consistent(weights: Weights) -> None:
             assert torch.equal(part, stack[matrix, begin:end].to(torch.bfloat16)), name
 
 
-def test_windows_of_a_checkpoint(with_mtp: tuple[Path, Any]) -> None:
+def test_parameters_are_windows_of_the_checkpoints_tensors(with_mtp: tuple[Path, Any]) -> None:
     checkpoint = Checkpoint(with_mtp[0])
     consistent(checkpoint)
     tensors, c = load_file(with_mtp[0] / "model.safetensors"), checkpoint.config
@@ -334,7 +334,7 @@ def test_shards_are_read_like_one_file(saved: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_checkpoint(copy: Path, saved: Path, dtype: torch.dtype) -> None:
+def test_a_half_precision_checkpoint_is_read_in_its_type(copy: Path, saved: Path, dtype: torch.dtype) -> None:
     rewrite(copy, lambda tensors: tensors.update({key: t.to(dtype) for key, t in tensors.items()}))
     name = "model.layers.1.mlp.gate.weight"
     assert torch.equal(Checkpoint(copy).full(name), Checkpoint(saved).full(name).to(dtype).float())
@@ -348,20 +348,20 @@ def test_tied_embeddings_need_no_lm_head(copy: Path) -> None:
     assert torch.equal(checkpoint.full("lm_head.weight"), checkpoint.full("model.embed_tokens.weight"))
 
 
-def test_mtp_layer_dropped_by_transformers(copy: Path) -> None:
+def test_an_mtp_layer_without_tensors_is_left_out_with_a_note(copy: Path) -> None:
     configure(copy, num_nextn_predict_layers=1)
     checkpoint = Checkpoint(copy)
     assert checkpoint.config.mtp_layer is None
     assert "no tensor model.layers.2.* exists" in checkpoint.notes[0]
 
 
-def test_mtp_layer_in_part(with_mtp: tuple[Path, Any], tmp_path: Path) -> None:
+def test_an_incomplete_mtp_layer_is_refused(with_mtp: tuple[Path, Any], tmp_path: Path) -> None:
     folder = Path(shutil.copytree(with_mtp[0], tmp_path / "part"))
     rewrite(folder, lambda tensors: tensors.pop("model.layers.2.eh_proj.weight"))
     assert "1 tensor missing: model.layers.2.eh_proj.weight" in refused(folder)
 
 
-def test_unreadable_folders(copy: Path) -> None:
+def test_unreadable_checkpoint_folders_are_refused(copy: Path) -> None:
     assert "found nothing, wanted a folder" in refused(copy / "absent")
     assert "found a file, wanted a folder" in refused(copy / "config.json")
     (copy / "model.safetensors").write_bytes((copy / "model.safetensors").read_bytes()[:-100])
@@ -378,7 +378,7 @@ def test_unreadable_folders(copy: Path) -> None:
     assert "no config.json" in refused(copy)
 
 
-def test_wrong_tensors(copy: Path) -> None:
+def test_checkpoints_with_wrong_tensors_are_refused(copy: Path) -> None:
     def spoil(tensors: dict[str, torch.Tensor]) -> None:
         del tensors["model.norm.weight"]
         for expert in range(11):
@@ -396,7 +396,7 @@ def test_wrong_tensors(copy: Path) -> None:
     assert "FP8" in message
 
 
-def test_lying_index(copy: Path) -> None:
+def test_an_index_that_disagrees_with_its_files_is_refused(copy: Path) -> None:
     tensors = load_file(copy / "model.safetensors")
     (copy / "model.safetensors").rename(copy / "a.safetensors")
     index = copy / "model.safetensors.index.json"
@@ -422,7 +422,7 @@ def test_lying_index(copy: Path) -> None:
 # ---------------------------------------------------------------------------------------------------- drawn weights
 
 
-def test_drawn_weights() -> None:
+def test_drawn_weights_depend_on_the_seed_alone() -> None:
     config = Glm5Config.from_dict({**BASE, **ODD, "num_key_value_heads": 3, "num_nextn_predict_layers": 1})
     weights = DrawnWeights(config, 3)
     consistent(weights)
@@ -436,7 +436,7 @@ def test_drawn_weights() -> None:
         assert {name for name, _ in Glm5Step(config, 8).named_parameters()} <= weights.parameters.keys()
 
 
-def test_drawn_weights_stay_the_same() -> None:
+def test_drawn_weights_have_pinned_values() -> None:
     """Drawn models are compared between machines and versions: their values are pinned."""
     part = DrawnWeights(NAMED["glm5-mini"], 0).read("lm_head.weight", 0, 31999, 32000)[0, :4]
     assert part.tolist() == pytest.approx([-0.009020773, -0.035963736, -0.03308966, -0.00828978], rel=1e-6)

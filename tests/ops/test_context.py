@@ -29,7 +29,7 @@ def run(op: str, inputs: dict[str, Tensor], output: View, **attrs: object) -> Te
 
 
 @given(st.integers(1, 9), st.integers(1, 70), st.integers(0, 900))
-def test_every_position_has_one_row(count: int, block: int, positions: int) -> None:
+def test_every_position_of_a_shared_context_has_one_row(count: int, block: int, positions: int) -> None:
     found = {}
     for context in shares(count, block):
         rows = context.rows(positions)
@@ -87,7 +87,7 @@ def test_shares_choose_what_one_device_chooses(
 
 
 @pytest.mark.parametrize(("count", "block", "context"), [(1, 16, 40), (3, 8, 200), (8, 4, 30), (8, 64, 90)])
-def test_parts_make_up_the_attention(count: int, block: int, context: int) -> None:
+def test_attention_merged_from_parts_is_the_whole_attention(count: int, block: int, context: int) -> None:
     generator = torch.Generator().manual_seed(count)
     heads, latent, rope, topk, scale = 5, 24, 8, 37, 0.2
     query = normal(generator, View.of("q", (1, heads, latent + rope), "f32"))

@@ -66,7 +66,7 @@ def test_bits_do_not_depend_on_other_tokens_or_tiles(isa: Isa) -> None:
             assert torch.equal(got, together[rows])
 
 
-def test_ops_export_with_fixed_shapes() -> None:
+def test_ops_of_experts_export_with_the_shapes_of_their_references() -> None:
     """The shape rules agree with the eager references, so that a model of these ops can be traced."""
 
     class Experts(torch.nn.Module):

@@ -306,7 +306,7 @@ def test_tasks_touch_only_what_they_declare(op: str, isa: Isa) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("isa", RUNNABLE, ids=lambda isa: isa.name)
-def test_tasks_touch_only_what_they_declare_sweep(op: str, isa: Isa) -> None:
+def test_tasks_of_many_parts_touch_only_what_they_declare(op: str, isa: Isa) -> None:
     for _ in range(3):
         check_op(op, isa, any_seed(), (1, 2, 3, 4, 6, 7, 8, 16, 33))
 
@@ -360,7 +360,7 @@ def windows(draw: st.DrawFn) -> tuple[View, Tensor, Access]:
 
 
 @given(windows())
-def test_regions_hold_their_boxes(window: tuple[View, Tensor, Access]) -> None:
+def test_regions_enclose_the_elements_of_their_boxes(window: tuple[View, Tensor, Access]) -> None:
     view, tensor, access = window
     region = region_of(access, view, tensor, 1)
     rows, cols = np.divmod(box_elements(access, view, 0), tensor.cols)
@@ -368,7 +368,7 @@ def test_regions_hold_their_boxes(window: tuple[View, Tensor, Access]) -> None:
     assert (region.col_begin[0], region.col_end[0]) == (cols.min(), cols.max() + 1)
 
 
-def test_guarded_memory_is_alone() -> None:
+def test_guarded_memory_has_no_neighbours_within_reach() -> None:
     """What a task is led to by an absurd id can't be this process's own memory: it would be destroyed unseen."""
     blocks = [Guarded(size, at_end) for size in (1, 5000) for at_end in (False, True)]
     mapped = [line.split()[:2] for line in Path("/proc/self/maps").read_text().splitlines()]

@@ -66,7 +66,7 @@ def test_a_sample_has_a_layer_of_each_kind(name: str) -> None:
     assert set(short.indexer_types) == set(config.indexer_types)
 
 
-def test_few_workers_stand_for_many() -> None:
+def test_coarser_keeps_bandwidths_with_fewer_workers() -> None:
     machine = load_machine("h200x8")
     coarse, few = coarser(machine, 132)
     assert machine.simulator is not None
@@ -79,7 +79,7 @@ def test_few_workers_stand_for_many() -> None:
     assert coarser(machine, few) == (machine, few)
 
 
-def test_an_engine_is_placed_by_auto(tmp_path: Path) -> None:
+def test_auto_places_an_engine_by_its_choice(tmp_path: Path) -> None:
     model, path = tiny_model(tmp_path / "model"), write_machine(tmp_path / "m.toml", 2)
     options = CompileOptions(
         str(model),
@@ -116,7 +116,7 @@ def test_an_engine_is_placed_by_auto(tmp_path: Path) -> None:
         (["--context", "5"], "--context 5 is what placement auto is chosen for; placement is single"),
     ],
 )
-def test_bad_options(arguments: list[str], words: str, tmp_path: Path) -> None:
+def test_options_that_auto_can_not_take_are_refused(arguments: list[str], words: str, tmp_path: Path) -> None:
     machine = str(write_machine(tmp_path / "m.toml", 2))
     given = [machine if a == "M" else a for a in arguments]
     output = ["-o", str(tmp_path / "e"), "--max-seq-len", "64", "--no-weights"]
@@ -126,7 +126,7 @@ def test_bad_options(arguments: list[str], words: str, tmp_path: Path) -> None:
     assert not (tmp_path / "e").exists()
 
 
-def test_too_many_devices_for_every_recipe(tmp_path: Path) -> None:
+def test_more_devices_than_any_recipe_takes_are_refused(tmp_path: Path) -> None:
     path = write_machine(tmp_path / "m.toml", 1000)
     tiny_model(tmp_path / "model")
     options = CompileOptions(

@@ -83,7 +83,9 @@ def selections(graph: OpGraph, placed: OpGraph, values: dict[str, Tensor]) -> di
 
 @pytest.mark.parametrize(("devices", "reduction"), [(2, "one_shot"), (3, "two_step"), (8, None)])
 @pytest.mark.parametrize(("program", "tokens"), [("decode", 3), ("draft", 1), ("shared", 1)])
-def test_devices_compute_what_one_computes(program: str, tokens: int, devices: int, reduction: str | None) -> None:
+def test_placed_programs_compute_what_one_device_computes(
+    program: str, tokens: int, devices: int, reduction: str | None
+) -> None:
     graph = graph_of(program, tokens)
     placed = distribute(graph, even.place(graph, devices, reduction))
     tensors = random_tensors(graph, 0)
@@ -117,7 +119,7 @@ def test_every_weight_and_position_is_read_once(devices: int) -> None:
         assert sorted(positions) == sorted([*range(32)] * times)
 
 
-def test_a_selection_in_shares_is_not_taken_for_a_whole_one() -> None:
+def test_a_selection_in_shares_is_refused_where_a_whole_one_is_read() -> None:
     graph = graph_of("decode", 1)
     placement = even.place(graph, 2)
     for op, words in (("mla_attention", "is divided by context"), ("topk_select", "doesn't have share 0")):
@@ -181,7 +183,7 @@ def test_tapes_read_what_is_counted(name: str) -> None:
         assert tape_reads(program.tables, index, 3) == counted
 
 
-def test_caches_are_read_in_shares() -> None:
+def test_each_device_reads_its_share_of_the_caches() -> None:
     graph = graph_of("decode", 1)
     key, row = GLM5["index_head_dim"] * 4, (GLM5["kv_lora_rank"] + GLM5["qk_rope_head_dim"]) * 4
     for devices in (1, 2, 3):
@@ -194,7 +196,7 @@ def test_caches_are_read_in_shares() -> None:
         assert placement_table(placed).context == 32
 
 
-def test_table_of_a_placement() -> None:
+def test_placement_table_counts_reads_and_exchanges() -> None:
     table = placement_table(place(graph_of("decode", 1), "even", 2), 20)
     rows = {r.operator: r for r in table.rows}
     q_a = rows["self_attn.q_a_proj"]
@@ -212,7 +214,7 @@ def test_table_of_a_placement() -> None:
     assert f"{table.exchanges} exchanges, of which {table.chain} one after the other" in str(table)
 
 
-def test_other_ops_are_not_divided_by_context() -> None:
+def test_an_op_without_a_context_rule_can_not_be_divided_by_context() -> None:
     graph = graph_of("decode", 1)
     node = next(n for n in graph.nodes if n.op == "linear")
     placement = even.place(graph, 2)

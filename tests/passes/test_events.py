@@ -138,7 +138,9 @@ def test_waits_are_the_overlaps_of_elements(grids: TaskGrids) -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(st.integers(1, 6), st.integers(1, 6), st.data())
-def test_classes(consumers: int, makers: int, data: st.DataObject) -> None:
+def test_classes_group_makers_that_the_same_consumers_wait_for(
+    consumers: int, makers: int, data: st.DataObject
+) -> None:
     bits = data.draw(st.lists(st.booleans(), min_size=consumers * makers, max_size=consumers * makers))
     matrix = np.array(bits).reshape(consumers, makers)
     signatures, notify = classes(matrix)
@@ -153,7 +155,7 @@ def test_classes(consumers: int, makers: int, data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("parts", [1, 2, 5, 16])
 @pytest.mark.parametrize("tokens", [1, 3])
-def test_glm5(parts: int, tokens: int) -> None:
+def test_events_of_glm5_are_the_overlaps_of_regions(parts: int, tokens: int) -> None:
     for plan in plans(tuple(fuse(g) for g in glm5_graphs(tokens)), parts):
         check_counts(plan)
         check_sink(plan)

@@ -47,7 +47,9 @@ def attentions(graph: OpGraph) -> list[OpNode]:
 
 
 @pytest.mark.parametrize(("devices", "workers", "parts"), [(1, 5, 1), (1, 6, 2), (1, 11, 3), (1, 99, 3), (3, 2, 2)])
-def test_parts(monkeypatch: pytest.MonkeyPatch, devices: int, workers: int, parts: int) -> None:
+def test_attention_is_split_into_parts_while_workers_and_entries_suffice(
+    monkeypatch: pytest.MonkeyPatch, devices: int, workers: int, parts: int
+) -> None:
     """Three heads of 24 entries, in as many parts as there are workers for, and none of fewer than 8 entries."""
     monkeypatch.setattr(ATTENTION, "ENTRIES", 8)
     monkeypatch.setattr(ATTENTION, "UNIT", 4)
@@ -90,7 +92,7 @@ def test_only_what_was_written_whole_is_stored_to_peers() -> None:
     assert len(direct(OpGraph("decode", 2, tensors, [other, *whole], ())).nodes) == 3
 
 
-def test_what_is_pushed_is_counted_all_the_same() -> None:
+def test_stores_to_peers_are_counted_as_pushes() -> None:
     """One-shot sums: every device's partial result at every other device; nobody but producers pushes them."""
     one = placed(3, reduction="one_shot")
     table = placement_table(one, CONTEXT)
@@ -101,7 +103,9 @@ def test_what_is_pushed_is_counted_all_the_same() -> None:
 
 
 @pytest.mark.parametrize(("devices", "workers"), [(1, 9), (3, 3)])
-def test_engines_agree(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, devices: int, workers: int) -> None:
+def test_engines_with_attention_in_parts_give_the_same_logits(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, devices: int, workers: int
+) -> None:
     """Attention in three parts gives the logits of attention in one, in the kernel and in the interpreter."""
     source = tmp_path / "model"
     config, model, text, _, counted = draw(

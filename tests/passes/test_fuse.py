@@ -148,7 +148,7 @@ NARROW = {
 
 
 @pytest.mark.parametrize("name", [*BLOCKS, *NARROW])
-def test_fuse_keeps_the_meaning(name: str) -> None:
+def test_fuse_keeps_the_values_of_a_block(name: str) -> None:
     middle, want = (BLOCKS | NARROW)[name]
     before = narrow(middle) if name in NARROW else traced(middle)
     after = fuse(before)
@@ -157,7 +157,7 @@ def test_fuse_keeps_the_meaning(name: str) -> None:
     same(before, after)
 
 
-def test_expressions_stay_small() -> None:
+def test_composed_expressions_stay_below_the_limit() -> None:
     before = traced(powers)
     after = compose_maps(before)
     maps = [n for n in after.nodes if n.op == "map"]
@@ -169,7 +169,9 @@ def test_expressions_stay_small() -> None:
 @pytest.mark.parametrize("rewrite", [*REWRITES, fuse], ids=lambda r: r.__name__)
 @pytest.mark.parametrize("tokens", [1, 3])
 @pytest.mark.parametrize("program", [0, 1], ids=["decode", "draft"])
-def test_rewrites_keep_glm5(rewrite: Callable[[OpGraph], OpGraph], tokens: int, program: int) -> None:
+def test_each_rewrite_keeps_the_values_of_glm5(
+    rewrite: Callable[[OpGraph], OpGraph], tokens: int, program: int
+) -> None:
     before = glm5_graphs(tokens)[program]
     after = rewrite(before)
     in_order(after)
@@ -253,7 +255,7 @@ def test_gates_cover_what_only_the_logits_need() -> None:
     assert {n.layer for n in gated} == {None, 1}
 
 
-def test_fold_norm_and_epilogue_by_themselves() -> None:
+def test_norm_and_epilogue_are_folded_by_their_own_rewrites() -> None:
     before = traced(mlp)
     normed = fold_norm(before)
     assert [n.attrs.get("norm") for n in normed.nodes if n.op == "linear"] == [1e-5, 1e-5, None, None]
@@ -264,7 +266,7 @@ def test_fold_norm_and_epilogue_by_themselves() -> None:
     same(before, fused)
 
 
-def test_sorted_by_depth() -> None:
+def test_fused_operators_are_sorted_by_depth() -> None:
     """Independent work comes before what waits; a cache's writer stays before its readers; the sink is last."""
     graph = fuse(glm5_graphs()[0])
     place = {node.name: i for i, node in enumerate(graph.nodes)}

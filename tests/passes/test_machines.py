@@ -26,12 +26,12 @@ def written(tmp_path: Path, text: str) -> str:
     return str(path)
 
 
-def test_names() -> None:
+def test_machine_names_lists_the_packages_machines() -> None:
     assert set(machine_names()) == {"cpu", *GPUS, *NODES}
 
 
 @pytest.mark.parametrize("name", [*GPUS, *NODES])
-def test_gpus(name: str) -> None:
+def test_descriptions_of_gpus_have_sources_and_nodes_of_eight(name: str) -> None:
     """Every number has a source, and a node is eight times its GPU."""
     machine = load_machine(name)
     assert (machine.name, machine.devices, machine.is_cpu) == (name, 8 if name in NODES else 1, False)
@@ -55,7 +55,7 @@ def test_gpus(name: str) -> None:
         assert {k: one[k] for k in one.keys() - own} == {k: two[k] for k in two.keys() - own}
 
 
-def test_cpu() -> None:
+def test_the_cpu_description_is_completed_from_this_machine() -> None:
     """What the file doesn't state is read off the machine."""
     machine = load_machine("cpu")
     assert (machine.is_cpu, machine.workers, machine.cores) == (True, None, usable_cores())
@@ -64,7 +64,7 @@ def test_cpu() -> None:
     assert machine.simulator is None
 
 
-def test_this_machine(tmp_path: Path) -> None:
+def test_cache_and_memory_sizes_are_read_from_the_system(tmp_path: Path) -> None:
     for i, (level, kind, size) in enumerate(
         [("1", "Data", "32K"), ("1", "Instruction", "64K"), ("2", "Unified", "1M"), ("3", "Unified", "1G")]
     ):
@@ -81,7 +81,7 @@ def test_this_machine(tmp_path: Path) -> None:
     assert memory_bytes(tmp_path / "absent") is None
 
 
-def test_own_machine(tmp_path: Path) -> None:
+def test_a_machine_file_of_ones_own_is_loaded(tmp_path: Path) -> None:
     text = SIMULATOR.replace("[simulator]", "cores = 3\nmemory_bytes = 5\n[simulator]\nread = [[1, 2, 3.5], [2, 2, 3]]")
     machine = load_machine(written(tmp_path, text + "[simulator.ops.linear]\ntask_ns = 7\nbyte_ns = { bf16 = 0.5 }\n"))
     assert (machine.cores, machine.memory_bytes) == (3, 5)
@@ -128,7 +128,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("text", "words"), BAD)
-def test_bad_machines(tmp_path: Path, text: str, words: str) -> None:
+def test_a_bad_machine_file_is_refused_by_key(tmp_path: Path, text: str, words: str) -> None:
     """One line that names the file, the key, what it is and what is wanted."""
     path = written(tmp_path, text)
     with pytest.raises(InputError) as error:
@@ -141,7 +141,7 @@ def test_bad_machines(tmp_path: Path, text: str, words: str) -> None:
     assert result.stderr == f"error: {' '.join(str(error.value).split())}\n"
 
 
-def test_no_machines(tmp_path: Path) -> None:
+def test_a_machine_that_is_neither_known_nor_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "m.toml").write_bytes(b"name = '\xff'")
     with pytest.raises(InputError, match="is not valid TOML: "):
         load_machine(str(tmp_path / "m.toml"))
@@ -159,7 +159,9 @@ def test_no_machines(tmp_path: Path) -> None:
         (BASE, {"devices": 2}, "--devices 2 contradicts --machine m, which has 1"),
     ],
 )
-def test_refused_machines(tmp_path: Path, text: str | None, options: dict[str, object], words: str) -> None:
+def test_options_that_contradict_the_machine_are_refused(
+    tmp_path: Path, text: str | None, options: dict[str, object], words: str
+) -> None:
     if text is not None:
         options = {**options, "machine": written(tmp_path, text)}
     with pytest.raises(InputError) as error:
@@ -167,7 +169,7 @@ def test_refused_machines(tmp_path: Path, text: str | None, options: dict[str, o
     assert str(error.value) == words
 
 
-def test_weight_types(tmp_path: Path) -> None:
+def test_weights_of_a_type_that_the_machine_lacks_are_refused(tmp_path: Path) -> None:
     path = written(tmp_path, BASE + 'weight_types = ["bf16"]')
     args = ["compile", "glm5-mini", "-o", str(tmp_path / "e"), "--machine", path, "--weights", "f32"]
     result = CliRunner().invoke(app, args)

@@ -98,7 +98,7 @@ def test_more_short_plans_expand_to_whole_ones(
     check(values, placement, devices, workers)
 
 
-def test_what_is_shortened() -> None:
+def test_shortened_keeps_one_period_of_layers() -> None:
     assert shortened(NAMED["glm-5"]) == shortened(NAMED["glm-5.1"])
     short, repeat = shortened(NAMED["glm-5"])
     assert (short.num_hidden_layers, repeat) == (6, Repeat(4, 1, 73))
@@ -114,7 +114,7 @@ def test_what_is_shortened() -> None:
     assert shortened(few) == (few, None)
 
 
-def test_a_line() -> None:
+def test_line_repeats_its_intervals() -> None:
     """0 1 [2 3] 4 [5] 6, each interval three times."""
     line = Line(np.array([2, 5]), np.array([4, 6]), 3)
     row, copy = line.rows(7)
@@ -127,7 +127,7 @@ def test_a_line() -> None:
         assert [w for i, w in enumerate(where) if i in (2, 3, 5)] == inside
 
 
-def test_tables_without_repeats_stay_as_they_are() -> None:
+def test_tables_without_repeats_expand_to_themselves() -> None:
     tables = {name: np.zeros(0, record.dtype) for name, record in TABLES.items()}
     assert expand(tables) == tables
     assert set(LINES) - {"operators", "event_tensors"} <= set(TABLES)
@@ -183,7 +183,7 @@ def lost_wait(program: Program, layer: int) -> dict[str, Any]:
     return tables
 
 
-def test_what_is_proved_can_not_be_changed_in_place() -> None:
+def test_tables_are_read_only_once_they_are_proved() -> None:
     config = Glm5Config.from_dict({**GLM5, "num_hidden_layers": 3, "num_nextn_predict_layers": 0})
     program, _, _ = planned(config, None, "single", 1, 2)
     verify(program.tables, program.operators, proved=Proved())

@@ -85,7 +85,7 @@ def shared() -> OpGraph:
 
 
 @pytest.mark.parametrize("devices", [2, 4, 8])
-def test_who_does_what(shared: OpGraph, devices: int) -> None:
+def test_attention_and_experts_are_on_the_devices_of_their_roles(shared: OpGraph, devices: int) -> None:
     placed = place(shared, "roles", devices).graph
     where = defaultdict(set)
     for node in placed.nodes:
@@ -158,7 +158,7 @@ def test_two_steps_where_they_push_less_than_a_hop_is_worth() -> None:
 
 
 @pytest.mark.parametrize("placement", ["tensor_parallel", "roles", "even"])
-def test_too_many_devices(placement: str, tmp_path: Path) -> None:
+def test_more_devices_than_rows_are_refused(placement: str, tmp_path: Path) -> None:
     config = {**SMALL, **ODD, "num_hidden_layers": 2, "moe_intermediate_size": 9}
     config |= {"num_key_value_heads": 5, "model_type": "glm_moe_dsa"}
     (tmp_path / "config.json").write_text(json.dumps({**config, "architectures": ["GlmMoeDsaForCausalLM"]}))
@@ -178,7 +178,9 @@ def test_too_many_devices(placement: str, tmp_path: Path) -> None:
         (2, "roles", "three_step", "--reduction 'three_step' is unknown; there are: one_shot, two_step"),
     ],
 )
-def test_refusals(devices: int, placement: str, reduction: str | None, words: str, tmp_path: Path) -> None:
+def test_a_placement_or_reduction_that_does_not_apply_is_refused(
+    devices: int, placement: str, reduction: str | None, words: str, tmp_path: Path
+) -> None:
     options = CompileOptions(
         "glm5-mini", tmp_path / "e", devices=devices, placement=placement, reduction=reduction, no_weights=True
     )

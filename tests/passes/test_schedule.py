@@ -94,7 +94,7 @@ def test_no_wait_is_superfluous(workers: int) -> None:
     assert spare <= total // 20
 
 
-def test_events_are_dense_and_exact() -> None:
+def test_events_are_numbered_densely_and_notified_exactly() -> None:
     parts = take_apart(glm5_program(3).tables)
     notified = Counter(e for i in parts.instructions() for e, _ in i.notifies)
     awaited = {e for i in parts.instructions() for e, _ in i.waits}
@@ -159,7 +159,7 @@ def check_run(placed: PlacedTile, offset: int, size: int, stride: int, slot: int
 
 
 @pytest.mark.parametrize("workers", WORKERS)
-def test_nothing_overlaps_in_memory(workers: int) -> None:
+def test_no_buffers_or_tiles_overlap_in_memory(workers: int) -> None:
     program = glm5_program(workers)
     areas: dict[tuple[int, str], list[tuple[int, int]]] = defaultdict(list)
     for b in program.buffers:
@@ -191,7 +191,7 @@ def test_programs_share_weights_and_caches_but_not_activations() -> None:
     assert head <= tiles[0] & tiles[1]
 
 
-def test_a_shared_cache_is_one_buffer() -> None:
+def test_a_cache_of_two_programs_is_one_buffer() -> None:
     """The same step as two programs: all but activations is one buffer, and no weight lies in the pool twice."""
     one = scheduled((glm5_graphs()[0],), 3)
     first = glm5_graphs()[0]
@@ -212,7 +212,7 @@ class Tied(Step):
         return logits, ops.argmax(logits)
 
 
-def test_a_weight_that_is_an_operand_too() -> None:
+def test_a_weight_that_is_an_operand_too_is_stored_for_both() -> None:
     with torch.device("meta"):
         program = scheduled((trace_step(Tied(lambda m, x: x)),), 2)
     table = next(b for b in program.buffers if b.tensor.name == "table")
@@ -232,7 +232,7 @@ def test_hints_name_the_next_data_independent_run() -> None:
 
 
 @pytest.mark.parametrize("workers", WORKERS)
-def test_work_is_shared_evenly(workers: int) -> None:
+def test_work_is_shared_evenly_among_workers(workers: int) -> None:
     """By the tiles' costs no worker has much more than its share of what can run at once, nor of all."""
     for plan in whole_plans(workers):
         grids = plan.grids.grids
@@ -251,7 +251,7 @@ def test_work_is_shared_evenly(workers: int) -> None:
         assert whole.max() <= whole.mean() + 2 * max(largest.values())
 
 
-def test_parts_round_trip() -> None:
+def test_taking_tables_apart_and_together_keeps_them() -> None:
     """The tool of these tests puts together what it took apart."""
     tables = glm5_program(3).tables
     parts: Parts = take_apart(tables)

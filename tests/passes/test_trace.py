@@ -68,7 +68,7 @@ def test_part_of_a_result_is_no_output() -> None:
         trace_step(module)
 
 
-def test_unknown_types_are_refused() -> None:
+def test_parameters_of_unknown_types_are_refused() -> None:
     class Half(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -140,7 +140,7 @@ class Twice(Step):
         return logits, ops.argmax(logits)
 
 
-def test_names_are_unique() -> None:
+def test_operator_names_are_unique() -> None:
     with torch.device("meta"):
         graph = trace_step(Twice())
     names = [n.name for n in graph.nodes]
@@ -158,7 +158,7 @@ class Cached(Step):
         return logits, ops.argmax(logits)
 
 
-def test_roles() -> None:
+def test_tensors_have_the_roles_of_their_use() -> None:
     with torch.device("meta"):
         graph = trace_step(Cached(lambda m, x: ops.rms_norm(x, m.norm, 1e-5)))
     roles = {name: t.role for name, t in graph.tensors.items() if t.role != "activation"}
@@ -201,7 +201,7 @@ def test_another_activation_changes_the_kernel_and_nothing_else() -> None:
             assert len(code) == (0 if other is source else 2), code
 
 
-def test_constants_and_repeated_operands() -> None:
+def test_constants_and_repeated_operands_become_expressions() -> None:
     graph = traced(lambda m, x: (x * x) / 3 - 0.5)
     exprs = [n.attrs["expr"] for n in graph.nodes if n.op == "map"]
     assert exprs == [

@@ -109,7 +109,9 @@ def test_replay_leaves_numerical_error_only(
     assert same.max() < ERROR < free.max()
 
 
-def test_a_replay_is_what_counts(plain: tuple[tilecompile.Engine, list[int]], chosen: Selections) -> None:
+def test_logits_follow_the_selections_that_are_replayed(
+    plain: tuple[tilecompile.Engine, list[int]], chosen: Selections
+) -> None:
     """Other positions, experts or weights give other logits, from the row on where they differ."""
     engine, ids = plain
     want = engine.score(ids)
@@ -130,7 +132,9 @@ def test_a_replay_is_what_counts(plain: tuple[tilecompile.Engine, list[int]], ch
     assert first_change(weights=weights) == row
 
 
-def test_a_text_in_pieces(plain: tuple[tilecompile.Engine, list[int]], chosen: Selections, tmp_path: Path) -> None:
+def test_selections_of_a_text_in_pieces_are_those_of_the_whole(
+    plain: tuple[tilecompile.Engine, list[int]], chosen: Selections, tmp_path: Path
+) -> None:
     engine, ids = plain
     want, half = engine.score(ids), len(ids) // 2
     engine.score(ids[:half])
@@ -210,7 +214,7 @@ def test_wrong_selections_are_refused(
     assert "\n" not in str(caught.value)
 
 
-def test_files_that_hold_no_selections(tmp_path: Path) -> None:
+def test_files_that_hold_no_selections_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.npz"
     for content, message in (
         (None, "No such file"),
@@ -228,7 +232,7 @@ def test_files_that_hold_no_selections(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
-def test_graphs_and_tables_that_do_not_fit(other: tilecompile.Engine) -> None:
+def test_incomplete_shares_and_unread_choices_are_errors(other: tilecompile.Engine) -> None:
     """Shares that don't make up the context, and choices that nobody reads, are errors and no guesses."""
     manifest, tables = other.manifest, other.tables
     found = choices(manifest, tables)

@@ -57,7 +57,7 @@ def one_line(error: pytest.ExceptionInfo[Any]) -> str:
 # Requests
 
 
-def test_generate(engine: tilecompile.Engine) -> None:
+def test_generate_returns_the_greedy_tokens_and_counts_them(engine: tilecompile.Engine) -> None:
     for prompt, count in ((PROMPT, 10), ([7], 1), (np.array([4, 298], np.int64), 30)):
         out = engine.generate(prompt, max_new_tokens=count)
         assert out.tokens == fake.greedy(list(prompt), count)
@@ -70,7 +70,7 @@ def test_generate(engine: tilecompile.Engine) -> None:
     assert stats.steps == 6 + 41 - 3
 
 
-def test_stop_id(engine: tilecompile.Engine) -> None:
+def test_generation_ends_at_a_stop_id(engine: tilecompile.Engine) -> None:
     before = next(i for i in range(fake.VOCAB) if fake.next_id(i) == fake.EOS)
     out = engine.generate([before], max_new_tokens=10)
     assert out.tokens == [fake.EOS]
@@ -79,14 +79,14 @@ def test_stop_id(engine: tilecompile.Engine) -> None:
     assert list(engine.stream([before])) == [fake.EOS]
 
 
-def test_context_full(engine: tilecompile.Engine) -> None:
+def test_generation_ends_where_the_context_is_full(engine: tilecompile.Engine) -> None:
     out = engine.generate(PROMPT, max_new_tokens=None)
     assert len(out.tokens) == fake.MAX_SEQ_LEN - len(PROMPT) + 1
     assert out.stats.finish == "context"
     assert len(engine.generate([1] * fake.MAX_SEQ_LEN, None).tokens) == 1
 
 
-def test_score(engine: tilecompile.Engine) -> None:
+def test_score_returns_the_logits_of_every_position(engine: tilecompile.Engine) -> None:
     logits = engine.score(PROMPT)
     assert logits.dtype == np.float32
     assert logits.shape == (3, fake.VOCAB)
@@ -95,7 +95,7 @@ def test_score(engine: tilecompile.Engine) -> None:
         assert (np.delete(logits[i], fake.next_id(token)) == token).all()
 
 
-def test_stream(engine: tilecompile.Engine) -> None:
+def test_stream_gives_the_tokens_and_text_of_generate(engine: tilecompile.Engine) -> None:
     out = engine.generate("Hé", 40)
     stream = engine.stream("Hé", 40)
     pieces, tokens = [], []
@@ -116,7 +116,7 @@ def test_unused_stream_does_not_hold_the_engine(engine: tilecompile.Engine) -> N
 
 
 @pytest.mark.parametrize("how", ["close", "with", "drop", "exception"])
-def test_abort(slow_folder: Path, how: str) -> None:
+def test_a_stream_that_is_given_up_aborts_its_request(slow_folder: Path, how: str) -> None:
     with tilecompile.load(slow_folder) as engine:
         begin = time.perf_counter()
         stream = engine.stream(PROMPT, None)
@@ -141,7 +141,7 @@ def test_abort(slow_folder: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("call", ["generate", "stream", "score"])
-def test_interrupt(slow_folder: Path, call: str) -> None:
+def test_an_interrupt_ends_the_request_and_leaves_the_engine_usable(slow_folder: Path, call: str) -> None:
     with tilecompile.load(slow_folder) as engine:
         calls: dict[str, Callable[[], Any]] = {
             "generate": lambda: engine.generate([1] * 30, None),
@@ -162,7 +162,7 @@ def test_interrupt(slow_folder: Path, call: str) -> None:
         assert engine.stats.steps == steps + 4
 
 
-def test_one_request_at_a_time(slow_folder: Path) -> None:
+def test_a_second_request_is_refused_while_one_runs(slow_folder: Path) -> None:
     with tilecompile.load(slow_folder) as engine:
         results: list[Output] = []
         thread = threading.Thread(target=lambda: results.append(engine.generate(PROMPT, 10)))
@@ -182,7 +182,7 @@ def test_one_request_at_a_time(slow_folder: Path) -> None:
         engine.generate(PROMPT, 1)
 
 
-def test_close_during_a_request(slow_folder: Path) -> None:
+def test_close_during_a_request_ends_it_with_an_error(slow_folder: Path) -> None:
     engine = tilecompile.load(slow_folder)
     errors: list[str] = []
 
@@ -205,7 +205,7 @@ def test_close_during_a_request(slow_folder: Path) -> None:
     assert engine.stats.launches == 1
 
 
-def test_stall(engine: tilecompile.Engine) -> None:
+def test_a_stall_names_the_waiting_task_and_the_next_request_runs(engine: tilecompile.Engine) -> None:
     wanted = r"worker 1 waits before task k2_linear of layers\.0\.second, tile \(4, 0, 0, 0\).*event 0, have 3, want 4"
     for call in (engine.generate, engine.score, lambda ids: list(engine.stream(ids))):
         with pytest.raises(EngineStalled, match=wanted) as error:
@@ -216,7 +216,7 @@ def test_stall(engine: tilecompile.Engine) -> None:
     assert engine.stats.steps == 3 + 7
 
 
-def test_several_engines_and_drop(folder: Path, slow_folder: Path) -> None:
+def test_an_engine_that_is_dropped_leaves_another_running(folder: Path, slow_folder: Path) -> None:
     first, second = tilecompile.load(folder), tilecompile.load(slow_folder)
     assert first.generate(PROMPT, 3).tokens == second.generate(PROMPT, 3).tokens
     count = threading.active_count()
@@ -252,7 +252,7 @@ def test_replaced_kernel_is_the_one_that_runs(tmp_path: Path) -> None:
         (3, "prompt is a int"),
     ],
 )
-def test_bad_prompt(engine: tilecompile.Engine, prompt: Any, words: str) -> None:
+def test_a_bad_prompt_is_refused_by_every_call(engine: tilecompile.Engine, prompt: Any, words: str) -> None:
     for call in (engine.generate, engine.score, engine.stream):
         with pytest.raises(InputError, match=words) as error:
             call(prompt)
@@ -260,23 +260,23 @@ def test_bad_prompt(engine: tilecompile.Engine, prompt: Any, words: str) -> None
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, "3"])
-def test_bad_max_new_tokens(engine: tilecompile.Engine, value: Any) -> None:
+def test_a_bad_max_new_tokens_is_refused(engine: tilecompile.Engine, value: Any) -> None:
     with pytest.raises(InputError, match="max_new_tokens is"):
         engine.generate(PROMPT, value)
 
 
 @pytest.mark.parametrize("threads", [0, 3, -1, 1.0, True])
-def test_bad_threads(folder: Path, threads: Any) -> None:
+def test_a_bad_number_of_threads_is_refused(folder: Path, threads: Any) -> None:
     with pytest.raises(InputError, match="want 1 to 2"):
         tilecompile.load(folder, threads=threads)
 
 
-def test_threads(folder: Path) -> None:
+def test_stats_state_the_threads_of_load(folder: Path) -> None:
     with tilecompile.load(folder, threads=1) as engine:
         assert engine.stats.threads == 1
 
 
-def test_no_tokenizer(tmp_path: Path) -> None:
+def test_an_engine_without_tokenizer_takes_ids_only(tmp_path: Path) -> None:
     with tilecompile.load(fake.make_engine(tmp_path / "e", text=False)) as engine:
         assert engine.generate(PROMPT, 3).text is None
         assert len(list(engine.stream(PROMPT, 3))) == 3
@@ -284,7 +284,7 @@ def test_no_tokenizer(tmp_path: Path) -> None:
             engine.generate("text")
 
 
-def test_launch_refused(folder: Path) -> None:
+def test_load_refuses_a_kernel_that_can_not_be_launched(folder: Path) -> None:
     with pytest.raises(EngineError, match="can't be launched"):
         tilecompile.load(folder, stall_seconds=0.001)
 
@@ -299,7 +299,7 @@ def refused(path: Path, words: str, check_weights: bool = False) -> str:
     return one_line(error)
 
 
-def test_not_an_engine(tmp_path: Path) -> None:
+def test_load_refuses_what_is_no_engine_folder(tmp_path: Path) -> None:
     refused(tmp_path / "none", "none: is not there, want an engine folder")
     (tmp_path / "file").write_text("")
     refused(tmp_path / "file", "file: is a file, want an engine folder")
@@ -352,20 +352,20 @@ Edit = Callable[[dict[str, Any]], Any]
         ),
     ],
 )
-def test_bad_manifest(tmp_path: Path, edit: Edit, words: str) -> None:
+def test_load_refuses_a_bad_manifest(tmp_path: Path, edit: Edit, words: str) -> None:
     path = fake.make_engine(tmp_path / "e")
     fake.edit_manifest(path, edit)
     refused(path, words)
 
 
-def test_changed_manifest(tmp_path: Path) -> None:
+def test_load_refuses_a_manifest_whose_hash_is_wrong(tmp_path: Path) -> None:
     path = fake.make_engine(tmp_path / "e")
     fake.edit_manifest(path, lambda d: d.update(vocab_size=10), rehash=False)
     refused(path, "engine.json: sha256 of the content is [0-9a-f]{64}, manifest_sha256 says [0-9a-f]{64}")
 
 
 @pytest.mark.parametrize("name", ["tables/waits.npy", "kernel.so", "kernel.cpp", "listing.txt", "tokenizer.json"])
-def test_damaged_files(tmp_path: Path, name: str) -> None:
+def test_load_refuses_damaged_files(tmp_path: Path, name: str) -> None:
     path = fake.make_engine(tmp_path / "e")
     content = (path / name).read_bytes()
     (path / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
@@ -380,7 +380,7 @@ def test_damaged_files(tmp_path: Path, name: str) -> None:
     refused(path, f"{name}: is a link to .*outside, want a file inside the engine folder")
 
 
-def test_damaged_weights(tmp_path: Path) -> None:
+def test_load_refuses_damaged_weights_where_it_checks_them(tmp_path: Path) -> None:
     path = fake.make_engine(tmp_path / "e")
     weights = path / "weights" / "device0.bin"
     content = bytearray(fake.POOL)
@@ -422,16 +422,16 @@ def set_field(table: str, field: str, value: int) -> Callable[[Any, Tables], Non
         (set_field("buffers", "offset", 4090), "buffers.npy: bytes of entry 0 end at 4122, want 4096 at most"),
     ],
 )
-def test_bad_tables(tmp_path: Path, change: Any, words: str) -> None:
+def test_load_refuses_tables_that_lead_out_of_range(tmp_path: Path, change: Any, words: str) -> None:
     refused(fake.make_engine(tmp_path / "e", change=change), words)
 
 
-def test_pickled_table_is_refused(tmp_path: Path) -> None:
+def test_load_refuses_a_pickled_table(tmp_path: Path) -> None:
     path = fake.make_engine(tmp_path / "e", change=lambda d, t: t.update(waits=np.array([{}], object)))
     refused(path, "waits.npy: is not a readable table")
 
 
-def test_cannot_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_refuses_an_engine_that_this_machine_can_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     without = fake.make_engine(tmp_path / "without", weights=False)
     refused(without, "no weights: it was compiled with --no-weights")
     assert read_manifest(without).data["model"]["name"] == "fake"
@@ -444,7 +444,7 @@ def test_cannot_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refused(path, "kernel.so: is built for .*, this machine is riscv64")
 
 
-def test_not_a_kernel(tmp_path: Path) -> None:
+def test_load_refuses_a_file_that_is_no_kernel(tmp_path: Path) -> None:
     path = fake.make_engine(tmp_path / "e")
     for content in (b"not a library", b""):
         (path / "kernel.so").write_bytes(content)
@@ -452,7 +452,7 @@ def test_not_a_kernel(tmp_path: Path) -> None:
         refused(path, r"kernel.so: can't be loaded: kernel.so: ")
 
 
-def test_reading_weights(tmp_path: Path) -> None:
+def test_weights_are_read_whole_into_aligned_memory(tmp_path: Path) -> None:
     content = np.random.default_rng(0).integers(0, 256, (40 << 20) + 123, np.uint8)
     content.tofile(tmp_path / "pool")
     area = allocate(content.size)
@@ -516,13 +516,13 @@ def test_streamed_text_of_other_tokenizers(tmp_path: Path) -> None:
     assert check_pieces(text, text.encode("In the beginning the")) == ["In", " the", " beginning", " the", ""]
 
 
-def test_bad_tokenizer(tmp_path: Path) -> None:
+def test_text_refuses_a_file_that_is_no_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(EngineError, match="is not a readable tokenizer"):
         Text(tmp_path / "tokenizer.json")
 
 
-def test_runtime_does_not_import_the_compiler() -> None:
+def test_runtime_imports_neither_the_compiler_nor_a_driver() -> None:
     names = "('torch', 'tokenizers', 'cuda', 'rich')"
     code = f"import sys, tilecompile.runtime.engine; print([m for m in {names} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

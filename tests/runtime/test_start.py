@@ -51,20 +51,20 @@ def memory_fits(figures: dict[str, Any]) -> bool:
     return bool(figures["growth"] <= 1.15 * (figures["weights"] + figures["cache"]) + 16e6)
 
 
-def test_memory_and_idle(tiny: Path) -> None:
+def test_a_loaded_engine_takes_little_memory_and_is_idle(tiny: Path) -> None:
     figures = start(tiny, "2")
     assert memory_fits(figures), figures
     assert figures["idle"] <= 0.01, figures
 
 
-def test_first_token(tiny: Path) -> None:
+def test_the_first_token_comes_within_300_ms(tiny: Path) -> None:
     # The best of some starts: what others do on the machine is not the engine's.
     assert min(start(tiny)["first"] for _ in range(3)) <= 0.3
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["examples/tiny-glm5", "glm5-mini"])
-def test_start_of(model: str, tmp_path: Path) -> None:
+def test_a_start_is_quick_and_small_for_larger_models(model: str, tmp_path: Path) -> None:
     source = ROOT / model
     compile_model(CompileOptions(str(source) if source.exists() else model, tmp_path / "engine"))
     runs = [start(tmp_path / "engine", "3") for _ in range(3)]

@@ -28,7 +28,7 @@ def test_an_interrupt_comes_once_the_work_is_done() -> None:
     assert done == list(range(20))
 
 
-def test_an_error_is_the_callers() -> None:
+def test_an_error_of_the_work_reaches_the_caller() -> None:
     def work() -> None:
         raise ValueError("no")
 

@@ -72,20 +72,20 @@ def check(table: Table) -> None:
 
 
 @pytest.mark.parametrize(("model", "workers"), SAMPLE)
-def test_compiled_engines_are_right(model: str, workers: int) -> None:
+def test_the_oracle_and_the_proof_accept_compiled_engines(model: str, workers: int) -> None:
     tables = put_together(engine(model, workers).parts)
     assert wrong(tables, unroll=False) is None
     verify(tables, [])
 
 
-def test_mutations_of_compiled_engines() -> None:
+def test_mutations_of_compiled_engines_are_refused_or_harmless() -> None:
     table = run(SAMPLE, 4, 0)
     assert show(table) >= 300
     check(table)
 
 
 @pytest.mark.slow
-def test_thousands_of_mutations() -> None:
+def test_thousands_of_mutations_are_refused_or_harmless() -> None:
     table = run(ALL, 9, 1000)
     assert show(table) >= 2000
     check(table)

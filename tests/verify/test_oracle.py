@@ -125,7 +125,7 @@ def touching(a: Any, b: Any) -> np.ndarray:
         (verify_weights, "_check_runs", None),
     ],
 )
-def test_planted_faults_of_the_proof_are_found(
+def test_a_weakened_proof_differs_from_the_oracle(
     monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str, planted: Any
 ) -> None:
     """Programs on which a proof with one check less, or a wrong one, differs from the oracle are among the sample."""

@@ -46,11 +46,11 @@ def parts() -> Parts:
     return changed(take_apart(glm5_program(3).tables))
 
 
-def test_panels_are_the_same_everywhere() -> None:
+def test_the_format_and_the_compiler_have_the_same_panel() -> None:
     assert fmt.PANEL == PANEL
 
 
-def test_what_a_program_reads_is_listed(parts: Parts) -> None:
+def test_the_proof_lists_what_each_program_reads(parts: Parts) -> None:
     proof = prove(parts, Memory(sizes()))
     decode, draft = proof.programs
     assert by_layer(decode.unread) == [f"model.layers.2.* ({len(decode.unread)})"]
@@ -77,7 +77,7 @@ def test_a_second_agent_is_a_stream_of_its_own(parts: Parts) -> None:
     prove(parts)
 
 
-def test_an_agent_has_one_stream(parts: Parts) -> None:
+def test_a_second_stream_of_an_agent_is_refused(parts: Parts) -> None:
     first = parts.of(0)[0]
     parts.streams.append(type(first)(0, 0, first.worker, 0, [first.instructions.pop()]))
     assert refused(parts) == "program 0 has two streams for agent 0 of worker 0, wanted 1"
@@ -99,7 +99,7 @@ def test_races_name_both_tasks_the_tensor_and_the_edge(parts: Parts) -> None:
     assert "no edge orders them (missing edge: " in text
 
 
-def test_memory(parts: Parts) -> None:
+def test_buffers_beyond_the_arenas_or_misaligned_are_refused(parts: Parts) -> None:
     arenas = sizes()
     assert refused(parts, Memory(arenas, int(arenas.sum()) - 1)).endswith(f"the limit is {arenas.sum() - 1}")
     for arena, name in enumerate(fmt.ARENAS):
@@ -150,12 +150,12 @@ FIELDS = [f.name for f in fmt.TILE.fields]
         ("second", 0, "are not two of one shape and type"),
     ],
 )
-def test_wrong_tiles(parts: Parts, field: str, value: int, words: str) -> None:
+def test_tiles_with_wrong_fields_are_refused(parts: Parts, field: str, value: int, words: str) -> None:
     change(parts.tiles, 0, FIELDS.index(field), value)
     assert words in refused(parts)
 
 
-def test_tiles_apart(parts: Parts) -> None:
+def test_overlapping_tiles_are_refused(parts: Parts) -> None:
     change(parts.tiles, 1, FIELDS.index("offset"), parts.tiles[0][FIELDS.index("offset")])
     assert "overlap in arena weight" in refused(parts)
     parts = changed(take_apart(glm5_program(3).tables))
@@ -165,7 +165,7 @@ def test_tiles_apart(parts: Parts) -> None:
 
 
 @pytest.mark.parametrize("gathered", [False, True])
-def test_wrong_tapes(gathered: bool) -> None:
+def test_tapes_with_wrong_runs_are_refused(gathered: bool) -> None:
     def first(slot: int | None = None) -> tuple[Parts, list[tuple[int, ...]], int]:
         parts = changed(take_apart(glm5_program(3).tables))
         for i in parts.instructions(0):
@@ -193,7 +193,7 @@ def test_wrong_tapes(gathered: bool) -> None:
         assert "read 0 times, wanted 1" in refused(parts)
 
 
-def test_a_tensor_that_is_not_read_is_missed(parts: Parts) -> None:
+def test_a_streamed_tensor_that_no_tape_reads_is_refused(parts: Parts) -> None:
     """No tape of the program has the tensor's tiles, though an operator streams it."""
     tiles = {k for k, t in enumerate(parts.tiles) if t[1] == 0}
     for i in parts.instructions(0):
@@ -209,7 +209,7 @@ def run(*args: str) -> tuple[int, str, str]:
     return result.exit_code, result.stdout, result.stderr
 
 
-def test_verify_an_engine(tiny: Path) -> None:
+def test_verify_states_what_it_has_proved(tiny: Path) -> None:
     code, out, err = run(str(tiny), "--json")
     assert (code, err) == (0, "")
     about = json.loads(out)

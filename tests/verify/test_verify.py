@@ -43,7 +43,7 @@ def refused(parts: Parts) -> str | None:
 
 
 @pytest.mark.parametrize("workers", WORKERS)
-def test_accepts_what_the_scheduler_makes(workers: int) -> None:
+def test_the_proof_accepts_what_the_scheduler_makes(workers: int) -> None:
     program = glm5_program(workers)
     proof = verify(program.tables, program.operators)
     assert proof.instructions == len(program.tables["instructions"])
@@ -279,7 +279,7 @@ def test_wrong_programs_are_refused_by_instruction(name: str) -> None:
 
 
 @pytest.mark.parametrize("mutation", MAY, ids=lambda m: m.__name__)
-def test_agrees_with_the_oracle(mutation: Mutation) -> None:
+def test_the_proof_agrees_with_the_oracle_on_each_mutation(mutation: Mutation) -> None:
     verdicts = []
     for seed in range(30):
         parts = changed(original())
@@ -292,7 +292,7 @@ def test_agrees_with_the_oracle(mutation: Mutation) -> None:
     assert not all(verdicts), "no mutation was wrong"
 
 
-def test_agrees_with_the_oracle_on_several_mutations() -> None:
+def test_the_proof_agrees_with_the_oracle_on_several_mutations() -> None:
     for seed in range(100):
         rng = random.Random(seed)
         parts = changed(original())
@@ -311,7 +311,7 @@ def test_dropped_edges_name_both_tasks() -> None:
         assert len(NAMED.findall(text)) == 2 or "not all of it written" in text, text
 
 
-def test_layout_of_tables() -> None:
+def test_malformed_tables_are_refused() -> None:
     """What is wrong with the tables themselves, which the oracle doesn't look at."""
     program = glm5_program(3)
 
@@ -337,7 +337,7 @@ def test_layout_of_tables() -> None:
     assert re.search(r"buffer \d+ and buffer \d+ overlap in arena activation", with_table("buffers", overlapping))
 
 
-def test_coverage_by_boxes() -> None:
+def test_a_region_is_covered_if_every_element_is_in_a_box() -> None:
     """A region is covered exactly if every element is in some box."""
     rng = np.random.default_rng(0)
     seen = set()

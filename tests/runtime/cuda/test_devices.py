@@ -68,18 +68,18 @@ def refused(path: Path, *options: str, **settings: object) -> str:
         ({"fail": "cuLaunchKernelEx:1:720"}, "its SMs can't hold 2 blocks at once; another process may be using them"),
     ],
 )
-def test_a_gpu_that_does_not_do(settings: dict[str, object], words: str, one: Path) -> None:
+def test_an_unfit_gpu_is_refused_with_the_reason(settings: dict[str, object], words: str, one: Path) -> None:
     assert words in refused(one, **settings)
 
 
-def test_chosen_gpus_that_are_not_there(two: Path) -> None:
+def test_chosen_gpus_that_do_not_exist_are_refused(two: Path) -> None:
     assert "the engine is for 2 devices, asked for GPUs 0, 7; this machine has 2" in refused(
         two, "--gpus", "0,7", devices=2
     )
     assert "the engine is for 2 devices, asked for 1 GPUs" in refused(two, "--gpus", "1", devices=2)
 
 
-def test_a_gpu_that_an_engine_uses(one: Path, tmp_path: Path) -> None:
+def test_a_gpu_that_an_engine_uses_is_refused_to_another(one: Path, tmp_path: Path) -> None:
     text = """
 import sys, tilecompile
 from tilecompile.runtime.cuda.device import Gpu
@@ -100,7 +100,7 @@ gpu.close()
     assert "already runs an engine, in process " in done.out
 
 
-def test_no_driver(one: Path, tmp_path: Path) -> None:
+def test_a_machine_without_driver_is_refused(one: Path, tmp_path: Path) -> None:
     if any(Path(folder, "libcuda.so.1").exists() for folder in ("/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib")):
         return  # a machine with a driver: nothing to see
     result = CliRunner().invoke(app, ["generate", str(one), "--ids", "1"])
@@ -120,17 +120,17 @@ def test_no_driver(one: Path, tmp_path: Path) -> None:
         (None, "random:4294967296", "with a seed from 0 to 4294967295"),
     ],
 )
-def test_wrong_options(gpus: list[int] | None, weights: str | None, words: str) -> None:
+def test_cuda_options_refuses_wrong_values(gpus: list[int] | None, weights: str | None, words: str) -> None:
     with pytest.raises(InputError, match=words):
         cuda_options(gpus, False, weights)
 
 
-def test_options() -> None:
+def test_cuda_options_parses_gpus_and_weights() -> None:
     assert cuda_options([3, 1], True, "random:7") == CudaOptions((3, 1), True, 7)
     assert cuda_options(None, False, None) == CudaOptions()
 
 
-def test_options_of_the_other_target(one: Path, tiny: Path) -> None:
+def test_load_refuses_options_of_the_other_target(one: Path, tiny: Path) -> None:
     for path, options, words in (
         (tiny, ["--on-one-gpu"], "are for GPUs, and "),
         (tiny, ["--gpus", "0"], "are for GPUs, and "),

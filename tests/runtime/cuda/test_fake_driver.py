@@ -115,7 +115,7 @@ MISTAKES = {
 }
 
 
-def test_mistakes_are_noted(spinning: Path) -> None:
+def test_mistakes_in_the_use_of_the_driver_are_reported(spinning: Path) -> None:
     """Each in a context of its own."""
     head, setup = HEAD.split("context = ", 1)
     script = (
@@ -140,13 +140,13 @@ ok(d.cuLibraryUnload(library))
     start(spinning, HEAD + text).clean()
 
 
-def test_what_is_left_is_told(spinning: Path) -> None:
+def test_objects_that_are_left_are_reported(spinning: Path) -> None:
     done = start(spinning, HEAD)
     left = {name for name, count in done.live.items() if count}
     assert left == {"contexts", "host memory", "streams", "libraries"}
 
 
-def test_faults_and_refusals(spinning: Path) -> None:
+def test_calls_fail_as_configured_and_after_a_fault(spinning: Path) -> None:
     """A call fails as it is told to; a fault ends the kernel and all later calls of the context."""
     text = """
 assert d.cuMemAlloc(1 << 20)[0].name == "CUDA_ERROR_OUT_OF_MEMORY"
@@ -161,7 +161,7 @@ ok(d.cuLibraryUnload(library))
     start(spinning, HEAD + text, memory=1000000, fail="cuStreamQuery:1:700").clean()
 
 
-def test_devices_are_as_stated() -> None:
+def test_devices_have_the_configured_attributes() -> None:
     text = """
 from cuda.bindings import driver as d
 A = d.CUdevice_attribute

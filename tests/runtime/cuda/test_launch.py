@@ -104,12 +104,12 @@ def test_two_gpus_compute_what_cpus_do(two: Built, two_devices: Path, tmp_path: 
     assert done.calls["cuCtxCreate"] == 1
 
 
-def test_selections_are_replayed(two: Built, tmp_path: Path) -> None:
+def test_own_selections_replayed_on_gpus_give_the_same_bits(two: Built, tmp_path: Path) -> None:
     found, _ = launched("replayed", two, tmp_path, devices=2)
     assert found["got"].tobytes() == found["want"].tobytes() == found["after"].tobytes()
 
 
-def test_weights_are_drawn(two: Built, tmp_path: Path) -> None:
+def test_drawn_weights_depend_on_the_seed_alone(two: Built, tmp_path: Path) -> None:
     found, _ = launched("drawn", two, tmp_path, devices=2)
     assert found["first"].tobytes() == found["second"].tobytes() != found["other"].tobytes()
     assert np.isfinite(found["first_logits"]).all()
@@ -117,7 +117,7 @@ def test_weights_are_drawn(two: Built, tmp_path: Path) -> None:
     assert (found["first_logits"] != found["other_logits"]).any()
 
 
-def test_a_stall_is_told_and_the_engine_goes_on(two: Built, tmp_path: Path) -> None:
+def test_a_stall_is_reported_and_the_engine_goes_on(two: Built, tmp_path: Path) -> None:
     out = tmp_path / "stalls.json"
     done = run(["-m", "support.launched", "stalls", two.path, out], two.kernel, devices=2)
     assert done.code == 0, done.err
@@ -146,7 +146,7 @@ REFUSALS = {
 }
 
 
-def test_what_cannot_run_is_refused_in_a_line(two: Built, tmp_path: Path) -> None:
+def test_unfit_devices_are_refused_in_one_line(two: Built, tmp_path: Path) -> None:
     results = attempts(two, tmp_path, [dict([text.split("=")]) for text in REFUSALS], 2)
     for wanted, result in zip(REFUSALS.items(), results, strict=True):
         assert wanted[1] in result["said"], wanted
@@ -180,14 +180,14 @@ def calls(built: Built, folder: Path, devices: int) -> dict[str, int]:
     return dict(result["calls"])
 
 
-def test_each_functions_failure_is_told(two: Built, tmp_path: Path) -> None:
+def test_failure_of_each_driver_function_is_reported(two: Built, tmp_path: Path) -> None:
     known = calls(two, tmp_path, 2)
     assert len(known) > 35
     failing(two, tmp_path, [(name, 1, 2) for name in known], 2)
 
 
 @pytest.mark.slow
-def test_each_calls_failure_is_told(two: Built, tmp_path: Path) -> None:
+def test_failure_of_each_driver_call_is_reported(two: Built, tmp_path: Path) -> None:
     """Also those in the middle, with another result, and as faults, after which nothing in the context works."""
     known = calls(two, tmp_path, 2)
     one = [(n, i, 999) for n, count in known.items() if n not in BY_THE_WAY for i in range(1, count + 1)]
@@ -203,7 +203,7 @@ def test_a_fault_of_one_of_two_gpus_leaves_nothing(two: Built, tmp_path: Path, f
     check(result, fail)
 
 
-def test_the_command_line_says_it_in_a_line(two: Built) -> None:
+def test_the_command_line_reports_a_refusal_in_one_line(two: Built) -> None:
     done = run(["-m", "tilecompile", "generate", two.path, "--prompt", "a", "--max-new-tokens", "2"], two.kernel)
     assert done.code == 2
     assert len(done.err.strip().splitlines()) == 1, done.err

@@ -103,7 +103,7 @@ def test_selections_of_a_processor_are_replayed_on_gpus(engines: Path, name: str
     assert done.calls["cuLaunchKernelEx"] == DEVICES[name] * 5  # the engine's, and twice a replay's and the engine's
 
 
-def test_bench_on_gpus(engines: Path) -> None:
+def test_bench_measures_an_engine_on_gpus(engines: Path) -> None:
     peer = shlex.join([sys.executable, "-c", 'print(\'{"ms_per_step": 3, "first_token_ms": 5}\')'])
     command = ["-m", "tilecompile", "bench", engines / "two", "--rounds", 2, "--context", 32, "--json"]
     command += ["--on-one-gpu", "--weights", "random:3", "--against", "cuda-graphs", "--peer", f"mine={peer}"]
@@ -117,7 +117,7 @@ def test_bench_on_gpus(engines: Path) -> None:
     assert mine["ratio"] == 3 / found["ms_per_step"]
 
 
-def test_warmup_on_gpus(engines: Path) -> None:
+def test_warmup_measures_an_engine_on_gpus(engines: Path) -> None:
     command = ["-m", "tilecompile", "warmup", engines / "one", "--repeat", 1, "--against", "cuda-graphs", "--json"]
     found = json.loads(on_gpus(engines, "one", *command).out)
     assert (found["device"], found["machine"].split(",")[0]) == ("cuda", "Fake GPU")

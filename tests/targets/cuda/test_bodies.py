@@ -35,12 +35,12 @@ def check(benches: list[Bench], seed: int = 1) -> None:
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_every_case(op: str) -> None:
+def test_bodies_agree_with_references_on_the_ops_cases(op: str) -> None:
     """The op's own random cases, with 1, 3 and 8 tokens, in bf16 and fp8, cut in 1 and 3."""
     check([Bench(case, parts) for case, parts in every_case(op)])
 
 
-def test_glm5_rows_of_a_device() -> None:
+def test_bodies_agree_with_references_on_rows_of_glm5() -> None:
     """One tile each of q_a_proj (6144 columns, a norm) and of a dense layer's gate and up, as 132 workers have them."""
     cases = [
         linear("q_a", 1, 2048, 6144, "fp8"),
@@ -51,7 +51,7 @@ def test_glm5_rows_of_a_device() -> None:
 
 
 @pytest.mark.slow
-def test_glm5_on_eight_devices() -> None:
+def test_bodies_agree_with_references_on_glm5_over_eight_devices() -> None:
     """The first and the last task of each."""
     for case, workers in glm5():
         for tasks in (slice(0, 1), slice(-1, None)):
@@ -59,7 +59,7 @@ def test_glm5_on_eight_devices() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp8"])
-def test_bits_depend_on_the_token_alone(dtype: str) -> None:
+def test_bits_depend_on_nothing_but_the_token(dtype: str) -> None:
     """Neither on how rows are cut, nor on other tokens, nor on the order in which threads run."""
     case, one = linear("a", 3, 96, 300, dtype), linear("b", 1, 96, 300, dtype)
     tensors = {name: t[1:2] if name in ("x", "residual") else t for name, t in case.tensors.items()}
@@ -80,7 +80,7 @@ def run(case: Case, parts: int, seed: int = 1) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("begin", [112, 160])
-def test_columns_from_within_a_block(begin: int) -> None:
+def test_a_product_of_columns_may_begin_within_a_scale_block(begin: int) -> None:
     """A device's part of the columns of an fp8 matrix, whose blocks are those of the whole one."""
     generator = torch.Generator().manual_seed(1)
     rows, cols, width = 40, 400, 200
@@ -107,7 +107,7 @@ def check_part(bench: Bench, begin: int, width: int) -> None:
     assert 1e-3 < error(got, want, everywhere) < 0.2  # fp8 is not f32, but its scales are right
 
 
-def test_activations_of_any_size() -> None:
+def test_activations_of_any_magnitude_keep_their_precision() -> None:
     """fp8 weights take activations as f16, scaled for each token: none is too large or too small."""
     case = linear("wide", 3, 32, 200, "fp8", norm=False)
     case.tensors["residual"].zero_()
@@ -121,7 +121,7 @@ def test_activations_of_any_size() -> None:
         assert error(got[t], want[t], torch.ones(32, dtype=torch.bool)) <= 1e-3
 
 
-def test_what_bodies_cannot_take() -> None:
+def test_weights_that_bodies_can_not_take_are_refused() -> None:
     node = linear("f", 1, 32, 64, "f32").node
     gpu = REGISTRY["linear"].gpu
     assert gpu is not None

@@ -66,7 +66,7 @@ def registers(cubin: bytes) -> list[int]:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_same_bytes_every_time(architecture: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_building_twice_gives_the_same_bytes(architecture: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = build(PLAIN, architecture)
     (entry,) = (path for path in cache.rglob("*") if path.is_file())
     monkeypatch.setattr(cuda, "_compile", lambda *args: pytest.fail("it is cached"))
@@ -97,7 +97,7 @@ def test_local_memory_and_stale_loads_are_refused() -> None:
         check_instructions("stale", held["stale"])
 
 
-def test_spills_are_seen() -> None:
+def test_register_spills_are_refused() -> None:
     source = '__device__ float f[200]; extern "C" __global__ void __launch_bounds__(1024, 2) full(int n) {\nfloat '
     source += ", ".join(f"a{i} = f[{i}]" for i in range(100)) + ";\nfor (int k = 0; k < n; ++k) {\n"
     source += "\n".join(f"a{i} += a{(i * 7 + 3) % 100} * a{(i * 11 + 5) % 100};" for i in range(100))
@@ -108,7 +108,7 @@ def test_spills_are_seen() -> None:
         check_resources("full", used)
 
 
-def test_limits_of_an_sm() -> None:
+def test_kernels_beyond_the_limits_of_an_sm_are_refused() -> None:
     check_resources("k", Resources(168, 0, 0, 1000), 232448 - 1000)
     check_resources("k", Resources(255, 0, 0, 1000), threads=256)
     with pytest.raises(InputError, match="k takes 176 registers a thread, of 288 each has 170 at most"):
@@ -117,7 +117,7 @@ def test_limits_of_an_sm() -> None:
         check_resources("k", Resources(1, 0, 0, 1), 232448)
 
 
-def test_errors_in_one_line() -> None:
+def test_errors_of_the_compiler_are_one_line() -> None:
     with pytest.raises(InputError, match=r"^NVRTC failed on kernel.cu: kernel.cu\(1\): error: .*undefined$"):
         build("__device__ int f() { return nothing; }", "sm_90a")
     with pytest.raises(InputError, match=r"^NVRTC failed on kernel.cu: .*gpu-architecture"):

@@ -41,7 +41,7 @@ def kernel(shared: int = SHARED_BYTES) -> Kernel:
     return make_kernel(some_kinds(), {1: 8, 2: 4}, "sm_90a", shared, "test", {"answer": 42})
 
 
-def test_a_kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_kernel_holds_its_kinds_and_contract(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     made = kernel()
     for line in (
         "// gate_up: x[1,256]f32",
@@ -61,7 +61,7 @@ def test_a_kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert kernel() == made  # to the byte, from an empty cache again
 
 
-def test_bodies_that_leave_the_ring_no_room() -> None:
+def test_bodies_that_leave_the_ring_no_room_are_refused() -> None:
     with pytest.raises(
         InputError, match=r"^k1_linear \(gate_up\) takes \d+ bytes of shared memory beside the ring, 14336 are"
     ):
@@ -84,7 +84,9 @@ def contents(engine: Path) -> dict[str, str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ARCHITECTURES)
-def test_the_tiny_checkpoint(target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tiny_checkpoint_compiles_to_the_same_bytes_again(
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In 90 s, the second time in 10, with the same bytes; nothing can run it yet."""
     outputs = [tmp_path / "a", tmp_path / "b"]
     seconds = []

@@ -32,7 +32,7 @@ def place_of(lane: int, i: int) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize(("dtype", "width"), [(torch.bfloat16, 16), (E4M3, 32)])
-def test_the_order_of_the_tensor_cores(dtype: torch.dtype, width: int) -> None:
+def test_fragments_have_the_order_of_the_tensor_cores(dtype: torch.dtype, width: int) -> None:
     """Every element of every lane, one by one; what lies outside of the matrix is zero."""
     rows, cols = 37, 2 * width + 5
     bits = torch.arange(1, rows * cols + 1, dtype=torch.int16 if dtype.itemsize == 2 else torch.int32)
@@ -54,7 +54,7 @@ def test_the_order_of_the_tensor_cores(dtype: torch.dtype, width: int) -> None:
 
 @given(st.integers(1, 70), st.integers(1, 90), st.sampled_from([torch.bfloat16, E4M3]))
 @settings(deadline=None)
-def test_there_and_back(rows: int, cols: int, dtype: torch.dtype) -> None:
+def test_unfragmented_inverts_fragments(rows: int, cols: int, dtype: torch.dtype) -> None:
     bits = torch.randint(0, 256, (rows, cols * dtype.itemsize), dtype=torch.uint8)
     found = unfragmented(fragments(bits.view(dtype)), rows, cols, dtype)
     assert torch.equal(found.view(torch.uint8), bits)
@@ -127,7 +127,7 @@ def quantised(matrix: torch.Tensor) -> torch.Tensor:
     return out
 
 
-def test_scales_of_nothing_are_one() -> None:
+def test_scales_of_zero_blocks_are_one() -> None:
     source = Quantised(lambda name, matrix, begin, end: torch.zeros(end - begin, 200), lambda name: 130)
     values, scales = source.read("w", 0, 112, 130)
     assert not values.float().any()
@@ -135,7 +135,7 @@ def test_scales_of_nothing_are_one() -> None:
     assert (scales == 1).all()
 
 
-def test_sizes() -> None:
+def test_tile_bytes_counts_whole_blocks_and_their_scales() -> None:
     """Whole k-blocks; the scales of all panels in front, of as many blocks as columns from col_begin on meet."""
     assert tile_bytes(3, 17, 0, "bf16", "fragments") == 3 * 2 * FRAGMENT_BYTES
     assert tile_bytes(1, 128, 0, "fp8", "fragments") == (4 + 1) * FRAGMENT_BYTES
@@ -145,7 +145,7 @@ def test_sizes() -> None:
     assert len(pack_copy([[values, values]], [[torch.ones(16, 1)] * 2])) == tile_bytes(2, 33, 0, "fp8", "fragments")
 
 
-def test_fp8_tiles_begin_at_panels(tmp_path: Path) -> None:
+def test_fp8_tiles_that_begin_within_a_panel_are_refused(tmp_path: Path) -> None:
     tile = WeightTile(("w",), 0, 1, 8, 16, 32, layout="fragments")
     program: Any = Program({}, [], [], [], [], [PlacedTile(0, tile, 0, 0, tile.bytes("fp8"))], [], [], [4096], 0)
     shapes = {"w": Tensor("w", (1, 32, 32), "fp8", "weight")}

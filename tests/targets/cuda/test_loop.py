@@ -42,14 +42,16 @@ def first_error(library: ctypes.CDLL, seeds: range) -> Result | None:
     return next((r for r in (random_run(library, seed) for seed in seeds) if r.error), None)
 
 
-def test_random_programs(library: ctypes.CDLL) -> None:
+def test_random_programs_are_ordered_and_compute_the_right_results(library: ctypes.CDLL) -> None:
     """Programs with waits, slots, gates, several steps, requests and devices: ordered, and with the right results."""
     for seed in range(70):
         assert not random_run(library, seed).error, f"seed {seed}"
 
 
 @pytest.mark.slow
-def test_many_random_programs(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_thousands_of_random_programs_are_ordered_and_compute_the_right_results(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
     """The unchanged text, on 2,500 programs."""
     plain = build(tmp_path_factory.mktemp("plain"))
     hints = 0
@@ -61,7 +63,7 @@ def test_many_random_programs(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.mark.parametrize("name", BUGS)
-def test_mistakes_are_caught(library: ctypes.CDLL, name: str) -> None:
+def test_planted_mistakes_in_the_loop_are_caught(library: ctypes.CDLL, name: str) -> None:
     library.tc_bug(list(BUGS).index(name) + 1)
     try:
         assert first_error(library, range(60)), name
@@ -100,7 +102,7 @@ def test_a_stall_says_who_waits_for_what(library: ctypes.CDLL) -> None:
 
 
 @pytest.mark.parametrize("cut", [-192, 512])
-def test_a_loader_that_disagrees_is_a_stall(library: ctypes.CDLL, cut: int) -> None:
+def test_a_loader_that_disagrees_with_a_body_is_a_stall(library: ctypes.CDLL, cut: int) -> None:
     """A body that takes more slots than the loader gives, or fewer: the block says that it waits for its loader."""
     case = two_tasks(NEXT, workers=1)
     case.tasks[0].flags, case.tasks[0].tape, case.pool = fmt.GATED, [(256, 64, 0, -1)], 1024
@@ -136,7 +138,7 @@ def test_a_stop_ends_a_running_request(library: ctypes.CDLL) -> None:
     assert ABORTED in reasons
 
 
-def test_requests_end_as_they_should(library: ctypes.CDLL) -> None:
+def test_requests_end_for_each_reason(library: ctypes.CDLL) -> None:
     """Stop ids, limits, a full context, a prompt alone; several requests on one launch."""
     seen = set()
     for seed in range(12):
@@ -156,7 +158,7 @@ def test_a_wrong_id_ends_the_request(library: ctypes.CDLL) -> None:
     assert (result.error, REASONS[result.answers[0].reason], result.answers[0].generated) == ("", "bad id", 0)
 
 
-def test_what_a_gpu_can_not_run_is_refused() -> None:
+def test_tables_that_a_gpu_can_not_run_are_refused() -> None:
     """An expert that no event announces, and runs that bulk copies can't read."""
     case = next(c for c in (Case(random.Random(s)) for s in range(100)) if any(t.slots for t in c.tasks))
     tables = case.tables()
@@ -203,7 +205,7 @@ NEEDED = (
 
 
 @pytest.mark.parametrize(("architecture", "flags"), list(zip(ARCHITECTURES, ((), ("-DTC_TIMES=4",)), strict=True)))
-def test_it_compiles_for_gpus(architecture: str, flags: tuple[str, ...]) -> None:
+def test_the_loop_compiles_for_gpus_within_limits(architecture: str, flags: tuple[str, ...]) -> None:
     """NVRTC takes the same text; the PTX has the instructions that are meant and nothing in local memory."""
     parts = [fmt.c_header(), *(header(name) for name in ("sync.cuh", *HEADERS)), TRIVIAL]
     built = build_cubin(once("\n".join(parts)), architecture, flags=flags)

@@ -95,14 +95,14 @@ def check_glm5(op: str, tokens: int) -> None:
 
 
 @pytest.mark.parametrize("op", some(set(LONG) - {"topk_candidates"}))
-def test_glm5_shapes(op: str) -> None:
+def test_bodies_agree_with_references_at_glm5_shapes(op: str) -> None:
     check_glm5(op, 3)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("op", TILE_OPS)
 @pytest.mark.parametrize("tokens", [1, 8])
-def test_glm5_shapes_of_one_and_many_tokens(op: str, tokens: int) -> None:
+def test_bodies_agree_with_references_at_glm5_shapes_of_one_and_many_tokens(op: str, tokens: int) -> None:
     check_glm5(op, tokens)
 
 
@@ -119,7 +119,7 @@ def check_cuda(nodes: list[OpNode], architecture: str) -> None:
 
 @pytest.mark.parametrize("op", some(SAMPLE))
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_cuda_form(op: str, architecture: str) -> None:
+def test_bodies_compile_for_gpus_within_limits(op: str, architecture: str) -> None:
     cases = [*cases_of(op, 0)[:4], *CASES[op](torch.Generator().manual_seed(0), 3)]
     check_cuda([case.node for case in cases], architecture)
 
@@ -127,12 +127,12 @@ def test_cuda_form(op: str, architecture: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("op", TILE_OPS)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_cuda_form_of_many_tokens(op: str, architecture: str) -> None:
+def test_bodies_of_many_tokens_compile_for_gpus_within_limits(op: str, architecture: str) -> None:
     check_cuda([case.node for case in CASES[op](torch.Generator().manual_seed(0), 8)], architecture)
 
 
 @pytest.mark.slow
-def test_lowering_repeats_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lowering_gives_the_same_bytes_in_every_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two processes with different hash seeds and empty caches make the same bytes."""
     program = (
         "from support.gpu_bodies import tile_body; from support.opharness import cases_of\n"

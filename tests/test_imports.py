@@ -50,7 +50,7 @@ MAY_IMPORT: Table = {
         # what uses engines
         "interpret": "engine errors ir ops runtime targets",
         "measure": "__init__ compile cost engine errors ir models ops options runtime schedules show sources targets",
-        "inspection": "cost engine runtime show",
+        "inspection": "engine runtime show",
         "cli": "__init__ compile cost engine errors inspection interpret measure models ops options runtime schedules "
         "show verify",
         "__main__": "cli",

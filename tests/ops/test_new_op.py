@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from support.gqa_attention import GQA_ATTENTION, gqa_attention
-from support.graph_eval import evaluate, on_devices, random_tensors
 from torch import Tensor, nn
 
+from support.gqa_attention import GQA_ATTENTION, gqa_attention
+from support.graph_eval import evaluate, on_devices, random_tensors
 from tilecompile import ops
 from tilecompile.cost.device_reads import device_reads
 from tilecompile.cost.graph_reads import reads

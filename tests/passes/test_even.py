@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from support.graph_eval import evaluate, random_tensors, window
+from support.graph_eval import evaluate, on_devices, random_tensors, window
 from support.small import GLM5, glm5_graphs, trace_step
 from tilecompile.compile import trace_programs
 from tilecompile.cost.device_reads import device_reads, node_reads, tape_reads
@@ -21,9 +21,7 @@ from tilecompile.ir.placement import Split
 from tilecompile.models.config import Glm5Config
 from tilecompile.models.glm5 import Glm5Step
 from tilecompile.models.named import NAMED
-from tilecompile.ops.base import reference_values
 from tilecompile.ops.context import Context
-from tilecompile.ops.dtypes import TORCH_DTYPES
 from tilecompile.passes.events import events
 from tilecompile.passes.fuse import fuse
 from tilecompile.passes.place.distribute import distribute
@@ -45,27 +43,6 @@ def graph_of(program: str, tokens: int) -> OpGraph:
         return fuse(trace_step(Glm5Step(config, 32, tokens), tokens))
 
 
-def on_devices(graph: OpGraph, placed: OpGraph, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors after one step of all devices; whatever no operator writes is not-a-number."""
-    values = {}
-    contexts = {v.tensor: Context.of(n) for n in placed.nodes for v in n.inputs if n.op == "cache_append"}
-    for name, t in placed.tensors.items():
-        whole = name.rsplit("@", 1)[0].removesuffix(".share")
-        if t.role == "cache" and (context := contexts[name]):
-            values[name] = tensors[whole][[context.position(row) for row in range(t.rows)]]
-        elif t.role == "activation":
-            poison = -1 if t.dtype == "i32" else torch.nan
-            values[name] = torch.full(t.shape, poison, dtype=TORCH_DTYPES[t.dtype])
-        else:
-            values[name] = tensors[whole].clone()
-    for node in placed.nodes:
-        if node.op != "commit":
-            parts = ([window(values, v) for v in views] for views in (node.inputs, node.weights))
-            for view, value in zip(node.outputs, reference_values(node, *parts), strict=True):
-                window(values, view).copy_(value)
-    return values
-
-
 def selections(graph: OpGraph, placed: OpGraph, values: dict[str, Tensor]) -> dict[str, list[list[int]]]:
     """The positions that each selection of the undivided graph comes to on the devices, of each token."""
     found: dict[str, list[list[int]]] = {}
@@ -74,7 +51,7 @@ def selections(graph: OpGraph, placed: OpGraph, values: dict[str, Tensor]) -> di
             context = Context.of(node)
             assert context
             rows = values[node.outputs[0].tensor]
-            name = node.outputs[0].tensor.rsplit(".share@", 1)[0]
+            name = placed.tensors[node.outputs[0].tensor].undivided
             chosen = found.setdefault(name, [[] for _ in rows])
             for token, own in zip(chosen, rows.tolist(), strict=True):
                 token += [context.position(row) for row in own if row >= 0]
@@ -91,7 +68,7 @@ def test_placed_programs_compute_what_one_device_computes(
     tensors = random_tensors(graph, 0)
     for position in (0, TOPK - tokens, 32 - tokens):  # nothing to choose, just so, and a choice
         tensors["position"].fill_(position)
-        want, values = evaluate(graph, tensors), on_devices(graph, placed, tensors)
+        want, values = evaluate(graph, tensors), on_devices(placed, tensors)
         for name, tokens_of in selections(graph, placed, values).items():
             assert tokens_of == [[p for p in row if p >= 0] for row in want[name].tolist()]
         for a, b in zip(graph.outputs, placed.outputs, strict=True):
@@ -111,7 +88,7 @@ def test_every_weight_and_position_is_read_once(devices: int) -> None:
             if placed.tensors[view.tensor].role == "cache":
                 context = Context.of(node)
                 assert context
-                key = (node.op, view.tensor.rsplit("@", 1)[0])
+                key = (node.op, placed.tensors[view.tensor].undivided)
                 rows.setdefault(key, []).extend(context.position(row) for row in range(view.shape[0]))
     assert all((c == 1).all() for c in count.values())
     for (op, name), positions in rows.items():

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from tilecompile.ir.graph import OpGraph
 from tilecompile.ir.node import View
-from tilecompile.ops.base import reference_values
+from tilecompile.ops.base import op_of, reference_values
+from tilecompile.ops.context import Context
 from tilecompile.ops.dtypes import TORCH_DTYPES
 
 
@@ -36,7 +37,7 @@ def evaluate(graph: OpGraph, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """All tensors after one step: those given (copied first), with caches written to, and every activation."""
     values = {name: t.clone() for name, t in tensors.items()}
     for node in graph.nodes:
-        if node.op == "commit":
+        if op_of(node).is_sink:
             continue
         inputs = [window(values, v) for v in node.inputs]
         weights = [window(values, v) for v in node.weights]
@@ -44,4 +45,23 @@ def evaluate(graph: OpGraph, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             assert value.shape == view.shape, f"{node.name}: {tuple(value.shape)}, stated {view.shape}"
             assert value.dtype == TORCH_DTYPES[view.dtype], f"{node.name}: {value.dtype}, stated {view.dtype}"
             values[view.tensor] = value.contiguous()
+    return values
+
+
+def on_devices(placed: OpGraph, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors after one step of all devices; `tensors` are the undivided ones. What no operator writes is NaN."""
+    values = {}
+    for name, t in placed.tensors.items():
+        if t.role == "activation":
+            values[name] = torch.full(t.shape, -1 if t.dtype == "i32" else torch.nan, dtype=TORCH_DTYPES[t.dtype])
+        elif t.shard:
+            context = Context(*t.shard)
+            values[name] = tensors[t.undivided][[context.position(row) for row in range(t.rows)]]
+        else:
+            values[name] = tensors[t.undivided].clone()
+    for node in placed.nodes:
+        if not op_of(node).is_sink:
+            parts = ([window(values, v) for v in views] for views in (node.inputs, node.weights))
+            for view, value in zip(node.outputs, reference_values(node, *parts), strict=True):
+                window(values, view).copy_(value)
     return values

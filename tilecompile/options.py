@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tilecompile.errors import InputError
-from tilecompile.models.named import NAMED
+from tilecompile.models.registry import NAMED
 from tilecompile.runtime.folder.manifest import NAME as MANIFEST
 from tilecompile.runtime.format import MAX_TOKENS
 from tilecompile.runtime.machine import cpu_features, usable_cores
@@ -44,9 +44,8 @@ MAX_SEED = (1 << 63) - 1
 class Settings:
     """What the options come to on this machine. `workers` counts those of one device, `context` is for `auto`.
 
-    Operators are cut into about `workers` times `granularity` tasks on each device.
-
-    GPUs have no instruction set.
+    Operators are cut into about `workers` times `granularity` tasks on each device; a step is of `tokens` tokens.
+    `kernel` says whether one is made. GPUs have no instruction set.
     """
 
     target: str
@@ -59,6 +58,8 @@ class Settings:
     context: int | None
     cache: str
     granularity: int
+    tokens: int
+    kernel: bool
 
 
 @dataclass(frozen=True)
@@ -140,9 +141,20 @@ class CompileOptions:
             raise InputError(f"--reduction {self.reduction} is the form of sums over devices, want 2 devices or more")
         self._check_model()
         self._check_paths()
-        isa, cache = (_isa(target), "f32") if machine.is_cpu else (None, "bf16")
-        made = (self.reduction, self.context, self.cache or cache, self.granularity)
-        return Settings(target, isa, machine, devices, workers, placement, *made)
+        return Settings(
+            target=target,
+            isa=_isa(target) if machine.is_cpu else None,
+            machine=machine,
+            devices=devices,
+            workers=workers,
+            placement=placement,
+            reduction=self.reduction,
+            context=self.context,
+            cache=self.cache or ("f32" if machine.is_cpu else "bf16"),
+            granularity=self.granularity,
+            tokens=self.tokens,
+            kernel=not self.no_kernel,
+        )
 
     def _divided(self, machine: Machine) -> tuple[int, int]:
         """Devices, and workers of each, where the devices share one GPU."""

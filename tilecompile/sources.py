@@ -4,45 +4,67 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tilecompile.errors import InputError
-from tilecompile.models.checkpoint import Checkpoint, DrawnWeights, Weights
-from tilecompile.models.config import Glm5Config
-from tilecompile.models.named import NAMED
-from tilecompile.options import CompileOptions
+from tilecompile.models.checkpoint import Checkpoint
+from tilecompile.models.drawn import DrawnWeights
+from tilecompile.models.registry import NAMED, config_of, spec_of
+from tilecompile.models.spec import ModelConfig, StepProgram, Storage
+from tilecompile.models.weights import Weights
+from tilecompile.options import CompileOptions, Settings
 from tilecompile.runtime.folder.manifest import TOKENIZER
+
+DEFAULT_MAX_SEQ_LEN = 4096
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model to compile: its name, configuration, weights (None with --no-weights), their origin, its tokenizer."""
+    """A model to compile: its name, its configuration, and how the engine stores it; its weights (None with
+    --no-weights), their origin in words, its tokenizer, notes for the user."""
 
     name: str
-    config: Glm5Config
-    weights: Weights | None
+    config: ModelConfig
+    storage: Storage
+    weights: Weights[Any] | None
     origin: str
-    tokenizer: Path | None
+    tokenizer: Path | None = None
     notes: tuple[str, ...] = ()
 
-
-def open_model(options: CompileOptions) -> ModelSource:
-    """Opens the model that the options name. InputError for anything that is wrong with it."""
-    if options.model in NAMED:
-        return _drawn(options, options.model, NAMED[options.model], None)
-    folder = Path(options.model)
-    tokenizer = folder / TOKENIZER
-    found = tokenizer if tokenizer.is_file() else None
-    name = folder.resolve().name
-    if options.seed is not None or options.no_weights:
-        if not (folder / "config.json").is_file():
-            raise InputError(f"{folder}: no config.json")
-        return _drawn(options, name, Glm5Config.from_file(folder / "config.json"), found)
-    checkpoint = Checkpoint(folder)
-    return ModelSource(name, checkpoint.config, checkpoint, "checkpoint", found, checkpoint.notes)
+    @property
+    def programs(self) -> tuple[StepProgram[Any], ...]:
+        """The step programs of the model, the one that decodes first."""
+        return spec_of(self.config).programs(self.config)
 
 
-def _drawn(options: CompileOptions, name: str, config: Glm5Config, tokenizer: Path | None) -> ModelSource:
-    if options.no_weights:
-        return ModelSource(name, config, None, "none", tokenizer)
-    seed = options.seed or 0
-    return ModelSource(name, config, DrawnWeights(config, seed), f"seed {seed}", tokenizer)
+def open_model(options: CompileOptions, settings: Settings) -> ModelSource:
+    """Opens the model that the options name. InputError for anything that is wrong with it, or with storing it so."""
+    folder = None if options.model in NAMED else Path(options.model)
+    weights: Weights[Any] | None = None
+    if folder is not None and options.seed is None and not options.no_weights:
+        weights = Checkpoint(folder)
+        config, origin = weights.config, "checkpoint"
+    else:
+        config, origin = config_of(options.model), "none"
+    storage = storage_of(config, options, settings)
+    if weights is None and not options.no_weights:
+        seed = options.seed or 0
+        weights, origin = DrawnWeights(config, seed), f"seed {seed}"
+    name = options.model if folder is None else folder.resolve().name
+    tokenizer = None if folder is None or not (folder / TOKENIZER).is_file() else folder / TOKENIZER
+    return ModelSource(name, config, storage, weights, origin, tokenizer, weights.notes if weights else ())
+
+
+def storage_of(config: ModelConfig, options: CompileOptions, settings: Settings) -> Storage:
+    """How an engine stores a model. InputError for weights that the machine doesn't take, for more positions than the
+    model has, and for a context of more than the engine has."""
+    weights, takes = options.weights or config.weight_type, settings.machine.weight_types
+    if weights not in takes:
+        raise InputError(f"weights are {weights}, and machine {settings.machine.name} takes {', '.join(takes)}")
+    limit = config.max_position_embeddings
+    if options.max_seq_len is not None and options.max_seq_len > limit:
+        raise InputError(f"--max-seq-len is {options.max_seq_len}, the model's positions end at {limit}")
+    max_seq_len = options.max_seq_len or min(limit, DEFAULT_MAX_SEQ_LEN)
+    if settings.context is not None and settings.context > max_seq_len:
+        raise InputError(f"--context is {settings.context}, the engine holds {max_seq_len} positions")
+    return Storage(max_seq_len, settings.cache, weights)

@@ -15,7 +15,7 @@ from transformers import GlmMoeDsaForCausalLM
 import tilecompile
 from support.reference import draw, make_model, run_eager, teacher_forced
 from tilecompile.compile import compile_model
-from tilecompile.models import glm5
+from tilecompile.models import modules
 from tilecompile.models.checkpoint import Checkpoint
 from tilecompile.options import CompileOptions
 
@@ -156,17 +156,17 @@ def test_both_workers_share_each_layer(tmp_path: Path) -> None:
         assert 0.8 < a / b < 1.25, f"layer {layer}: {a} and {b} bytes"
 
 
-def moved(self: glm5.Mlp, x: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+def moved(self: modules.GatedMlp, x: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
     """The gated MLP with its activation on the other branch."""
-    out: torch.Tensor = x + self.down_proj(self.gate_proj(h) * glm5.silu(self.up_proj(h)))
+    out: torch.Tensor = x + self.down_proj(self.gate_proj(h) * modules.silu(self.up_proj(h)))
     return out
 
 
 @pytest.mark.parametrize(
     ("target", "name", "change", "seen"),
     [
-        (glm5, "silu", partial(torch.nn.functional.gelu, approximate="tanh"), "mul(gelu_tanh(acc0), acc1)"),
-        (glm5.Mlp, "forward", moved, "mul(acc0, silu(acc1))"),
+        (modules, "silu", partial(torch.nn.functional.gelu, approximate="tanh"), "mul(gelu_tanh(acc0), acc1)"),
+        (modules.GatedMlp, "forward", moved, "mul(acc0, silu(acc1))"),
     ],
     ids=["another activation", "moved activation"],
 )

@@ -13,14 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from typer.testing import CliRunner
 
 import tilecompile
 from support.full_size_mutations import KINDS, Plan, mutations
-from support.small import GLM5
+from support.small import GLM5, traced_programs
 from tilecompile.cli.app import app
-from tilecompile.compile import compile_model, trace_programs
+from tilecompile.compile import compile_model
 from tilecompile.cost.capacity import Needs, check_fit, needs
 from tilecompile.cost.graph_reads import reads
 from tilecompile.engine.graph_json import read_graph
@@ -28,7 +27,8 @@ from tilecompile.engine.placement_json import read_placement
 from tilecompile.errors import EngineError, InputError
 from tilecompile.ir.placement import PlacedGraph
 from tilecompile.ir.tiling import WeightTile
-from tilecompile.models.named import NAMED
+from tilecompile.models.registry import NAMED
+from tilecompile.models.spec import Storage
 from tilecompile.ops.base import REGISTRY
 from tilecompile.options import CompileOptions
 from tilecompile.passes.fuse import fuse
@@ -183,17 +183,19 @@ def test_more_devices_than_the_model_divides_into_are_refused(model: str, tmp_pa
         compile_model(options(model, tmp_path, machine=path))
 
 
-def glm5(dtype: torch.dtype, placement: str = "tensor_parallel") -> tuple[list[PlacedGraph], Any, int]:
+def glm5(weights: str, placement: str = "tensor_parallel") -> tuple[list[PlacedGraph], Any, int]:
     """GLM-5 on eight devices at 128 Ki positions, short, with what stands for several; bytes that a step reads."""
-    config, repeat = shortened(NAMED["glm-5"])
-    assert repeat is not None
-    graphs = [fuse(g) for g in trace_programs(config, CONTEXT, torch.bfloat16, dtype, lambda *args: None)]
+    found = shortened(NAMED["glm-5"].layers)
+    assert found is not None
+    layers, repeat = found
+    storage = Storage(CONTEXT, "bf16", weights)
+    graphs = [fuse(g) for g in traced_programs(NAMED["glm-5"].with_layers(layers), storage)]
     return [place(g, placement, 8) for g in graphs], repeat.copies, reads(graphs[0], CONTEXT, repeat.copies).fixed
 
 
 def test_bytes_of_glm5_in_fp8_are_the_published_ones() -> None:
     """What the published model is known to read a token and to take in memory."""
-    placed, copies, fixed = glm5(torch.float8_e4m3fn)
+    placed, copies, fixed = glm5("fp8")
     assert fixed == pytest.approx(41.93 * GB, rel=2e-4)
     found = needs(placed, copies)
     assert len({n.weights for n in found}) == 1
@@ -204,7 +206,7 @@ def test_bytes_of_glm5_in_fp8_are_the_published_ones() -> None:
         check_fit(found, load_machine(name), CONTEXT)
     with pytest.raises(InputError, match=r"needs \d+\.\d GB for weights 98\.\d GB, .* machine h100x8 has 80\.0 GB"):
         check_fit(found, load_machine("h100x8"), CONTEXT)
-    placed, copies, _ = glm5(torch.bfloat16)
+    placed, copies, _ = glm5("bf16")
     with pytest.raises(InputError, match=r"h200x8 has 141\.0 GB a device"):
         check_fit(needs(placed, copies), load_machine("h200x8"), CONTEXT)
 

@@ -15,7 +15,7 @@ from tilecompile.compile import CompileOptions, compile_model
 from tilecompile.cost.simulate.report import figures
 from tilecompile.errors import InputError
 from tilecompile.measure.simulated.plans import plan_of
-from tilecompile.models.named import NAMED
+from tilecompile.models.registry import NAMED
 from tilecompile.runtime.folder.manifest import Manifest, read_manifest
 from tilecompile.runtime.load import load
 from tilecompile.schedules.machine import load_machine

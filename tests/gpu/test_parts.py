@@ -19,7 +19,7 @@ from gpu.cases import Trial, kinds_of
 from gpu.records import TASK_ROW
 from support.stream_cases import linear
 from tilecompile.errors import EngineError, InputError
-from tilecompile.models.named import NAMED
+from tilecompile.models.registry import NAMED
 from tilecompile.runtime.cuda.tables import device_tables
 from tilecompile.runtime.folder.manifest import Manifest, read_manifest
 from tilecompile.runtime.folder.tables import Tables, load_tables

@@ -17,11 +17,15 @@ from safetensors.torch import load_file, save_file
 from transformers import GlmMoeDsaConfig
 
 from support.reference import SMALL, draw, load, make_model, run_eager, teacher_forced
-from tilecompile.models.checkpoint import INV_FREQ, Checkpoint, DrawnWeights, Weights, parameters
-from tilecompile.models.config import Glm5Config
-from tilecompile.models.glm5 import Glm5Step
-from tilecompile.models.mtp import MtpStep
-from tilecompile.models.named import NAMED
+from tilecompile.models.checkpoint import Checkpoint
+from tilecompile.models.drawn import DrawnWeights
+from tilecompile.models.glm5.config import Glm5Config
+from tilecompile.models.glm5.mtp import MtpStep
+from tilecompile.models.glm5.parameters import INV_FREQ, parameters
+from tilecompile.models.glm5.step import Glm5Step
+from tilecompile.models.registry import NAMED, read_config
+from tilecompile.models.spec import Storage
+from tilecompile.models.weights import Weights
 from tilecompile.runtime.errors import InputError
 
 ODD: dict[str, Any] = {
@@ -75,7 +79,7 @@ def test_named_configurations_have_the_published_values() -> None:
 
 
 def test_configurations_need_no_torch() -> None:
-    code = "import sys, tilecompile.models.named; sys.exit('torch' in sys.modules)"
+    code = "import sys, tilecompile.models.registry; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -135,7 +139,7 @@ def test_configuration_matches_transformers(overrides: dict[str, Any]) -> None:
 )
 def test_an_unsupported_configuration_is_refused_by_field(field: str, value: object, found: str) -> None:
     with pytest.raises(InputError) as error:
-        Glm5Config.from_dict({**BASE, field: value}, "here/config.json")
+        read_config({**BASE, field: value}, "here/config.json")
     message = str(error.value)
     assert message.startswith("here/config.json: ")
     assert found in message
@@ -197,7 +201,7 @@ def test_mtp_step_agrees_with_transformers(with_mtp: tuple[Path, Any]) -> None:
     checkpoint = Checkpoint(folder)
     assert checkpoint.config.mtp_layer == 2
     assert not checkpoint.notes
-    step = MtpStep(checkpoint.config, 64, 2)
+    step = MtpStep(checkpoint.config, Storage(64), 2)
     load(step, checkpoint)
     tensors = load_file(folder / "model.safetensors")
     generator = torch.Generator().manual_seed(5)
@@ -224,7 +228,7 @@ def test_mtp_step_agrees_with_transformers(with_mtp: tuple[Path, Any]) -> None:
 def export(config: Glm5Config, tokens: int) -> torch.export.ExportedProgram:
     """Exports the main step on the meta device, as the trace pass does."""
     with torch.device("meta"):
-        step = Glm5Step(config, 4096, tokens, weight_dtype=torch.bfloat16)
+        step = Glm5Step(config, Storage(4096, weights="bf16"), tokens)
         ids = torch.zeros(tokens, dtype=torch.int32)
         return torch.export.export(step, (ids, torch.zeros(1, dtype=torch.int32)), strict=False)
 
@@ -240,7 +244,7 @@ def test_a_step_exports_to_the_ops_it_is_written_in(tokens: int) -> None:
     views = {"aten.view.default", "aten.reshape.default", "aten.split_with_sizes.default"}
     assert plain <= {"aten.add.Tensor", "aten.mul.Tensor", "aten.silu.default"} | views
     with torch.device("meta"):
-        step = MtpStep(config, 4096, tokens)
+        step = MtpStep(config, Storage(4096), tokens)
         ids, position = torch.zeros(tokens, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
         torch.export.export(step, (ids, torch.zeros(tokens, config.hidden_size), position), strict=False)
 
@@ -258,7 +262,7 @@ def test_a_full_size_step_exports() -> None:
 @pytest.mark.parametrize("name", ["glm5-mini", "glm-5.2"])
 def test_parameter_table_is_the_steps_parameters(name: str) -> None:
     with torch.device("meta"):
-        steps = [Glm5Step(NAMED[name], 16), MtpStep(NAMED[name], 16)]
+        steps = [Glm5Step(NAMED[name], Storage(16)), MtpStep(NAMED[name], Storage(16))]
     shapes = {key: tuple(p.shape) for step in steps for key, p in step.named_parameters()}
     assert shapes == {key: p.shape for key, p in parameters(NAMED[name]).items()}
     assert [key for key, _ in steps[0].named_buffers() if not key.endswith("_cache")] == [INV_FREQ]
@@ -433,7 +437,7 @@ def test_drawn_weights_depend_on_the_seed_alone() -> None:
     names = [f"model.layers.{layer}.self_attn.q_a_proj.weight" for layer in (0, 1)]
     assert not torch.equal(weights.full(names[0]), weights.full(names[1]))
     with torch.device("meta"):
-        assert {name for name, _ in Glm5Step(config, 8).named_parameters()} <= weights.parameters.keys()
+        assert {name for name, _ in Glm5Step(config, Storage(8)).named_parameters()} <= weights.parameters.keys()
 
 
 def test_drawn_weights_have_pinned_values() -> None:

@@ -5,38 +5,35 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 from typer.testing import CliRunner
 
 import tilecompile
 from support.engines import tiny_model
 from support.machines import write_machine
+from support.small import traced_programs
 from tilecompile.cli.app import app
-from tilecompile.compile import compile_model, trace_programs
+from tilecompile.compile import compile_model
 from tilecompile.errors import InputError
-from tilecompile.ir.graph import OpGraph
-from tilecompile.models.config import Glm5Config
-from tilecompile.models.named import NAMED
+from tilecompile.models.registry import NAMED
+from tilecompile.models.spec import Storage
 from tilecompile.options import CompileOptions
 from tilecompile.passes.fuse import fuse
 from tilecompile.passes.place.choose import Chosen, choose, coarser, sample
-from tilecompile.passes.place.place import RECIPES
+from tilecompile.passes.place.place import SEVERAL
 from tilecompile.runtime.folder.manifest import read_manifest
 from tilecompile.schedules.auto import REPLICATE, SHARD
 from tilecompile.schedules.machine import load_machine
 
 DEVICES = 4
-SEVERAL = {name: recipe for name, recipe in RECIPES.items() if name != "single"}
 
 
 def chosen(tmp_path: Path, remote_event_ns: float, link_gbs: float, gbs: float) -> Chosen:
     """What is chosen for glm5-mini on four devices, each with a memory of its own."""
     path = write_machine(tmp_path / "m.toml", DEVICES, remote_event_ns, link_gbs, gbs, "sm_90a")
-
-    def graph_of(config: Glm5Config) -> OpGraph:
-        return fuse(trace_programs(config, 256, torch.float32, torch.bfloat16, lambda stage, done, total: None)[0])
-
-    return choose(NAMED["glm5-mini"], graph_of, SEVERAL, load_machine(str(path)), DEVICES, 1, 256)
+    config = NAMED["glm5-mini"]
+    layers = sample(config.layers)
+    graph = fuse(traced_programs(config.with_layers(layers), Storage(256, "f32", "bf16"))[0])
+    return choose(graph, len(layers), SEVERAL, load_machine(str(path)), DEVICES, 1, 256)
 
 
 def test_what_is_chosen_follows_from_the_costs(tmp_path: Path) -> None:
@@ -58,7 +55,7 @@ def test_what_is_chosen_follows_from_the_costs(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", sorted(NAMED))
 def test_a_sample_has_a_layer_of_each_kind(name: str) -> None:
     config = NAMED[name]
-    short = sample(config)
+    short = config.with_layers(sample(config.layers))
     assert short.num_hidden_layers < config.num_hidden_layers
     assert short.indexer_types[0] == "full"
     assert ("sparse", "full") in zip(short.mlp_layer_types, short.indexer_types, strict=True)

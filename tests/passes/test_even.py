@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from dataclasses import replace
 
@@ -11,16 +10,16 @@ import torch
 from torch import Tensor
 
 from support.graph_eval import evaluate, on_devices, random_tensors, window
-from support.small import GLM5, glm5_graphs, trace_step
-from tilecompile.compile import trace_programs
+from support.small import GLM5, glm5_graphs, trace_step, traced_programs
 from tilecompile.cost.device_reads import device_reads, node_reads, tape_reads
 from tilecompile.cost.graph_reads import reads
 from tilecompile.cost.placement_table import placement_table
 from tilecompile.ir.graph import OpGraph
 from tilecompile.ir.placement import Split
-from tilecompile.models.config import Glm5Config
-from tilecompile.models.glm5 import Glm5Step
-from tilecompile.models.named import NAMED
+from tilecompile.models.glm5.config import Glm5Config
+from tilecompile.models.glm5.step import Glm5Step
+from tilecompile.models.registry import NAMED
+from tilecompile.models.spec import Storage
 from tilecompile.ops.context import Context
 from tilecompile.passes.events import events
 from tilecompile.passes.fuse import fuse
@@ -40,7 +39,7 @@ def graph_of(program: str, tokens: int) -> OpGraph:
         return fuse(glm5_graphs(tokens)[["decode", "draft"].index(program)])
     config = Glm5Config.from_dict({**GLM5, "num_hidden_layers": 4, "index_topk_pattern": "FSFS"})
     with torch.device("meta"):
-        return fuse(trace_step(Glm5Step(config, 32, tokens), tokens))
+        return fuse(trace_step(Glm5Step(config, Storage(32), tokens), tokens))
 
 
 def selections(graph: OpGraph, placed: OpGraph, values: dict[str, Tensor]) -> dict[str, list[list[int]]]:
@@ -113,11 +112,8 @@ def test_a_selection_in_shares_is_refused_where_a_whole_one_is_read() -> None:
 @functools.cache
 def glm5(layers: int) -> tuple[OpGraph, ...]:
     """The fused programs of GLM-5 with its first layers, in bf16, with caches of 128 Ki positions."""
-    config = NAMED["glm-5"]
-    first = {name: getattr(config, name)[:layers] for name in ("indexer_types", "mlp_layer_types")}
-    config = dataclasses.replace(config, num_hidden_layers=layers, **first)
-    traced = trace_programs(config, CONTEXTS[-1], torch.bfloat16, torch.bfloat16, lambda stage, done, total: None)
-    return tuple(fuse(g) for g in traced)
+    config = NAMED["glm-5"].with_layers(range(layers))
+    return tuple(fuse(g) for g in traced_programs(config, Storage(CONTEXTS[-1], "bf16", "bf16")))
 
 
 CONTEXTS = (1024, 16384, 131072)

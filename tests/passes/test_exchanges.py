@@ -10,19 +10,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 import tilecompile
 from support.reference import draw
-from support.small import GLM5
-from tilecompile.compile import compile_model, trace_programs
+from support.small import GLM5, traced_programs
+from tilecompile.compile import compile_model
 from tilecompile.cost.device_reads import device_reads
 from tilecompile.cost.placement_table import placement_table
 from tilecompile.interpret.interpreter import Interpreter
 from tilecompile.ir.graph import OpGraph, Tensor, pushes
 from tilecompile.ir.node import OpNode, View
 from tilecompile.ir.placement import PlacedGraph
-from tilecompile.models.config import Glm5Config
+from tilecompile.models.glm5.config import Glm5Config
+from tilecompile.models.spec import Storage
 from tilecompile.options import CompileOptions
 from tilecompile.passes.fuse import fuse
 from tilecompile.passes.place.direct import direct
@@ -38,7 +38,7 @@ SIZES = {**GLM5, "index_topk": 24, "num_nextn_predict_layers": 0}
 
 def placed(devices: int, recipe: str = "tensor_parallel", reduction: str | None = None) -> PlacedGraph:
     config = Glm5Config.from_dict({**SIZES, "architectures": ["GlmMoeDsaForCausalLM"], "model_type": "glm_moe_dsa"})
-    (graph,) = trace_programs(config, CONTEXT, torch.float32, torch.float32, lambda *args: None)
+    (graph,) = traced_programs(config, Storage(CONTEXT))
     return place(fuse(graph), recipe if devices > 1 else "single", devices, reduction)
 
 

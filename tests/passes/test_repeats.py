@@ -6,14 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
-from support.small import GLM5
-from tilecompile.compile import trace_programs
+from support.small import GLM5, traced_programs
 from tilecompile.ir.program import Program, graph_of
 from tilecompile.ir.tasks import EventTensors
-from tilecompile.models.config import Glm5Config
-from tilecompile.models.named import NAMED
+from tilecompile.models.glm5.config import Glm5Config
+from tilecompile.models.registry import NAMED
+from tilecompile.models.spec import Storage
 from tilecompile.passes import repetition
 from tilecompile.passes.events import events
 from tilecompile.passes.fuse import fuse
@@ -46,8 +45,7 @@ def planned(
     config: Glm5Config, repeat: Repeat | None, placement: str, devices: int, workers: int
 ) -> tuple[Program, list[EventTensors], list[Any]]:
     """The schedule of a model, the plans that it was made of, and the placed graphs."""
-    quiet = (torch.float32, torch.float32, lambda stage, done, total: None)
-    placed = [place(fuse(g), placement, devices) for g in trace_programs(config, 32, *quiet)]
+    placed = [place(fuse(g), placement, devices) for g in traced_programs(config, Storage(32))]
     plans = [events(tile(p, workers)) for p in placed]
     nodes = {(p.graph.program, n.name): n for p in placed for n in p.graph.nodes}
     kinds, of_node = task_kinds(nodes)
@@ -60,10 +58,11 @@ def check(values: dict[str, Any], placement: str, devices: int, workers: int) ->
     config = Glm5Config.from_dict({**GLM5, **values})
     plain, plans, placed = planned(config, None, placement, devices, workers)
     for kept in repetition.KEPT:
-        short, repeat = shortened(config, kept)
-        assert repeat is not None
-        assert short.num_hidden_layers < config.num_hidden_layers
-        part, parts, short_placed = planned(short, repeat, placement, devices, workers)
+        found = shortened(config.layers, kept)
+        assert found is not None
+        layers, repeat = found
+        assert len(layers) < config.num_hidden_layers
+        part, parts, short_placed = planned(config.with_layers(layers), repeat, placement, devices, workers)
         assert len(part.tables["repeats"])
         whole = whole_program(part, repeat, graph_of(parts))
         graph = whole_graph(graph_of(parts), repeat, part)
@@ -99,19 +98,19 @@ def test_more_short_plans_expand_to_whole_ones(
 
 
 def test_shortened_keeps_one_period_of_layers() -> None:
-    assert shortened(NAMED["glm-5"]) == shortened(NAMED["glm-5.1"])
-    short, repeat = shortened(NAMED["glm-5"])
-    assert (short.num_hidden_layers, repeat) == (6, Repeat(4, 1, 73))
-    short, repeat = shortened(NAMED["glm-5.2"])
-    assert repeat is not None
-    assert (short.num_hidden_layers, repeat.layers, repeat.times) == (18, 4, 16)
-    for config, kept in ((NAMED["glm-5.2"], short), (NAMED["glm-5"], shortened(NAMED["glm-5"])[0])):
-        assert kept.num_hidden_layers < config.num_hidden_layers
-        assert set(zip(kept.mlp_layer_types, kept.indexer_types, strict=True)) == set(
-            zip(config.mlp_layer_types, config.indexer_types, strict=True)
-        )
+    found = {name: shortened(NAMED[name].layers) for name in ("glm-5", "glm-5.1", "glm-5.2")}
+    assert found["glm-5"] == found["glm-5.1"] == (list(range(6)), Repeat(4, 1, 73))
+    assert found["glm-5.2"] is not None
+    layers, repeat = found["glm-5.2"]
+    assert (len(layers), repeat.layers, repeat.times) == (18, 4, 16)
+    for name in found:
+        config = NAMED[name]
+        kept = config.with_layers(found[name][0])
+        assert kept.num_hidden_layers == len(kept.layers) < config.num_hidden_layers
+        assert set(kept.layers) == set(config.layers)
+        assert [kept.layers[i] for i in range(len(kept.layers))] == [config.layers[i] for i in found[name][0]]
     few = Glm5Config.from_dict({**GLM5, "num_hidden_layers": repetition.KEPT[0]})
-    assert shortened(few) == (few, None)
+    assert shortened(few.layers) is None
 
 
 def test_line_repeats_its_intervals() -> None:

@@ -19,8 +19,9 @@ from tilecompile.errors import InputError
 from tilecompile.ir.graph import OpGraph, pushes
 from tilecompile.ir.node import OpNode, View
 from tilecompile.ir.placement import Part, Split
-from tilecompile.models.config import Glm5Config
-from tilecompile.models.glm5 import Glm5Step
+from tilecompile.models.glm5.config import Glm5Config
+from tilecompile.models.glm5.step import Glm5Step
+from tilecompile.models.spec import Storage
 from tilecompile.ops.base import reference_values
 from tilecompile.options import CompileOptions
 from tilecompile.passes.fuse import fuse
@@ -81,7 +82,7 @@ def shared() -> OpGraph:
         }
     )
     with torch.device("meta"):
-        return fuse(trace_step(Glm5Step(config, 32, 1), 1))
+        return fuse(trace_step(Glm5Step(config, Storage(32)), 1))
 
 
 @pytest.mark.parametrize("devices", [2, 4, 8])

@@ -12,9 +12,10 @@ import torch
 from support.small import GLM5
 from tilecompile.ir.graph import OpGraph
 from tilecompile.ir.node import OpNode, View
-from tilecompile.models.config import Glm5Config
-from tilecompile.models.glm5 import Glm5Step
-from tilecompile.models.mtp import MtpStep
+from tilecompile.models.glm5.config import Glm5Config
+from tilecompile.models.glm5.mtp import MtpStep
+from tilecompile.models.glm5.step import Glm5Step
+from tilecompile.models.spec import Storage
 from tilecompile.passes.fuse import fuse
 from tilecompile.passes.trace import trace
 
@@ -45,8 +46,8 @@ def graphs(model: str) -> tuple[OpGraph, ...]:
     ids, position = (torch.zeros(1, dtype=torch.int32, device="meta") for _ in range(2))
     hidden = torch.zeros(1, config.hidden_size, device="meta")
     with torch.device("meta"):
-        step = Glm5Step(config, 32, 1)
-        draft = MtpStep(config, 32, 1) if config.mtp_layer is not None else None
+        step = Glm5Step(config, Storage(32))
+        draft = MtpStep(config, Storage(32)) if config.mtp_layer is not None else None
     out = [trace(step, (ids, position), ("ids", "position"), ("logits", "next"), "decode")]
     if draft is not None:
         names = ("ids", "hidden", "position")

@@ -19,10 +19,12 @@ from torch import Tensor, nn
 from transformers import GlmMoeDsaConfig, GlmMoeDsaForCausalLM
 from transformers.models.glm_moe_dsa import modeling_glm_moe_dsa as glm
 
-from tilecompile.models.checkpoint import INV_FREQ, Weights
-from tilecompile.models.config import Glm5Config
-from tilecompile.models.glm5 import Glm5Step
-from tilecompile.models.mtp import MtpStep
+from tilecompile.models.glm5.config import Glm5Config
+from tilecompile.models.glm5.mtp import MtpStep
+from tilecompile.models.glm5.parameters import INV_FREQ
+from tilecompile.models.glm5.step import Glm5Step
+from tilecompile.models.spec import Storage
+from tilecompile.models.weights import Weights
 
 NEAR = 1e-5
 """Relative gap below which a choice counts as a near-tie."""
@@ -189,9 +191,9 @@ def load(step: Glm5Step | MtpStep, weights: Weights) -> None:
         parameter.copy_(weights.full(name, parameter.dtype))
 
 
-def run_eager(config: Glm5Config, weights: Weights, ids: Tensor, tokens: int = 1, **options: Any) -> Tensor:
+def run_eager(config: Glm5Config, weights: Weights, ids: Tensor, tokens: int = 1) -> Tensor:
     """Logits [T, vocab] of the eager step, `tokens` tokens at a time; T must be a multiple of it."""
-    step = Glm5Step(config, len(ids), tokens, **options)
+    step = Glm5Step(config, Storage(len(ids)), tokens)
     load(step, weights)
     logits = []
     with torch.inference_mode():

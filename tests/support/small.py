@@ -12,15 +12,17 @@ from tilecompile import ops
 from tilecompile.ir.graph import OpGraph
 from tilecompile.ir.program import Program
 from tilecompile.ir.tasks import EventTensors
-from tilecompile.models.config import Glm5Config
-from tilecompile.models.glm5 import Glm5Step
-from tilecompile.models.mtp import MtpStep
+from tilecompile.models.glm5.config import Glm5Config
+from tilecompile.models.glm5.mtp import MtpStep
+from tilecompile.models.glm5.step import Glm5Step
+from tilecompile.models.registry import spec_of
+from tilecompile.models.spec import ModelConfig, Storage
 from tilecompile.passes.events import events
 from tilecompile.passes.fuse import fuse
 from tilecompile.passes.place.place import place
 from tilecompile.passes.schedule import schedule
 from tilecompile.passes.tile import tile
-from tilecompile.passes.trace import trace
+from tilecompile.passes.trace import trace, trace_program
 from tilecompile.targets.cpu.emit import task_kinds
 
 HIDDEN, VOCAB = 32, 50
@@ -102,12 +104,17 @@ def traced(middle: Middle, tokens: int = 2) -> OpGraph:
     return trace_step(module, tokens)
 
 
+def traced_programs(config: ModelConfig, storage: Storage) -> list[OpGraph]:
+    """The unfused step programs of a model, of one token each."""
+    return [trace_program(step, config, storage) for step in spec_of(config).programs(config)]
+
+
 @functools.cache
 def glm5_graphs(tokens: int = 1) -> tuple[OpGraph, ...]:
     """The unfused decode and draft programs of the small GLM-5."""
     config = Glm5Config.from_dict(GLM5)
     with torch.device("meta"):
-        decode, draft = Glm5Step(config, 32, tokens), MtpStep(config, 32, tokens)
+        decode, draft = Glm5Step(config, Storage(32), tokens), MtpStep(config, Storage(32), tokens)
     ids, position = (torch.zeros(n, dtype=torch.int32, device="meta") for n in (tokens, 1))
     hidden = torch.zeros(tokens, config.hidden_size, device="meta")
     names = ("ids", "hidden", "position")

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
 
-CHECKPOINT = (
-    "a folder with a Hugging Face config.json of the architecture GlmMoeDsaForCausalLM, weights as *.safetensors "
-    "(one file, or shards with an index) in f32 or bf16, and optionally tokenizer.json"
-)
+
+def checkpoint_folder() -> str:
+    """What a checkpoint folder is, in words."""
+    from tilecompile.models.registry import SPECS
+
+    return (
+        f"a folder with a Hugging Face config.json of the architecture {' or '.join(SPECS)}, weights as *.safetensors "
+        "(one file, or shards with an index) in f32 or bf16, and optionally tokenizer.json"
+    )
 
 
 def named_models() -> dict[str, dict[str, Any]]:
     """The named configurations with their main figures."""
-    from tilecompile.models.named import NAMED
+    from tilecompile.models.registry import NAMED
 
     out = {}
     for name, config in NAMED.items():
-        active = config.parameter_count(config.num_experts_per_tok) - config.vocab_size * config.hidden_size
         out[name] = {
-            "parameters": config.parameter_count(),
-            "active_parameters": active,
-            "layers": config.num_hidden_layers,
-            "hidden_size": config.hidden_size,
-            "experts": config.n_routed_experts,
-            "experts_per_token": config.num_experts_per_tok,
+            **asdict(config.figures),
             "vocab_size": config.vocab_size,
             "max_position_embeddings": config.max_position_embeddings,
         }
@@ -53,7 +53,7 @@ def print_models() -> None:
         context = str(about["max_position_embeddings"])
         table.add_row(Text(name), count(about["parameters"]), read, *figures, experts, context)
     console.print(table)
-    console.print(Text(f"Checkpoint folders: {CHECKPOINT}."))
+    console.print(Text(f"Checkpoint folders: {checkpoint_folder()}."))
 
 
 def models(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
@@ -61,6 +61,6 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON 
     from tilecompile.cli.output import print_json
 
     if as_json:
-        print_json({"named": named_models(), "checkpoint_folder": CHECKPOINT})
+        print_json({"named": named_models(), "checkpoint_folder": checkpoint_folder()})
     else:
         print_models()

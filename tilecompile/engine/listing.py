@@ -7,26 +7,31 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
+from tilecompile.engine.plan import Plan
 from tilecompile.ir.program import PlacedBuffer
 from tilecompile.runtime import format as fmt
 
 
-def listing(
-    tables: Mapping[str, npt.NDArray[np.void]],
-    programs: list[str],
-    operators: list[str],
-    kinds: list[str],
-    buffers: list[PlacedBuffer],
-) -> str:
-    """Every stream with its instructions: body, operator, tile, waits, notifies, weight runs, regions; then buffers."""
+def listing(plan: Plan) -> str:
+    """Every stream with its instructions: body, operator, tile, waits, notifies, weight runs, regions; then buffers.
+
+    Of a short plan, first which of its layers are repeated how often.
+    """
+    program, repeat = plan.stored, plan.repeat
+    tables, programs, buffers = program.tables, program.programs, program.buffers
     out = []
+    if repeat is not None:
+        last = repeat.layer + repeat.layers - 1
+        out.append(f"short: layers {repeat.layer} to {last} stand {repeat.times} times")
     for stream in tables["streams"]:
         begin, end = int(stream["begin"]), int(stream["end"])
         out.append(
             f"program {programs[int(stream['program'])]} device {stream['device']} worker {stream['worker']} "
             f"agent {stream['agent']}: {end - begin} instructions"
         )
-        out += [f"  {i:6} {_instruction(tables, i, operators, kinds, buffers)}" for i in range(begin, end)]
+        out += [
+            f"  {i:6} {_instruction(tables, i, program.operators, program.kinds, buffers)}" for i in range(begin, end)
+        ]
     out.append("buffers")
     for b in buffers:
         t = b.tensor

@@ -2,38 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from tilecompile.cost.traffic import Reads
-from tilecompile.ir.graph import OpGraph
-from tilecompile.ir.program import EngineGraph, Program
+from tilecompile.cost.graph_reads import reads
+from tilecompile.engine.plan import Plan
 from tilecompile.options import Settings
 from tilecompile.sources import ModelSource
 
 
-def describe(
-    settings: Settings,
-    source: ModelSource,
-    weights: str,
-    max_seq_len: int,
-    program: Program,
-    graphs: Sequence[OpGraph],
-    operators: EngineGraph,
-    formulas: Sequence[Reads],
-) -> dict[str, object]:
-    """The manifest's content, without files and times.
-
-    `operators` are those of the whole program, in the order of `Instruction.op`; `formulas` have what a step of each
-    step program must read.
-    """
-    config, tables, programs = source.config, program.tables, []
-    op_of = np.array([node.op for node in operators.nodes])
-    isa = settings.isa
-    for index, (step, read) in enumerate(zip(graphs, formulas, strict=True)):
+def describe(plan: Plan, source: ModelSource, settings: Settings) -> dict[str, Any]:
+    """The manifest's content, without files and times."""
+    config, storage, program, programs = source.config, source.storage, plan.program, []
+    tables, isa = program.tables, settings.isa
+    op_of = np.array([node.op for node in plan.operators.nodes])
+    for index, step in enumerate(plan.graphs):
         streams = tables["streams"][tables["streams"]["program"] == index]
         instructions = np.concatenate([tables["instructions"][s["begin"] : s["end"]] for s in streams])
+        read = reads(step, storage.max_seq_len, plan.copies)
         ops, counts = np.unique(op_of[instructions["op"]], return_counts=True)
         programs.append(
             {
@@ -42,7 +29,7 @@ def describe(
                 "tasks": len(instructions),
                 "events": int((tables["events"]["program"] == index).sum()),
                 "edges": int(instructions["wait_count"].sum()),
-                "bytes_per_step": read.at(max_seq_len),
+                "bytes_per_step": read.at(storage.max_seq_len),
                 "reads": read.stated(),
                 "ops": dict(zip(ops.tolist(), counts.tolist(), strict=True)),
             }
@@ -52,7 +39,7 @@ def describe(
         for d, size in enumerate(program.pool_bytes)
     ]
     return {
-        "model": {"name": source.name, "architecture": "GlmMoeDsaForCausalLM", "config": config.to_dict()},
+        "model": {"name": source.name, "architecture": config.architecture, "config": config.to_dict()},
         "target": {
             "name": settings.target,
             "isa": isa.name if isa else settings.target,
@@ -62,16 +49,16 @@ def describe(
         "devices": settings.devices,
         "workers": settings.workers * settings.devices,
         "placement": settings.placement,
-        "max_seq_len": max_seq_len,
+        "max_seq_len": storage.max_seq_len,
         "vocab_size": config.vocab_size,
         "eos_token_ids": list(config.eos_token_id),
         "weights": {
-            "dtype": weights,
+            "dtype": storage.weights,
             "source": source.origin,
             "pools": pools,
             "tensors": program.weights,
         },
-        "cache": settings.cache,
+        "cache": storage.cache,
         "arenas": [{"device": d, **sizes} for d, sizes in enumerate(program.arena_bytes)],
         "programs": programs,
         "kinds": program.kinds,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 import torch
 
@@ -18,6 +20,9 @@ from tilecompile.runtime.format import DTYPE_BYTES, PANEL, SCALE_BLOCK
 from tilecompile.targets.cuda.fragments import Quantised, pack_copy
 from tilecompile.targets.tiles import pack_rows
 
+if TYPE_CHECKING:
+    from tilecompile.engine.plan import Plan
+
 ROWS_AT_ONCE = 4096
 """Rows of a table that are read together."""
 
@@ -30,6 +35,44 @@ class Source(Protocol):
 
     def full(self, name: str, dtype: torch.dtype) -> torch.Tensor:
         """A whole parameter."""
+
+
+def pack_pools(
+    plan: Plan, source: Source, folder: Path, progress: Callable[[int, int], None]
+) -> dict[str, dict[str, object]]:
+    """Writes the pool of each device; returns the files' manifest entries.
+
+    `progress` gets the bytes written so far, of all pools, and their number. InputError where the disk hasn't room.
+    """
+    sizes = plan.program.pool_bytes
+    total, free = sum(sizes), shutil.disk_usage(folder).free
+    if total > free:
+        raise InputError(f"{folder.parent}: weights need {total} bytes, the disk has {free} free (see --no-weights)")
+    tensors = {n: t for g in plan.graphs for n, t in g.tensors.items() if t.role == "weight"}
+    (folder / "weights").mkdir()
+    files = {}
+    for device in range(len(sizes)):
+        name = f"weights/device{device}.bin"
+        report = partial(_report, progress, sum(sizes[:device]), total)
+        files[name] = pack(plan.program, device, tensors, source, folder / name, report)
+    return files
+
+
+def _report(progress: Callable[[int, int], None], before: int, total: int, done: int) -> None:
+    progress(before + done, total)
+
+
+def pack_text(program: Program) -> str:
+    """Where every weight tile is stored, in pool order."""
+    lines = [f"pools: {', '.join(f'device {d} {size} bytes' for d, size in enumerate(program.pool_bytes))}"]
+    for p in sorted(program.tiles, key=lambda p: (p.device, p.offset)):
+        t = p.tile
+        copies = f" x {p.copies} experts" if t.gathered else ""
+        lines.append(
+            f"  device {p.device} +{p.offset} {p.bytes} B{copies}  tile {p.index}: {' + '.join(t.tensors)} "
+            f"rows {t.row_begin}:{t.row_end}{'' if t.gathered else f' of matrices {t.begin}:{t.end}'}"
+        )
+    return "\n".join(lines) + "\n"
 
 
 def pack(

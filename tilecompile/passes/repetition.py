@@ -6,7 +6,7 @@ of anything: what is proved is the whole program.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TypeVar
@@ -17,7 +17,6 @@ from tilecompile.ir.graph import Tensor
 from tilecompile.ir.node import OpNode, View
 from tilecompile.ir.placement import PlacedGraph
 from tilecompile.ir.program import EngineGraph, Program
-from tilecompile.models.config import Glm5Config
 from tilecompile.runtime.folder.repeat import Line, expand, expanded_sizes, line_of
 from tilecompile.runtime.format import ARENAS
 from tilecompile.runtime.names import PUSH, in_layer
@@ -177,12 +176,11 @@ def agrees(program: Program, operators: EngineGraph) -> bool:
     return bool((tensor[:, None] == streamed[op]).any(axis=1).all())
 
 
-def shortened(config: Glm5Config, kept: int = KEPT[0]) -> tuple[Glm5Config, Repeat | None]:
-    """A model with few layers, and how they are repeated; or the model itself where that would save none.
+def shortened(kinds: Sequence[Hashable], kept: int = KEPT[0]) -> tuple[list[int], Repeat] | None:
+    """The layers that a short model has, and how they are repeated; None where that would save no layer.
 
-    Of the longest stretch of equal periods `kept` stay.
+    `kinds` are those of the whole model's layers. Of the longest stretch of equal periods `kept` stay.
     """
-    kinds = list(zip(config.mlp_layer_types, config.indexer_types, strict=True))
     saved, first, period = 0, 0, 1
     for length in range(1, MOST + 1):
         for begin in range(len(kinds)):
@@ -193,13 +191,6 @@ def shortened(config: Glm5Config, kept: int = KEPT[0]) -> tuple[Glm5Config, Repe
             if spare > saved:
                 saved, first, period = spare, begin, length
     if not saved:
-        return config, None
-    cut = first + kept * period
-    layers = [*range(cut), *range(cut + saved, len(kinds))]
-    short = replace(
-        config,
-        num_hidden_layers=len(layers),
-        mlp_layer_types=tuple(config.mlp_layer_types[i] for i in layers),
-        indexer_types=tuple(config.indexer_types[i] for i in layers),
-    )
-    return short, Repeat(first + (kept - 2) * period, period, 1 + saved // period)
+        return None
+    layers = [*range(first + kept * period), *range(first + kept * period + saved, len(kinds))]
+    return layers, Repeat(first + (kept - 2) * period, period, 1 + saved // period)

@@ -10,7 +10,7 @@ import math
 import operator
 import re
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -20,11 +20,15 @@ from tilecompile.ir.graph import OpGraph, Tensor
 from tilecompile.ir.node import OpNode, View
 from tilecompile.ops.base import REGISTRY, op_of
 from tilecompile.ops.commit import COMMIT
+from tilecompile.ops.dtypes import TORCH_DTYPES
 from tilecompile.ops.map import MAP
 from tilecompile.passes.views import VIEWS
 from tilecompile.runtime.names import layer_of
 
-DTYPES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.int32: "i32", torch.float8_e4m3fn: "fp8"}
+if TYPE_CHECKING:
+    from tilecompile.models.spec import C, StepProgram, Storage
+
+DTYPES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 ELEMENTWISE = {
     "add.Tensor": "add",
@@ -45,6 +49,15 @@ ELEMENTWISE = {
 """ATen overload to elementwise function. gelu only in its tanh form; add and sub only with alpha = 1."""
 
 NO_DATA = ("_assert_tensor_metadata.default",)
+
+
+def trace_program(step: StepProgram[C], config: C, storage: Storage, tokens: int = 1) -> OpGraph:
+    """The operator graph of a step program of a model, for so many tokens a step unless the program says how many."""
+    count = step.tokens or tokens
+    with torch.device("meta"):
+        module = step.module(config, storage, count)
+        args = [torch.zeros(i.sizes(config, count), dtype=TORCH_DTYPES[i.dtype]) for i in step.inputs.values()]
+    return trace(module, tuple(args), tuple(step.inputs), step.outputs, step.name)
 
 
 def trace(

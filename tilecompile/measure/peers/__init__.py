@@ -1,7 +1,7 @@
 """Peers: other ways to run the engine's model on this machine, measured in processes of their own.
 
-Each runs transformers' `GlmMoeDsaForCausalLM` of the engine's configuration on the engine's weights (`model.py`), at
-its fastest setting, which it finds by trying (`search.py`): on the processor, or, where the engine is for GPUs, on one
+Each runs transformers' model of the engine's configuration on the engine's weights (`model.py`), at its fastest
+setting, which it finds by trying (`search.py`): on the processor, or, where the engine is for GPUs, on one
 GPU in bf16. Nothing of torch is imported into the caller's process.
 """
 
@@ -18,8 +18,8 @@ from typing import Any
 from tilecompile.errors import InputError, TilecompileError
 from tilecompile.measure.children import Child, module_command
 from tilecompile.measure.steps import window
-from tilecompile.models.config import Glm5Config
-from tilecompile.models.named import NAMED
+from tilecompile.models.registry import NAMED, config_of, read_config, spec_of
+from tilecompile.models.spec import ModelConfig
 from tilecompile.runtime.folder.manifest import Manifest
 from tilecompile.runtime.machine import usable_cores
 
@@ -33,9 +33,6 @@ NEEDS = dict.fromkeys(("transformers", "torch-compile", "cuda-graphs"), ("torch"
 
 GPU_ONLY = ("cuda-graphs",)
 """Peers that there are beside engines for GPUs only."""
-
-SAME_MODEL = {"num_nextn_predict_layers", "index_share_for_mtp_iteration", "eos_token_id", "max_position_embeddings"}
-"""Fields of a configuration in which a model may differ from the engine and yet compute the same; and `dtype`."""
 
 
 def names() -> list[str]:
@@ -137,7 +134,7 @@ def weights_job(manifest: Manifest, model: str | None) -> dict[str, Any]:
     InputError if the engine doesn't say and `model` doesn't either, or if `model` isn't the engine's.
     """
     data, path = manifest.data, manifest.folder
-    config = Glm5Config.from_dict(data["model"]["config"], str(manifest.path))
+    config = read_config(data["model"]["config"], str(manifest.path))
     source = str(data["weights"]["source"])
     if model is not None:
         _check_model(model, config, path)
@@ -154,11 +151,14 @@ def weights_job(manifest: Manifest, model: str | None) -> dict[str, Any]:
     return {**job, "seed": int(seed)}
 
 
-def _check_model(model: str, config: Glm5Config, engine: Path) -> None:
+def _check_model(model: str, config: ModelConfig, engine: Path) -> None:
     if model not in NAMED and not (Path(model) / "config.json").is_file():
         raise InputError(f"--model {model}: want a folder with config.json, or one of: {', '.join(NAMED)}")
-    found = NAMED[model] if model in NAMED else Glm5Config.from_file(Path(model) / "config.json")
-    for field in dataclasses.fields(Glm5Config):
-        have, want = getattr(found, field.name), getattr(config, field.name)
-        if have != want and field.name not in SAME_MODEL and field.name != "dtype":
-            raise InputError(f"--model {model}: {field.name} is {have!r}, {engine} was compiled with {want!r}")
+    found = config_of(model)
+    if found.architecture != config.architecture:
+        raise InputError(f"--model {model}: is {found.architecture}, {engine} was compiled from {config.architecture}")
+    same = spec_of(config).same_results
+    for field in (f.name for f in dataclasses.fields(config) if f.name not in same):
+        have, want = getattr(found, field), getattr(config, field)
+        if have != want:
+            raise InputError(f"--model {model}: {field} is {have!r}, {engine} was compiled with {want!r}")

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, GlmMoeDsaForCausalLM, StaticCache
+from transformers import DynamicCache, PreTrainedModel, StaticCache
 
 Step = Callable[[Tensor], Tensor]
 
@@ -51,7 +51,7 @@ class Decoder:
     cache has no place more than that needs, since its steps read it whole.
     """
 
-    def __init__(self, model: GlmMoeDsaForCausalLM, setting: Setting, contexts: range) -> None:
+    def __init__(self, model: PreTrainedModel, setting: Setting, contexts: range) -> None:
         self.model, self.setting, self.contexts = model, setting, contexts
         self._before = contexts.start - 1
         self._cache: Any = (

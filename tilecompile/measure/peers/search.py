@@ -10,12 +10,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from transformers import GlmMoeDsaForCausalLM
+from transformers import PreTrainedModel
 
 from tilecompile.errors import InputError
 from tilecompile.measure.peers.decode import Decoder, Setting
 from tilecompile.measure.peers.model import DTYPES, build
-from tilecompile.models.checkpoint import Weights
+from tilecompile.models.weights import Weights
 
 Note = Callable[[str], None]
 
@@ -72,7 +72,7 @@ class Measured:
 class Search:
     """The trials of one peer on a device. `budget` is the time in seconds after which nothing new is tried."""
 
-    weights: Weights
+    weights: Weights[Any]
     stored: str
     contexts: range
     note: Note
@@ -83,9 +83,9 @@ class Search:
 
     def __post_init__(self) -> None:
         self._begin = time.perf_counter()
-        self._models: dict[str, GlmMoeDsaForCausalLM] = {}
+        self._models: dict[str, PreTrainedModel] = {}
 
-    def model(self, dtype: str) -> GlmMoeDsaForCausalLM:
+    def model(self, dtype: str) -> PreTrainedModel:
         """The model in a dtype; each is loaded once and kept."""
         if dtype not in self._models:
             self.note(f"loading the weights as {dtype}")

@@ -12,9 +12,9 @@ from tilecompile.cost.simulate.report import CAUSES, figures
 from tilecompile.cost.simulate.step import simulator_of
 from tilecompile.errors import InputError
 from tilecompile.measure.simulated.plans import Plan, compiled
+from tilecompile.models.registry import config_of
 from tilecompile.schedules import PLACEMENTS
 from tilecompile.schedules.machine import Machine
-from tilecompile.sources import open_model
 
 if TYPE_CHECKING:
     from tilecompile.options import CompileOptions
@@ -39,7 +39,7 @@ def sweep(options: CompileOptions, machine: Machine, contexts: Sequence[int], pr
     model has positions); at the first context also with finer tasks, and with the ring cut down where the machine has
     one. InputError as `compile_model` and `simulate` have it.
     """
-    limit = open_model(options).config.max_position_embeddings
+    limit = config_of(options.model).max_position_embeddings
     contexts = contexts or [c for c in CONTEXTS if c <= limit] or [limit]
     placements = [p for p in PLACEMENTS if (p == PLACEMENTS[0]) == (machine.devices == 1)]
     if options.placement is not None:

@@ -25,11 +25,11 @@ def main(
 
     if device == "cuda" and not torch.cuda.is_available():
         raise RuntimeError("torch has no GPU here")
-    from transformers import GlmMoeDsaForCausalLM, StaticCache
+    from transformers import AutoModelForCausalLM, StaticCache
 
     mark("imported")
     torch.set_num_threads(int(threads))
-    loaded = GlmMoeDsaForCausalLM.from_pretrained(model, dtype={"bf16": torch.bfloat16, "f32": torch.float32}[dtype])
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype={"bf16": torch.bfloat16, "f32": torch.float32}[dtype])
     loaded.set_experts_implementation("batched_mm")
     torch.nn.Module.to(loaded, device)
     prompt = torch.tensor([[int(item) for item in ids.split(",")]], device=device)

@@ -8,7 +8,7 @@ neither its bytes nor who waits for whom, only how finely the tasks are cut.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -17,7 +17,7 @@ from tilecompile.cost.simulate.step import DEFAULT, simulate, simulator_of
 from tilecompile.errors import InputError
 from tilecompile.ir.graph import OpGraph
 from tilecompile.ir.placement import PlacedGraph, Placement
-from tilecompile.models.config import Glm5Config
+from tilecompile.models.spec import LayerKind
 from tilecompile.ops.base import REGISTRY
 from tilecompile.passes.events import events
 from tilecompile.passes.place.distribute import distribute
@@ -39,8 +39,8 @@ WORKERS = 12
 MOST_HOPS, LEAST_HOPS = 3.0, 0.25
 """Hops that replicating a family of operators can save, and that dividing it must save."""
 
-SPARSE = 2
-"""Layers with experts that the search looks at, at least."""
+LAYERS = 3
+"""Layers that the search looks at, at least."""
 
 GAIN = 0.002
 """Part of the time that a change must save: below, it may as well be a matter of where tasks happen to fall."""
@@ -72,8 +72,8 @@ class Chosen:
 
 
 def choose(
-    config: Glm5Config,
-    graph_of: Callable[[Glm5Config], OpGraph],
+    graph: OpGraph,
+    layers: int,
     recipes: Mapping[str, Recipe],
     machine: Machine,
     devices: int,
@@ -81,13 +81,13 @@ def choose(
     context: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Chosen:
-    """Looks for the fastest placement. `graph_of` traces a model; `workers` counts those of one device.
+    """Looks for the fastest placement, by a fused graph of so many of the model's layers (`sample`).
+
+    `workers` counts those of one device, `progress` gets the families of operators that were looked at, and their
+    number.
 
     InputError for a machine without costs, and where no recipe can use the devices.
     """
-    simulator_of(machine)
-    short = sample(config)
-    graph = graph_of(short)
     coarse, few = coarser(machine, workers)
     tried: dict[str, float] = {}
 
@@ -118,7 +118,7 @@ def choose(
                 best = changed
         except ValueError:
             continue  # it can't lie so
-    return Chosen(best, tried, tuple(map(str, candidates)), context, short.num_hidden_layers)
+    return Chosen(best, tried, tuple(map(str, candidates)), context, layers)
 
 
 def may_pay(graph: OpGraph, name: str, how: str, machine: Machine, devices: int) -> bool:
@@ -133,26 +133,18 @@ def may_pay(graph: OpGraph, name: str, how: str, machine: Machine, devices: int)
     return saved <= most if how == REPLICATE else saved >= least
 
 
-def sample(config: Glm5Config) -> Glm5Config:
-    """A model of a few of the layers: a dense one, some with experts, at least one of them with its own indexer."""
-    kinds = list(zip(config.mlp_layer_types, config.indexer_types, strict=True))
-    sparse = [i for i, kind in enumerate(kinds) if kind[0] == "sparse"]
-    begin = max(0, sparse[0] - 1) if sparse else 0
-    while kinds[begin][1] != "full":
-        begin -= 1
-    end = begin + 1
-    while end < len(kinds):
-        seen = [kind for kind in kinds[begin:end] if kind[0] == "sparse"]
-        if len(seen) >= SPARSE and ("sparse", "full") in seen:
-            break
-        end += 1
-    return replace(
-        config,
-        num_hidden_layers=end - begin,
-        mlp_layer_types=config.mlp_layer_types[begin:end],
-        indexer_types=config.indexer_types[begin:end],
-        num_nextn_predict_layers=0,
-    )
+def sample(kinds: Sequence[LayerKind]) -> range:
+    """The layers that the search looks at: the shortest stretch that has every kind and can begin a model.
+
+    Of equally short ones it is the last, which has the most layers of the kinds that follow. All layers of a model that
+    has few.
+    """
+    count = len(kinds)
+    for length in range(min(LAYERS, count), count):
+        for begin in range(count - length, -1, -1):
+            if kinds[begin].independent and set(kinds[begin : begin + length]) == set(kinds):
+                return range(begin, begin + length)
+    return range(count)
 
 
 def coarser(machine: Machine, workers: int) -> tuple[Machine, int]:

@@ -16,6 +16,9 @@ RECIPES: dict[str, Recipe] = {
     "even": even.place,
 }
 
+SEVERAL = {name: recipe for name, recipe in RECIPES.items() if name != "single"}
+"""Those for two devices or more, which placement `auto` chooses among."""
+
 
 def place(graph: OpGraph, recipe: str | Choice, devices: int, reduction: str | None = None) -> PlacedGraph:
     """The operators of all devices, by the name of a recipe or by what `choose` has chosen.

@@ -38,6 +38,9 @@ class Kernel:
     cubin: bytes
     resources: dict[str, Any]
 
+    def __str__(self) -> str:
+        return self.source
+
 
 def make_kernel(
     kinds: list[GpuKind],

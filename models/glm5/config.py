@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+from tilecompile.models.fields import check_only, check_stored, plain_fields, refuse
+from tilecompile.models.spec import Figures, LayerKind
 from tilecompile.runtime.errors import InputError
 
 ARCHITECTURE = "GlmMoeDsaForCausalLM"
 MODEL_TYPE = "glm_moe_dsa"
+
+LEAST = {"num_nextn_predict_layers": 0}
+"""Fields that may be less than 1."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,11 @@ class Glm5Config:
     """Type of the checkpoint's matrices as the configuration states it: bfloat16, float16 or float32."""
 
     @property
+    def architecture(self) -> str:
+        """The architecture as `config.json` names it."""
+        return ARCHITECTURE
+
+    @property
     def weight_type(self) -> str:
         """The weight type that keeps the checkpoint's values: `bf16`, or `f32` for all else."""
         return "bf16" if self.dtype == "bfloat16" else "f32"
@@ -93,6 +101,28 @@ class Glm5Config:
         """Number of the layer that predicts a further token, if the model has one."""
         return self.num_hidden_layers if self.num_nextn_predict_layers else None
 
+    @property
+    def layers(self) -> tuple[LayerKind, ...]:
+        """The kind of each layer. A layer without an indexer uses what an earlier one has selected."""
+        kinds = zip(self.mlp_layer_types, self.indexer_types, strict=True)
+        return tuple(LayerKind(f"{mlp}, {indexer}", indexer == "full") for mlp, indexer in kinds)
+
+    def with_layers(self, layers: Sequence[int]) -> Self:
+        """The configuration of the model that has only these layers."""
+        return dataclasses.replace(
+            self,
+            num_hidden_layers=len(layers),
+            mlp_layer_types=tuple(self.mlp_layer_types[i] for i in layers),
+            indexer_types=tuple(self.indexer_types[i] for i in layers),
+        )
+
+    @property
+    def figures(self) -> Figures:
+        """The main figures, without the MTP layer. A token reads a row of the embedding table, which doesn't count."""
+        read = self.parameter_count(self.num_experts_per_tok) - self.vocab_size * self.hidden_size
+        sizes = (self.num_hidden_layers, self.hidden_size, self.n_routed_experts, self.num_experts_per_tok)
+        return Figures(self.parameter_count(), read, *sizes)
+
     def parameter_count(self, experts: int | None = None) -> int:
         """Parameters of the main model (without the MTP layer), with `experts` routed experts a layer.
 
@@ -120,21 +150,8 @@ class Glm5Config:
         values = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
         return {"architectures": [ARCHITECTURE], "model_type": MODEL_TYPE, **values}
 
-    @staticmethod
-    def from_file(path: Path) -> Glm5Config:
-        """Reads a `config.json`."""
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(f"{path}: {error.strerror or error}") from error
-        except ValueError as error:
-            raise InputError(f"{path}: not valid JSON ({error})") from error
-        if not isinstance(values, dict):
-            raise InputError(f"{path}: found a JSON {type(values).__name__}, wanted an object")
-        return Glm5Config.from_dict(values, str(path))
-
-    @staticmethod
-    def from_dict(values: Mapping[str, Any], source: str = "config") -> Glm5Config:
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], source: str = "config") -> Self:
         """The configuration from a `config.json`'s values; whatever the model side doesn't support is an InputError."""
         values = {key: value for key, value in values.items() if value is not None}
         _refuse_unsupported(values, source)
@@ -146,14 +163,9 @@ class Glm5Config:
         values["rope_theta"] = _rope_theta(values, source)
         eos = values.get("eos_token_id", ())
         values["eos_token_id"] = [eos] if isinstance(eos, int) else eos
-        derived = ("indexer_types", "mlp_layer_types")
-        plain = [f for f in dataclasses.fields(Glm5Config) if f.name not in derived]
-        missing = [f.name for f in plain if f.default is dataclasses.MISSING and f.name not in values]
-        if missing:
-            raise InputError(f"{source}: missing {', '.join(missing)}")
-        kept = {f.name: _checked(f.name, str(f.type), values[f.name], source) for f in plain if f.name in values}
+        kept = plain_fields(cls, values, source, derived=("indexer_types", "mlp_layer_types"), least=LEAST)
         layers = kept["num_hidden_layers"]
-        config = Glm5Config(
+        config = cls(
             **kept,
             indexer_types=_indexer_types(values, layers, source),
             mlp_layer_types=_mlp_layer_types(values, layers, source),
@@ -162,19 +174,10 @@ class Glm5Config:
         return config
 
 
-def _refuse(source: str, field: str, found: object, wanted: str) -> InputError:
-    return InputError(f"{source}: {field}: found {found!r}, wanted {wanted}")
-
-
 def _refuse_unsupported(values: Mapping[str, Any], source: str) -> None:
-    architectures = values.get("architectures", [ARCHITECTURE])
-    if not isinstance(architectures, list) or ARCHITECTURE not in architectures:
-        raise _refuse(source, "architectures", architectures, f"[{ARCHITECTURE!r}]")
     if values.get("model_type") != MODEL_TYPE:
-        raise _refuse(source, "model_type", values.get("model_type"), repr(MODEL_TYPE))
-    if (quantization := values.get("quantization_config")) is not None:
-        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
-        raise _refuse(source, "quantization_config.quant_method", method, "no quantization (f32, bf16 or f16 weights)")
+        raise refuse(source, "model_type", values.get("model_type"), repr(MODEL_TYPE))
+    check_stored(values, source)
     only: dict[str, tuple[Any, ...]] = {
         "n_group": (1,),
         "topk_group": (1,),
@@ -190,9 +193,7 @@ def _refuse_unsupported(values: Mapping[str, Any], source: str) -> None:
         "num_nextn_predict_layers": (0, 1),
         "num_key_value_heads": (values.get("num_attention_heads"),),
     }
-    for field, wanted in only.items():
-        if values.get(field, wanted[0]) not in wanted:
-            raise _refuse(source, field, values[field], " or ".join(map(repr, wanted)))
+    check_only(values, only, source)
 
 
 def _rope_theta(values: Mapping[str, Any], source: str) -> Any:
@@ -201,46 +202,25 @@ def _rope_theta(values: Mapping[str, Any], source: str) -> Any:
     for field in ("rope_parameters", "rope_scaling"):
         rope = values.get(field, {})
         if not isinstance(rope, dict):
-            raise _refuse(source, field, rope, "an object")
+            raise refuse(source, field, rope, "an object")
         kind = rope.get("rope_type", rope.get("type", "default"))
         if kind != "default":
-            raise _refuse(source, f"{field}.rope_type", kind, "'default'")
+            raise refuse(source, f"{field}.rope_type", kind, "'default'")
         for key in ("factor", "attention_factor"):
             if rope.get(key, 1) != 1:
-                raise _refuse(source, f"{field}.{key}", rope[key], "no scaling")
+                raise refuse(source, f"{field}.{key}", rope[key], "no scaling")
         theta = rope.get("rope_theta", theta)
     if theta is None:
         raise InputError(f"{source}: missing rope_parameters.rope_theta")
     return theta
 
 
-def _checked(name: str, kind: str, value: Any, source: str) -> Any:
-    """A field's value in its type, within its range."""
-    if kind == "tuple[int, ...]":
-        if not isinstance(value, (list, tuple)) or not all(type(v) is int for v in value):
-            raise _refuse(source, name, value, "an integer or a list of integers")
-        return tuple(value)
-    if kind == "bool":
-        if not isinstance(value, bool):
-            raise _refuse(source, name, value, "true or false")
-        return value
-    if kind == "str":
-        if value not in ("bfloat16", "float16", "float32"):
-            raise _refuse(source, name, value, "bfloat16, float16 or float32")
-        return value
-    number = isinstance(value, int if kind == "int" else (int, float)) and not isinstance(value, bool)
-    least = 0 if name == "num_nextn_predict_layers" else 1
-    if not number or (value < least if kind == "int" else not 0 < value < float("inf")):
-        raise _refuse(source, name, value, f"an integer of at least {least}" if kind == "int" else "a positive number")
-    return value if kind == "int" else float(value)
-
-
 def _kinds(values: Any, field: str, kinds: tuple[str, str], layers: int, spare: int, source: str) -> tuple[str, ...]:
     """A list with one kind a layer; up to `spare` entries more (for the MTP layer) are dropped."""
     if not isinstance(values, list) or any(v not in kinds for v in values):
-        raise _refuse(source, field, values, f"a list of {kinds[0]!r} and {kinds[1]!r}")
+        raise refuse(source, field, values, f"a list of {kinds[0]!r} and {kinds[1]!r}")
     if not layers <= len(values) <= layers + spare:
-        raise _refuse(source, field, f"{len(values)} entries", f"{layers}, one a layer")
+        raise refuse(source, field, f"{len(values)} entries", f"{layers}, one a layer")
     return tuple(values[:layers])
 
 
@@ -259,14 +239,14 @@ def _indexer_types(values: Mapping[str, Any], layers: int, source: str) -> tuple
     spare = 1 if values.get("num_nextn_predict_layers") else 0
     kept = _kinds(kinds, field, ("full", "shared"), layers, spare, source)
     if kept[0] != "full":
-        raise _refuse(source, field, "a shared first layer", "a full one, since there is no selection to share yet")
+        raise refuse(source, field, "a shared first layer", "a full one, since there is no selection to share yet")
     return kept
 
 
 def _schedule_number(field: str, values: Mapping[str, Any], default: int, source: str) -> int:
     value = values.get(field, default)
     if type(value) is not int:
-        raise _refuse(source, field, value, "an integer")
+        raise refuse(source, field, value, "an integer")
     return value
 
 
@@ -282,13 +262,13 @@ def _mlp_layer_types(values: Mapping[str, Any], layers: int, source: str) -> tup
 
 def _check_sizes(config: Glm5Config, source: str) -> None:
     if config.qk_rope_head_dim % 2:
-        raise _refuse(source, "qk_rope_head_dim", config.qk_rope_head_dim, "an even number")
+        raise refuse(source, "qk_rope_head_dim", config.qk_rope_head_dim, "an even number")
     if config.index_head_dim < config.qk_rope_head_dim:
         wanted = f"at least qk_rope_head_dim ({config.qk_rope_head_dim})"
-        raise _refuse(source, "index_head_dim", config.index_head_dim, wanted)
+        raise refuse(source, "index_head_dim", config.index_head_dim, wanted)
     if config.n_routed_experts < config.num_experts_per_tok:
         wanted = f"at most n_routed_experts ({config.n_routed_experts})"
-        raise _refuse(source, "num_experts_per_tok", config.num_experts_per_tok, wanted)
+        raise refuse(source, "num_experts_per_tok", config.num_experts_per_tok, wanted)
     if any(not 0 <= token < config.vocab_size for token in config.eos_token_id):
         wanted = f"token ids below vocab_size ({config.vocab_size})"
-        raise _refuse(source, "eos_token_id", list(config.eos_token_id), wanted)
+        raise refuse(source, "eos_token_id", list(config.eos_token_id), wanted)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tilecompile.models.config import Glm5Config
+from tilecompile.models.glm5.config import Glm5Config
 
 _GLM5: dict[str, Any] = {
     "architectures": ["GlmMoeDsaForCausalLM"],

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from tilecompile import ops
-from tilecompile.models.config import Glm5Config
-from tilecompile.models.glm5 import Layer, Matrix, RmsNorm, Storage, Trunk
+from tilecompile.models.glm5.config import Glm5Config
+from tilecompile.models.glm5.step import Layer, Trunk
+from tilecompile.models.modules import Matrix, RmsNorm
+from tilecompile.models.spec import Storage
 
 
 class MtpLayer(Layer):
@@ -18,8 +19,8 @@ class MtpLayer(Layer):
         self.enorm = RmsNorm(c.hidden_size, c.rms_norm_eps)
         self.hnorm = RmsNorm(c.hidden_size, c.rms_norm_eps)
         # The checkpoint's eh_proj acts on [embedding; hidden]; its two halves act on one each, and nothing is joined.
-        self.eh_proj_embed = Matrix(c.hidden_size, c.hidden_size, dtype=s.exact_dtype)
-        self.eh_proj_hidden = Matrix(c.hidden_size, c.hidden_size, dtype=s.exact_dtype)
+        self.eh_proj_embed = Matrix(c.hidden_size, c.hidden_size, dtype=s.exact)
+        self.eh_proj_hidden = Matrix(c.hidden_size, c.hidden_size, dtype=s.exact)
         self.shared_head = nn.ModuleDict({"norm": RmsNorm(c.hidden_size, c.rms_norm_eps)})
 
 
@@ -29,21 +30,14 @@ class MtpStep(nn.Module):
     `hidden` is the state *after* the last norm, of the main model or of the previous MTP step; so is the returned one.
     """
 
-    def __init__(
-        self,
-        config: Glm5Config,
-        max_seq_len: int,
-        tokens: int = 1,
-        cache_dtype: torch.dtype = torch.float32,
-        weight_dtype: torch.dtype = torch.float32,
-    ) -> None:
+    def __init__(self, config: Glm5Config, storage: Storage, tokens: int = 1) -> None:
         super().__init__()
         if config.mtp_layer is None:
             raise ValueError("the model has no MTP layer: num_nextn_predict_layers is 0")
-        self.tokens, s = tokens, Storage(max_seq_len, cache_dtype, weight_dtype)
-        layers: dict[int, Layer] = {config.mtp_layer: MtpLayer(config, s, config.mtp_layer)}
-        self.model = Trunk(config, s, layers, norm=False)
-        self.lm_head = Matrix(config.vocab_size, config.hidden_size, dtype=s.exact_dtype)
+        self.tokens = tokens
+        layers: dict[int, Layer] = {config.mtp_layer: MtpLayer(config, storage, config.mtp_layer)}
+        self.model = Trunk(config, storage, layers, norm=False)
+        self.lm_head = Matrix(config.vocab_size, config.hidden_size, dtype=storage.exact)
 
     def forward(self, ids: Tensor, hidden: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
         """ids i32 [T], hidden f32 [T, hidden], position i32 [1] -> logits [T, vocab] and hidden [T, hidden]."""

@@ -1,0 +1,79 @@
+"""One decode step of GLM-5, written in tile ops: the program that the compiler traces.
+
+GLM-5 is a decoder with latent attention over selected positions (`attention.py`) and a mixture of experts (`moe.py`). A
+step takes T tokens at consecutive positions, the first at `position`, appends them to the caches and returns the logits
+after each. Between tile ops stand only elementwise operators and views that keep dimension 0, the tokens. Nothing
+depends on data in Python, so a step traces on the meta device without weights.
+
+Modules and parameters are named as in the published checkpoints. Where the layout differs (`w_uk`, `w_uv`, stacked
+experts, `eh_proj_*`), `parameters.py` says how to cut the checkpoint's tensors.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from tilecompile import ops
+from tilecompile.models.glm5.attention import Attention
+from tilecompile.models.glm5.config import Glm5Config
+from tilecompile.models.glm5.moe import Moe
+from tilecompile.models.modules import GatedMlp, Matrix, RmsNorm, inverse_frequencies
+from tilecompile.models.spec import Storage
+
+
+class Layer(nn.Module):
+    """Attention and MLP, each on the normed residual stream and added back to it."""
+
+    def __init__(self, c: Glm5Config, s: Storage, layer: int) -> None:
+        super().__init__()
+        # The MTP layer comes after the last of the main model, with an indexer and experts of its own.
+        extra = layer == c.mtp_layer
+        full = extra or c.indexer_types[layer] == "full"
+        sparse = extra or c.mlp_layer_types[layer] == "sparse"
+        self.input_layernorm = RmsNorm(c.hidden_size, c.rms_norm_eps)
+        self.self_attn = Attention(c, s, full)
+        self.post_attention_layernorm = RmsNorm(c.hidden_size, c.rms_norm_eps)
+        self.mlp = Moe(c, s) if sparse else GatedMlp(c.hidden_size, c.intermediate_size, s.weights)
+
+    def forward(
+        self, x: Tensor, angles: Tensor, position: Tensor, selection: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """x [T, hidden] -> x after the layer, and the selection for the next one."""
+        attended, selection = self.self_attn(self.input_layernorm(x), angles, position, selection)
+        x = x + attended
+        return self.mlp(x, self.post_attention_layernorm(x)), selection
+
+
+class Trunk(nn.Module):
+    """What a step has besides the lm_head: embedding table, rotation frequencies, layers by number, last norm."""
+
+    inv_freq: Tensor
+
+    def __init__(self, c: Glm5Config, s: Storage, layers: dict[int, Layer], norm: bool) -> None:
+        super().__init__()
+        self.embed_tokens = Matrix(c.vocab_size, c.hidden_size, dtype=s.exact)
+        self.layers = nn.ModuleDict({str(number): layer for number, layer in layers.items()})
+        self.norm = RmsNorm(c.hidden_size, c.rms_norm_eps) if norm else None
+        self.register_buffer("inv_freq", inverse_frequencies(c.qk_rope_head_dim, c.rope_theta), persistent=False)
+
+
+class Glm5Step(nn.Module):
+    """One step of the main model for `tokens` tokens at consecutive positions."""
+
+    def __init__(self, config: Glm5Config, storage: Storage, tokens: int = 1) -> None:
+        super().__init__()
+        self.tokens = tokens
+        layers = {number: Layer(config, storage, number) for number in range(config.num_hidden_layers)}
+        self.model = Trunk(config, storage, layers, norm=True)
+        self.lm_head = Matrix(config.vocab_size, config.hidden_size, dtype=storage.exact)
+
+    def forward(self, ids: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+        """ids i32 [T], position i32 [1] -> logits [T, vocab] and the likeliest next token of each, i32 [T]."""
+        model = self.model
+        angles = ops.rope_angles(position, model.inv_freq, self.tokens)
+        x, selection = ops.embed(ids, model.embed_tokens.weight), None
+        for layer in model.layers.values():
+            x, selection = layer(x, angles, position, selection)
+        assert model.norm is not None
+        logits = self.lm_head(model.norm(x))
+        return logits, ops.argmax(logits)

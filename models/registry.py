@@ -1,0 +1,87 @@
+"""The models that there are, by the architecture that a `config.json` names, and their named configurations."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tilecompile.models.glm5 import GLM5
+from tilecompile.models.spec import C, ModelConfig, ModelSpec
+from tilecompile.runtime.errors import InputError
+
+SPECS: dict[str, ModelSpec[Any]] = {}
+"""The specs by architecture."""
+
+NAMED: dict[str, ModelConfig] = {}
+"""Configurations by the name that the command line takes."""
+
+
+def register(spec: ModelSpec[C]) -> ModelSpec[C]:
+    """Adds a model and its named configurations; architecture and names must be new."""
+    if taken := [spec.architecture] * (spec.architecture in SPECS) + [name for name in spec.named if name in NAMED]:
+        raise ValueError(f"{', '.join(taken)}: registered twice")
+    SPECS[spec.architecture] = spec
+    NAMED.update(spec.named)
+    return spec
+
+
+def spec_of(config: C) -> ModelSpec[C]:
+    """The spec of a configuration's model."""
+    return SPECS[config.architecture]
+
+
+def _either(names: Iterable[str]) -> str:
+    return " or ".join(map(repr, names))
+
+
+def read_config(values: Mapping[str, Any], source: str = "config") -> ModelConfig:
+    """The configuration from a `config.json`'s values. InputError, which begins with `source`, for an unknown
+    architecture and for whatever the model side doesn't support.
+
+    A file without `architectures` is told by its `model_type`.
+    """
+    found = values.get("architectures")
+    if found is None:
+        known = [spec for spec in SPECS.values() if spec.model_type == values.get("model_type")]
+        wrong = (
+            f"model_type: found {values.get('model_type')!r}, wanted {_either(s.model_type for s in SPECS.values())}"
+        )
+    else:
+        known = (
+            [SPECS[name] for name in found if isinstance(name, str) and name in SPECS]
+            if isinstance(found, list)
+            else []
+        )
+        wrong = f"architectures: found {found!r}, wanted {_either(SPECS)}"
+    if not known:
+        raise InputError(f"{source}: {wrong}")
+    config: ModelConfig = known[0].config.from_dict(values, source)
+    return config
+
+
+def read_config_file(path: Path) -> ModelConfig:
+    """The configuration in a `config.json`. InputError as `read_config` has it, and if the file can't be read."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: found a JSON {type(values).__name__}, wanted an object")
+    return read_config(values, str(path))
+
+
+def config_of(model: str) -> ModelConfig:
+    """The configuration of a model by its name, or of a folder. InputError as `read_config_file` has it."""
+    if model in NAMED:
+        return NAMED[model]
+    path = Path(model) / "config.json"
+    if not path.is_file():
+        raise InputError(f"{path.parent}: no config.json")
+    return read_config_file(path)
+
+
+register(GLM5)

@@ -1,0 +1,208 @@
+"""What the compiler knows of a model: a `ModelSpec`, found by the architecture that a `config.json` names.
+
+Everything that differs between models stands in a spec as data or as a small function: how the configuration is read,
+what the step programs are, which parameters they have and where a checkpoint keeps them, which layers are equal. The
+compiler, the search for a placement, the manifest, the peers and the command line ask the spec and know no model by
+name. Nothing here imports torch; functions of a spec that need it import it when they are called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, Self, TypeVar
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class LayerKind:
+    """What a layer consists of: layers of equal kind have equal operators on equal shapes.
+
+    One that is not `independent` uses what an earlier layer has made besides the residual stream, so it can't be first.
+    """
+
+    name: str
+    independent: bool = True
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Main figures of a model: parameters in all, those that a token reads, layers, width, experts a layer and token
+    (0 where there are none)."""
+
+    parameters: int
+    active_parameters: int
+    layers: int
+    hidden_size: int
+    experts: int = 0
+    experts_per_token: int = 0
+
+
+class ModelConfig(Protocol):
+    """A model's configuration: a frozen dataclass whose fields are those of `config.json` where they exist there."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def architecture(self) -> str:
+        """The architecture as `config.json` names it: the key of the model's spec."""
+
+    @property
+    def weight_type(self) -> str:
+        """The weight type that keeps the checkpoint's values."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids."""
+
+    @property
+    def max_position_embeddings(self) -> int:
+        """Positions that the model was made for."""
+
+    @property
+    def eos_token_id(self) -> tuple[int, ...]:
+        """Ids that end a generation."""
+
+    @property
+    def layers(self) -> tuple[LayerKind, ...]:
+        """The kind of each layer: equal ones are planned once."""
+
+    @property
+    def figures(self) -> Figures:
+        """The main figures, for people and for estimates of memory."""
+
+    def with_layers(self, layers: Sequence[int]) -> Self:
+        """The configuration of the model that has only these layers, in this order."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration as JSON values, `architectures` among them; `from_dict` reads them back."""
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], source: str = "config") -> Self:
+        """The configuration from a `config.json`'s values; InputError, which begins with `source`, for what the model
+        side doesn't support."""
+
+
+C = TypeVar("C", bound=ModelConfig)
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How a model is stored in an engine: positions that its caches hold, type of caches, format of weight matrices.
+
+    Norms and biases are f32.
+    """
+
+    max_seq_len: int
+    cache: str = "f32"
+    weights: str = "f32"
+
+    @property
+    def exact(self) -> str:
+        """The format of matrices that stay in bf16 where others are fp8, as in the published checkpoints."""
+        return "bf16" if self.weights == "fp8" else self.weights
+
+
+@dataclass(frozen=True)
+class Input:
+    """An input of a step program: a number in `shape`, or "tokens", or the name of a field of the configuration."""
+
+    shape: tuple[int | str, ...]
+    dtype: str = "i32"
+
+    def sizes(self, config: ModelConfig, tokens: int) -> tuple[int, ...]:
+        """The shape for a configuration and so many tokens a step."""
+        return tuple(
+            size if isinstance(size, int) else tokens if size == "tokens" else int(getattr(config, size))
+            for size in self.shape
+        )
+
+
+@dataclass(frozen=True)
+class StepProgram(Generic[C]):
+    """One step program: a module whose `forward` takes the inputs in their order and returns the outputs.
+
+    `module(config, storage, tokens)` makes it with parameters named as in the parameter table. Every program has the
+    inputs `ids` and `position`. `tokens` is the number of tokens of a step where it isn't the user's choice.
+    """
+
+    name: str
+    module: Callable[[C, Storage, int], nn.Module]
+    inputs: Mapping[str, Input]
+    outputs: tuple[str, ...]
+    tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class Window:
+    """One matrix of a parameter, as it is stored in a checkpoint tensor of shape `shape`.
+
+    The matrix begins at (`row`, `col`) of the tensor; if `transposed`, its rows are columns of the tensor.
+    """
+
+    tensor: str
+    shape: tuple[int, ...]
+    row: int = 0
+    col: int = 0
+    transposed: bool = False
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter: its shape ([N], [rows, cols] or [matrices, rows, cols]) and one window a matrix."""
+
+    shape: tuple[int, ...]
+    windows: tuple[Window, ...]
+
+
+@dataclass(frozen=True)
+class PeerModel(Generic[C]):
+    """transformers' model of an architecture, which peers run on the engine's weights.
+
+    `make(config)` gives it without memory for its parameters, `prepare(model, config)` sets what neither transformers'
+    configuration nor the weights say, `value(name, read)` is a parameter's value by its name there, from the
+    parameters of the step programs. `buffers` are endings of names of buffers that are weights too.
+    """
+
+    make: Callable[[C], Any]
+    prepare: Callable[[Any, C], None]
+    value: Callable[[str, Callable[[str], Tensor]], Tensor]
+    buffers: tuple[str, ...] = ()
+
+
+def _as_configured(config: Any, tensors: Collection[str]) -> tuple[Any, tuple[str, ...]]:
+    return config, ()
+
+
+@dataclass(frozen=True)
+class ModelSpec(Generic[C]):
+    """A model class: see the head of this file. `architecture` is the key, `model_type` that of transformers."""
+
+    architecture: str
+    model_type: str
+    config: type[C]
+
+    programs: Callable[[C], tuple[StepProgram[C], ...]]
+    """The step programs of a model, the one that decodes first."""
+
+    parameters: Callable[[C], dict[str, Parameter]]
+    """Every parameter of the step programs by name."""
+
+    spread: Callable[[C, str, int], tuple[float, float]]
+    """Mean and standard deviation of a checkpoint tensor of so many columns, where weights are drawn."""
+
+    tables: Mapping[str, Callable[[C], Tensor]] = field(default_factory=dict)
+    """Buffers of the step programs that no checkpoint holds, by name: they are computed."""
+
+    held: Callable[[C, Collection[str]], tuple[C, tuple[str, ...]]] = _as_configured
+    """The configuration without optional layers that a checkpoint with these tensors lacks, and notes on that."""
+
+    named: Mapping[str, C] = field(default_factory=dict)
+    """Configurations by the name that the command line takes."""
+
+    peer: Callable[[], PeerModel[C]] | None = None
+
+    same_results: frozenset[str] = frozenset()
+    """Fields in which configurations may differ although the models compute the same."""

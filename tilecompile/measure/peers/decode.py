@@ -103,7 +103,7 @@ class Decoder:
         for layer, filled in zip(self._cache.layers, self._filled, strict=True):
             if self.setting.cache == "static":
                 layer.cumulative_length.fill_(self._before)
-                if layer.is_indexer_initialized:
+                if getattr(layer, "is_indexer_initialized", False):
                     layer.indexer_cumulative_length.fill_(self._before)
             for name, tensor in filled.items():
                 setattr(layer, name, tensor)

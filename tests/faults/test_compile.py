@@ -90,7 +90,8 @@ def test_a_full_disk_at_any_step_leaves_no_new_engine(
 
     if step == "shutil.copyfile":
         monkeypatch.setattr(kernels, "build", lambda source, output, isa: output.write_bytes(b""))
-    monkeypatch.setattr(f"tilecompile.{'engine.kernels' if step == 'build' else 'compile'}.{step}", full)
+    module = {"build": "kernels", "pack": "weights"}.get(step, "write")
+    monkeypatch.setattr(f"tilecompile.engine.{module}.{step}", full)
     with pytest.raises(InputError, match=r"e: can't be written: No space left on device$"):
         compile_model(options(model, place / "e", force=force))
     assert left(place) == (["e"] if force else [])

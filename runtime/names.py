@@ -22,8 +22,11 @@ WORD = "layers"
 
 
 def layer_of(path: str) -> int | None:
-    """The layer in a module's path, as the checkpoints write it; None for a module outside the layers."""
-    words = path.split(".")
+    """The layer in a module's path, as the checkpoints write it; None for a module outside the layers.
+
+    The name of an operator's result is a path behind a percent sign.
+    """
+    words = path.removeprefix("%").split(".")
     for word, number in pairwise(words):
         if word == WORD and number.isdecimal():
             return int(number)

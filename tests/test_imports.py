@@ -44,12 +44,12 @@ MAY_IMPORT: Table = {
         "passes": "cost errors ir models ops runtime schedules",
         "options": "errors models runtime schedules targets",
         "sources": "errors models options runtime",
-        "engine": "cost errors ir ops options runtime sources targets",
-        "compile": "cost engine errors ir models ops options passes runtime schedules sources verify",
+        "engine": "cost errors ir ops options passes runtime sources targets",
+        "compile": "cost engine ir models ops options passes schedules sources verify",
         "__init__": "compile errors options runtime",
         # what uses engines
         "interpret": "engine errors ir ops runtime targets",
-        "measure": "__init__ compile cost engine errors ir models ops options runtime schedules show sources targets",
+        "measure": "__init__ compile cost engine errors ir models ops options runtime schedules show targets",
         "inspection": "engine runtime show",
         "cli": "__init__ compile cost engine errors inspection interpret measure models ops options runtime schedules "
         "show verify",

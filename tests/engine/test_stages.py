@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import tiny_model
 
+from support.engines import tiny_model
 from tilecompile.compile import compile_model
 from tilecompile.engine.stages import STAGES, Stages
 from tilecompile.errors import InputError

@@ -7,15 +7,15 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import dense_model
 import numpy as np
 import pytest
 import torch
-from dense_model import DENSE, DenseConfig, DenseStep
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import tilecompile
+from support import dense_model
+from support.dense_model import DENSE, DenseConfig, DenseStep
 from tilecompile.cli.app import app
 from tilecompile.compile import compile_model
 from tilecompile.errors import InputError

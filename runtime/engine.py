@@ -5,17 +5,17 @@ from __future__ import annotations
 import os
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from tilecompile.runtime.backend import Backend
+from tilecompile.runtime.claims import Claim, Claims
 from tilecompile.runtime.cpu.backend import CpuBackend
 from tilecompile.runtime.cpu.launch import stalled
 from tilecompile.runtime.errors import EngineError, EngineStalled, InputError
@@ -26,14 +26,14 @@ from tilecompile.runtime.folder.tables import Tables
 from tilecompile.runtime.format import ARENAS
 from tilecompile.runtime.generate import Output, Run, Stats, TokenStream, check_ids, check_max_new
 from tilecompile.runtime.kernel import STALLED, Resident
+from tilecompile.runtime.launches import Launches
 from tilecompile.runtime.replay.buffers import Arrays, check_kept, find_operator, numbers_of, read_buffers, writes
 from tilecompile.runtime.replay.replay import prepared, record, replay_score
 from tilecompile.runtime.replay.selections import Selections
 from tilecompile.runtime.text import Text
-from tilecompile.runtime.uninterrupted import uninterrupted
 
 Prompt = str | Iterable[int]
-Progress = Callable[[int, int], None]
+Fed = TypeVar("Fed")
 
 
 @dataclass(frozen=True)
@@ -61,35 +61,21 @@ class Engine:
         self._stops = frozenset(manifest.eos_token_ids)
         self._text: Text | None = None
         self._pid = os.getpid()
-        self._guard = threading.Lock()
-        self._holder: Callable[[], set[str] | None] = lambda: None  # the claim of the request that runs
+        self._claims = Claims(manifest.folder)
         self._scored = 0  # positions whose caches hold what `score` fed last
-        self._launches = self._steps = self._requests = self._prompt_tokens = self._tokens = 0
+        self._requests = self._prompt_tokens = self._tokens = 0
         try:
             # Parsing waits until text is wanted; the folder may have been replaced by then.
             self._tokenizer = read_bytes(manifest.tokenizer) if manifest.tokenizer else None
-            self._launch()
+            self._launches = Launches(tables, backend)
         except BaseException:
             backend.close()
             raise
         self._load_ms = 1e3 * (time.perf_counter() - begin)
 
-    def _launch(self) -> None:
-        self._kernel: Resident = self.backend.launch(self.tables)
-        self._finalizer = weakref.finalize(self, _end, self._kernel, self.backend)
-
-    def _relaunch(self) -> None:
-        """After a stall: fresh threads and counters, and memory as at the first launch."""
-        self._finalizer.detach()
-        self._kernel.close()
-        self._launches += self._kernel.field("launches")
-        self._steps += self._kernel.field("steps")
-        try:
-            self.backend.clear()
-            self._launch()
-        except EngineError as error:
-            self.backend.close()
-            raise EngineError(f"{error}; the engine is closed and must be loaded again") from error
+    @property
+    def _kernel(self) -> Resident:
+        return self._launches.kernel
 
     @property
     def threads(self) -> int:
@@ -115,8 +101,8 @@ class Engine:
     def stats(self) -> EngineStats:
         """Counts over the engine's life, up to the last token that the host has seen."""
         return EngineStats(
-            self._launches + self._kernel.field("launches"),
-            self._steps + self._kernel.field("steps"),
+            self._launches.launches,
+            self._launches.steps,
             self._requests,
             self._prompt_tokens,
             self._tokens,
@@ -142,60 +128,52 @@ class Engine:
         if self._kernel.closed:
             raise EngineError(f"{self.manifest.folder}: the engine is closed")
 
-    def _start(
-        self, ids: npt.NDArray[np.int32], max_new: int, logits: npt.NDArray[np.float32] | None = None, position: int = 0
-    ) -> Run:
-        """Takes the engine for one request from a position on; the run's `release` frees it.
-
-        No interrupt, wherever it falls, may leave the engine taken. So a claim is a set, given up by its `clear`, which
-        is not interrupted like a function in Python; and whoever loses it gives it up too.
-        """
+    def _take(self, claim: threading.Lock, position: int) -> None:
+        """Makes the engine a locked claim's, for feeding it from a position on."""
         self._usable()
-        claim = {"running"}
-        try:
-            self._take(claim, position)
-            return Run(self._kernel, self._stalled, claim.clear, ids, max_new, logits, position)
-        except BaseException:
-            try:
-                if self._holder() is claim and not self._kernel.closed:
-                    self._kernel.abort()
-            finally:
-                claim.clear()
-            raise
-
-    def _take(self, claim: set[str], position: int) -> None:
-        """Makes the engine a claim's, for feeding it from a position on."""
-        with self._guard:
-            if self._holder():
-                raise EngineError(
-                    f"{self.manifest.folder}: a request is running and an engine runs one at a time; "
-                    "wait for it or close its stream"
-                )
-            self._holder = weakref.ref(claim)
+        self._claims.take(claim)
         if self._kernel.field("state") == STALLED:
-            self._relaunch()
+            self._launches.relaunch()
         if not 0 <= position <= self._scored:
             raise InputError(f"start is {position}, want 0 to {self._scored} (positions that score has just fed)")
         self._scored = 0
 
-    @contextmanager
-    def _taken(self, position: int, count: int) -> Iterator[None]:
-        """Takes the engine for `count` ids that others feed."""
-        self._usable()
-        claim = {"running"}
-        try:
-            self._take(claim, position)
-            yield
-            self._scored = position + count
-            self._requests += 1
-            self._prompt_tokens += count
-        finally:
-            claim.clear()
+    def _request(
+        self,
+        claim: threading.Lock,
+        ids: npt.NDArray[np.int32],
+        max_new: int = 0,
+        logits: npt.NDArray[np.float32] | None = None,
+        position: int = 0,
+    ) -> Run:
+        """Takes the engine for a locked claim and starts a request, which a `with` block around the run ends.
 
-    def _done(self, stats: Stats) -> None:
+        A `with` block of the claim goes around it: wherever an interrupt falls, also while the run ends, the claim is
+        given up. What an interrupted end left running is aborted by the next request.
+        """
+        self._take(claim, position)
+        try:
+            return Run(self._kernel, self._stalled, ids, max_new, logits, position, self._count)
+        except BaseException:
+            if not self._kernel.closed:
+                self._kernel.abort()
+            raise
+
+    def _count(self, stats: Stats) -> None:
+        """Adds a request that has ended to the engine's counts."""
         self._requests += 1
         self._prompt_tokens += stats.prompt_tokens
         self._tokens += stats.tokens
+
+    def _fed(self, position: int, count: int, feed: Callable[[], Fed]) -> Fed:
+        """Counts as one request what `feed` does: `count` ids from a position on, in requests of its own."""
+        with (claim := Claim()):
+            self._take(claim, position)
+            result = feed()
+            self._scored = position + count
+            self._requests += 1
+            self._prompt_tokens += count
+        return result
 
     def generate(self, prompt: Prompt, max_new_tokens: int | None = 64) -> Output:
         """Generates greedily from a text or token ids, until a stop id, `max_new_tokens` or a full context.
@@ -204,16 +182,10 @@ class Engine:
         exception (Ctrl-C included) aborts the request within one step and leaves the engine usable.
         """
         ids, max_new, text = self._ids(prompt), check_max_new(max_new_tokens), self.text
-        run = self._start(ids, max_new)
-        try:
+        with (claim := Claim()), self._request(claim, ids, max_new) as run:
             if run.wait(0):
                 run.wait(max_new)
             tokens, stats = run.tokens(), run.stats()
-        finally:
-            try:
-                self._end(run)
-            finally:
-                run.release()
         shown = tokens[:-1] if tokens and tokens[-1] in self._stops else tokens
         return Output(tokens, text.decode(shown) if text else None, stats)
 
@@ -224,7 +196,7 @@ class Engine:
         """
         ids, max_new = self._ids(prompt), check_max_new(max_new_tokens)
         pieces = self.text.pieces() if self.text else None
-        return TokenStream(lambda: self._start(ids, max_new), self._done, pieces, self._stops)
+        return TokenStream(lambda claim: self._request(claim, ids, max_new), pieces, self._stops)
 
     def score(self, ids: Prompt, start: int = 0, selections: Selections | None = None) -> npt.NDArray[np.float32]:
         """Logits after each id: float32 [len(ids), vocab].
@@ -238,28 +210,21 @@ class Engine:
         checked, start = self._placed(ids, start)
         if selections is not None:
             replay = prepared(self, selections, start, len(checked))
-            with self._taken(start, len(checked)):
-                return replay_score(self, replay, checked, selections)
+            return self._fed(start, len(checked), lambda: replay_score(self, replay, checked, selections))
         logits: npt.NDArray[np.float32] = np.zeros((len(checked), self.manifest.vocab_size), np.float32)
         most = self._kernel.logit_rows or len(checked)
         for begin in range(0, len(checked), most):
             piece = slice(begin, begin + most)
-            run = self._start(checked[piece], 0, logits[piece], start + begin)
-            try:
+            fed = checked[piece]
+            with (claim := Claim()), self._request(claim, fed, 0, logits[piece], start + begin) as run:
                 run.wait(0)
-                self._scored = start + begin + len(checked[piece])
-            finally:
-                try:
-                    self._end(run)
-                finally:
-                    run.release()
+                self._scored = start + begin + len(fed)
         return logits
 
     def selections(self, ids: Prompt, start: int = 0) -> Selections:
         """What the engine selects where `score` would feed it with the same: for `score` of this or another engine."""
         checked, start = self._placed(ids, start)
-        with self._taken(start, len(checked)):
-            return record(self, self._kernel, checked, start)
+        return self._fed(start, len(checked), lambda: record(self, self._kernel, checked, start))
 
     def _placed(self, ids: Prompt, start: int) -> tuple[npt.NDArray[np.int32], int]:
         """Ids and the position of the first, checked."""
@@ -283,20 +248,8 @@ class Engine:
 
         The engine must be idle meanwhile. GPUs hold one kernel only, so there the engine's own is launched again after.
         """
-        if self.backend.exclusive:
-            self._kernel.close()
-            self._launches += self._kernel.field("launches")
-            self._steps += self._kernel.field("steps")
-        try:
-            kernel = self.backend.launch(tables, (), extra)
-            try:
-                yield kernel
-            finally:
-                kernel.close()
-        finally:
-            if self.backend.exclusive:
-                self._finalizer.detach()
-                self._launch()
+        with self._launches.beside(tables, extra) as kernel:
+            yield kernel
 
     def buffers_after(self, ids: Prompt, operator: str | None = None) -> Arrays:
         """Feeds ids and returns copies of the buffers that an operator (OP@LAYER) writes, by tensor.
@@ -312,21 +265,9 @@ class Engine:
             name = find_operator(layers, operator)
             check_kept(self.manifest, self.tables, written, name)
             numbers = numbers_of(written[name])
-        run = self._start(checked, 0)
-        try:
+        with (claim := Claim()), self._request(claim, checked) as run:
             run.wait(0)
             return read_buffers(self.manifest, self.tables, numbers, self.backend.read)
-        finally:
-            try:
-                self._end(run)
-            finally:
-                run.release()
-
-    def _end(self, run: Run) -> None:
-        try:
-            run.finish()
-        finally:
-            self._done(run.stats())
 
     def _stalled(self, kernel: Resident) -> EngineStalled:
         return stalled(self.manifest, self.tables, kernel)
@@ -336,7 +277,7 @@ class Engine:
 
         In a fork of the process that loaded the engine it only forgets it.
         """
-        self._finalizer()
+        self._launches.close()
         self.tables = {}
 
     def __enter__(self) -> Self:
@@ -346,15 +287,3 @@ class Engine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _end(kernel: Resident, backend: Backend) -> None:
-    """Ends a kernel and gives its memory back."""
-
-    def work() -> None:
-        try:
-            kernel.close()
-        finally:
-            backend.close()
-
-    uninterrupted(work)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from tilecompile.runtime.claims import Claim
 from tilecompile.runtime.cpu.memory import address
 from tilecompile.runtime.errors import EngineError, InputError
 from tilecompile.runtime.format import REQUEST
@@ -89,25 +91,22 @@ def check_max_new(value: int | None) -> int:
 
 
 class Run:
-    """A running request from a position on, with its times.
+    """A running request from a position on, with its times. Its `with` block ends it.
 
-    `finish` must be called; it aborts what still runs. Then `release` lets the next request in, which aborts what an
-    interrupted `finish` left running.
-
-    `stalled(kernel)` makes the error for a stalled kernel.
+    `stalled(kernel)` makes the error for a stalled kernel; `ended` is called with the request's figures at its end.
     """
 
     def __init__(
         self,
         kernel: Resident,
         stalled: Callable[[Resident], EngineError],
-        release: Callable[[], None],
         ids: npt.NDArray[np.int32],
         max_new: int,
         logits: npt.NDArray[np.float32] | None = None,
         position: int = 0,
+        ended: Callable[[Stats], None] = lambda stats: None,
     ) -> None:
-        self._kernel, self._stalled, self.release = kernel, stalled, release
+        self._kernel, self._stalled, self._ended = kernel, stalled, ended
         self.prompt_tokens = len(ids)
         request = np.zeros(1, REQUEST.dtype)
         request["ids"], request["count"], request["max_new"] = address(ids), len(ids), max_new
@@ -149,13 +148,16 @@ class Run:
 
     def finish(self) -> None:
         """Ends the request, at the next step if it still runs, and waits for that."""
-        if self._kernel.closed:
-            return
-        if self._kernel.wait(0, 0) == RUNNING:
-            self._kernel.abort()
-            while self._kernel.wait(UNLIMITED, POLL_MS) == RUNNING:
-                pass
-        self._kernel.release()
+        try:
+            if self._kernel.closed:
+                return
+            if self._kernel.wait(0, 0) == RUNNING:
+                self._kernel.abort()
+                while self._kernel.wait(UNLIMITED, POLL_MS) == RUNNING:
+                    pass
+            self._kernel.release()
+        finally:
+            self._ended(self.stats())
 
     def stats(self) -> Stats:
         """Figures of the request up to now."""
@@ -167,6 +169,14 @@ class Run:
         finish = REASONS[self._kernel.field("reason")]
         return Stats(self.prompt_tokens, tokens, steps, finish, first if tokens else 0.0, each, total)
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.finish()
+
 
 class TokenStream(Iterator[int]):
     """Iterator over generated ids; the request starts with the first `next`.
@@ -174,13 +184,14 @@ class TokenStream(Iterator[int]):
     `piece` is the text that became complete with the latest token (often empty), and at the end what was held back;
     joined over the stream it is `Output.text`. Closing it, leaving its `with` block or dropping it ends the request
     within one step and frees the engine for the next one.
+
+    `start` starts the request for a locked claim; `pieces` puts text together, if the engine has a tokenizer, and
+    leaves out the ids in `stops`.
     """
 
-    def __init__(
-        self, start: Callable[[], Run], done: Callable[[Stats], None], pieces: Pieces | None, stops: frozenset[int]
-    ) -> None:
-        self._start, self._done, self._pieces, self._stops = start, done, pieces, stops
-        self._run: Run | None = None
+    def __init__(self, start: Callable[[threading.Lock], Run], pieces: Pieces | None, stops: frozenset[int]) -> None:
+        self._start, self._pieces, self._stops = start, pieces, stops
+        self._held: tuple[Run, threading.Lock] | None = None  # the claim is lost with the stream
         self._closed = False
         self._ready: list[int] = []
         self._count = 0
@@ -193,11 +204,12 @@ class TokenStream(Iterator[int]):
         if self._closed:
             raise StopIteration
         try:
-            if self._run is None:
-                self._run = self._start()
+            if self._held is None:
+                self._held = self._begin()
+            run, _ = self._held
             if not self._ready:
-                self._run.wait(self._count)
-                self._ready = self._run.tokens(self._count)[::-1]
+                run.wait(self._count)
+                self._ready = run.tokens(self._count)[::-1]
             if not self._ready:
                 self.close()
                 self.piece = self._pieces.finish() if self._pieces else ""
@@ -213,16 +225,26 @@ class TokenStream(Iterator[int]):
             raise
         return token
 
+    def _begin(self) -> tuple[Run, threading.Lock]:
+        """Starts the request; the claim outlives this call if the request does."""
+        claim = Claim()
+        claim.acquire()
+        try:
+            return self._start(claim), claim
+        except BaseException:
+            claim.release()
+            raise
+
     def close(self) -> None:
         """Ends the request, within one step if it still runs."""
-        run, self._run, self._closed = self._run, None, True
-        if run is not None:
+        held, self._held, self._closed = self._held, None, True
+        if held is not None:
+            run, claim = held
             try:
                 run.finish()
                 self.stats = run.stats()
-                self._done(self.stats)
             finally:
-                run.release()
+                claim.release()
 
     def __enter__(self) -> Self:
         return self
@@ -233,5 +255,5 @@ class TokenStream(Iterator[int]):
         self.close()
 
     def __del__(self) -> None:
-        if hasattr(self, "_run"):  # an interrupt may have come while it was made
+        if hasattr(self, "_held"):  # an interrupt may have come while it was made
             self.close()

@@ -157,8 +157,5 @@ def replay_score(engine: Loaded, replay: Replay, ids: Ids, selections: Selection
 
 def feed(engine: Loaded, kernel: Resident, ids: Ids, position: int, logits: Logits) -> None:
     """Runs one request that only feeds ids, to its end."""
-    run = Run(kernel, lambda k: stalled(engine.manifest, engine.tables, k), lambda: None, ids, 0, logits, position)
-    try:
+    with Run(kernel, lambda k: stalled(engine.manifest, engine.tables, k), ids, 0, logits, position) as run:
         run.wait(0)
-    finally:
-        run.finish()

@@ -93,12 +93,9 @@ def outputs(engine: tilecompile.Engine, kernel: Kernel) -> tuple[list[int], np.n
     fill_caches(engine)
     ids = np.array([3, 1, 4, 1, 5], np.int32)
     logits = np.zeros((len(ids), engine.manifest.vocab_size), np.float32)
-    request = Run(kernel, lambda k: stalled(engine.manifest, engine.tables, k), lambda: None, ids, 40, logits, 30)
-    try:
+    with Run(kernel, lambda k: stalled(engine.manifest, engine.tables, k), ids, 40, logits, 30) as request:
         request.wait(39)
         return request.tokens(), logits
-    finally:
-        request.finish()
 
 
 def test_variants_have_the_engines_bits(tiny: Path) -> None:

@@ -66,19 +66,15 @@ def time_steps(engine: Engine, kernel: Resident, contexts: range) -> Timed:
     `kernel` is one of `kernel_for_steps` or `another_kernel`. EngineStalled as in `Engine.generate`.
     """
     ids = np.array([contexts.start % engine.manifest.vocab_size], np.int32)
-    run = Run(
+    with Run(
         kernel,
         lambda k: stalled(engine.manifest, engine.tables, k),
-        lambda: None,
         ids,
         max_new=len(contexts) + 1,
         position=contexts.start - 2,
-    )
-    try:
+    ) as run:
         run.wait(0)
         run.wait(len(contexts))
-    finally:
-        run.finish()
     settle(engine, kernel)
     return Timed(run.stats().ms_per_step, contexts)
 

@@ -1,0 +1,90 @@
+"""The launches of an engine's kernel: the one that is resident, those before it, and those beside it."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from tilecompile.runtime.backend import Backend
+from tilecompile.runtime.errors import EngineError
+from tilecompile.runtime.folder.tables import Tables
+from tilecompile.runtime.kernel import Resident
+from tilecompile.runtime.uninterrupted import uninterrupted
+
+
+class Launches:
+    """Launches a kernel and keeps it resident until `close`, or until the last reference to this object is gone.
+
+    `kernel` is the resident one. The memory of the backend ends with it.
+    """
+
+    kernel: Resident
+
+    def __init__(self, tables: Tables, backend: Backend) -> None:
+        self._tables, self._backend = tables, backend
+        self._launches = self._steps = 0  # of kernels that are closed
+        self._launch()
+
+    def _launch(self) -> None:
+        self.kernel = self._backend.launch(self._tables)
+        self._finalizer = weakref.finalize(self, _end, self.kernel, self._backend)
+
+    def _close_kernel(self) -> None:
+        self.kernel.close()
+        self._launches += self.kernel.field("launches")
+        self._steps += self.kernel.field("steps")
+
+    @property
+    def launches(self) -> int:
+        """The launches of the engine's own kernel so far."""
+        return self._launches + self.kernel.field("launches")
+
+    @property
+    def steps(self) -> int:
+        """Steps that the engine's own kernel has run, up to the last one that the host has seen."""
+        return self._steps + self.kernel.field("steps")
+
+    def relaunch(self) -> None:
+        """Launches again after a stall: fresh threads and counters, and memory as at the first launch."""
+        self._finalizer.detach()
+        self._close_kernel()
+        try:
+            self._backend.clear()
+            self._launch()
+        except EngineError as error:
+            self._backend.close()
+            raise EngineError(f"{error}; the engine is closed and must be loaded again") from error
+
+    @contextmanager
+    def beside(self, tables: Tables, extra: Sequence[int]) -> Iterator[Resident]:
+        """Launches another kernel over the same memory and closes it at the end; see `Engine.beside`."""
+        if self._backend.exclusive:
+            self._close_kernel()
+        try:
+            kernel = self._backend.launch(tables, (), extra)
+            try:
+                yield kernel
+            finally:
+                kernel.close()
+        finally:
+            if self._backend.exclusive:
+                self._finalizer.detach()
+                self._launch()
+
+    def close(self) -> None:
+        """Ends the kernel and gives its memory and the tables back, the first time that it is called."""
+        self._finalizer()
+        self._tables = {}
+
+
+def _end(kernel: Resident, backend: Backend) -> None:
+    """Ends a kernel and gives its memory back."""
+
+    def work() -> None:
+        try:
+            kernel.close()
+        finally:
+            backend.close()
+
+    uninterrupted(work)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tilecompile.runtime.folder.rows import expanded, owners
 from tilecompile.runtime.folder.tables import Table, Tables
 from tilecompile.runtime.format import (
     ARENAS,
@@ -46,8 +47,7 @@ def weight_fills(tables: Tables, device: int, pool: int) -> Table:
     limit, scale = np.where(fp8, E4M3_MAX, most), most / E4M3_MAX
     # Of each copy of a tile its scales, which may be none, and the rest.
     copies = tiles["copies"].astype(np.int64)
-    tile = np.repeat(np.arange(len(tiles)), copies)
-    copy = np.arange(len(tile)) - np.repeat(np.cumsum(copies) - copies, copies)
+    tile, copy = owners(copies), expanded(0, copies)
     size = tiles["bytes"].astype(np.int64)
     begin = pool + (tiles["offset"].astype(np.int64)[tile] + copy * size[tile])
     constants = buffers[(buffers["device"] == device) & (buffers["arena"] == ARENAS.index("weight"))]
@@ -87,8 +87,7 @@ def _pairs(first: Numbers, second: Numbers) -> Numbers:
 def _records(begin: Numbers, size: Numbers, kind: Numbers, low: Numbers, high: Numbers) -> Table:
     """Records of PIECE bytes at most."""
     count = -(-size // PIECE)
-    of = np.repeat(np.arange(len(size)), count)
-    at = (np.arange(len(of)) - np.repeat(np.cumsum(count) - count, count)) * PIECE
+    of, at = owners(count), expanded(0, count) * PIECE
     out = np.zeros(max(1, len(of)), DEVICE_FILL.dtype)
     found = out[: len(of)]
     found["target"], found["bytes"] = begin[of] + at, np.minimum(PIECE, size[of] - at)

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tilecompile.runtime.cuda.tables import owners
 from tilecompile.runtime.errors import EngineError
+from tilecompile.runtime.folder.rows import referrers
 from tilecompile.runtime.folder.tables import Tables
 from tilecompile.runtime.format import COMMIT_KIND
 
@@ -33,7 +33,7 @@ def share_of(tables: Tables, device: int, operators: Sequence[str]) -> Tables:
     sinks = np.unique(owner[instructions["kind"] == COMMIT_KIND])
     if sinks.tolist() != [device]:
         raise EngineError(f"share is device {device}, want {sinks.tolist()[0]}: the one that decides what comes next")
-    notifier = owners(instructions, "notify")
+    notifier = referrers(instructions, "notify")
     event_device = events["device"]
     target = notifies["event"].astype(np.int64)
     mine, here = owner[notifier] == device, event_device[target] == device

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from tilecompile.runtime import format as fmt
 from tilecompile.runtime.errors import EngineError
+from tilecompile.runtime.folder.rows import entries, expanded, offsets, range_sums, referrers, span
 from tilecompile.runtime.folder.tables import Table, Tables
 
 Addresses = npt.NDArray[np.uint64]
@@ -59,21 +60,19 @@ def device_tables(
     mine = mine[np.lexsort((mine["worker"], mine["program"]))]
     instructions = tables["instructions"].copy()
     conditional = np.zeros(len(instructions), bool)
-    conditional[owners(instructions, "tape")[tables["tape"]["slot"] >= 0]] = True
+    conditional[referrers(instructions, "tape")[tables["tape"]["slot"] >= 0]] = True
     conditional |= (instructions["flags"] & fmt.GATED).astype(bool)
     conditional &= instructions["tape_count"] > 0
     instructions["flags"] |= np.where(conditional, fmt.CONDITIONAL, 0).astype(np.uint16)
 
-    order = _ranges(mine["begin"].astype(np.int64), mine["end"].astype(np.int64))
-    rows = _ranges(
-        instructions["tape_begin"][order].astype(np.int64),
-        instructions["tape_begin"][order].astype(np.int64) + instructions["tape_count"][order],
-    )
-    owner = np.repeat(order, instructions["tape_count"][order])
+    length = mine["end"].astype(np.int64) - mine["begin"]
+    order = expanded(mine["begin"], length)
+    rows, place = entries(instructions[order], "tape")
+    owner = order[place]
     runs = _runs(tables, rows, owner, instructions, int(pools[device]))
     _experts(tables, runs, rows, owner, awaited_at=(address, remote), places=places, device=device)
-    begin = np.concatenate([[0], np.cumsum(instructions["tape_count"][order])])
-    first = np.concatenate([[0], np.cumsum(mine["end"].astype(np.int64) - mine["begin"])])
+    begin = offsets(instructions["tape_count"][order])
+    first = offsets(length)
     out = np.zeros(len(mine), fmt.DEVICE_STREAM.dtype)
     out["begin"], out["end"] = mine["begin"], mine["end"]
     out["run_begin"], out["run_end"] = begin[first[:-1]], begin[first[1:]]
@@ -85,26 +84,10 @@ def device_tables(
 def controller(tables: Tables) -> int:
     """The worker that has the sinks of all programs. EngineError if it is not one worker."""
     streams, commit = tables["streams"], tables["instructions"]["kind"] == fmt.COMMIT_KIND
-    sinks = np.concatenate([[0], np.cumsum(commit)])
-    workers = np.unique(streams["worker"][sinks[streams["end"]] > sinks[streams["begin"]]])
+    workers = np.unique(streams["worker"][range_sums(commit, streams["begin"], streams["end"]) > 0])
     if len(workers) != 1:
         raise EngineError(f"the sinks are on workers {workers.tolist()}, want one worker for all programs")
     return int(workers[0])
-
-
-def _ranges(begin: Ints, end: Ints) -> Ints:
-    """begin[0] … end[0] - 1, begin[1] … in one array."""
-    count = end - begin
-    start = np.repeat(begin - np.concatenate([[0], np.cumsum(count)[:-1]]) if len(begin) else begin, count)
-    return start + np.arange(len(start))
-
-
-def owners(instructions: Table, table: str) -> Ints:
-    """The instruction that each row of a table belongs to."""
-    begin, count = instructions[f"{table}_begin"].astype(np.int64), instructions[f"{table}_count"].astype(np.int64)
-    out = np.zeros(int((begin + count).max(initial=0)), np.int64)
-    out[_ranges(begin, begin + count)] = np.repeat(np.arange(len(instructions)), count)
-    return out
 
 
 def _runs(tables: Tables, rows: Ints, owner: Ints, instructions: Table, pool: int) -> Table:
@@ -138,7 +121,7 @@ def _experts(
     if not len(gathered):
         return
     regions, buffers, events = (tables[name] for name in ("regions", "buffers", "events"))
-    owner_of = owners(tables["instructions"], "region")
+    owner_of = referrers(tables["instructions"], "region")
     wanted = (regions["mode"] == fmt.READ) & (regions["row_begin"] == 0) & (regions["row_end"] == 1)
     wanted &= buffers["dtype"][regions["buffer"]] == fmt.DTYPES.index("i32")
     found: dict[int, list[int]] = {}
@@ -172,7 +155,7 @@ class _Known:
         self.tables, self.device = tables, device
         self.order = np.argsort(tables["notifies"]["event"], kind="stable")
         self.sorted = tables["notifies"]["event"][self.order].astype(np.int64)
-        self.owners = owners(tables["instructions"], "notify")
+        self.owners = referrers(tables["instructions"], "notify")
 
     def after(self, writers: Ints, where: tuple[int, int]) -> int:
         """An event that all `writers` notify, and besides them only tasks of their operators.
@@ -182,8 +165,7 @@ class _Known:
         instructions, notifies, events = (self.tables[n] for n in ("instructions", "notifies", "events"))
         common: set[int] | None = None
         for w in writers:
-            begin = int(instructions["notify_begin"][w])
-            mine = set(notifies["event"][begin : begin + int(instructions["notify_count"][w])].tolist())
+            mine = set(notifies["event"][span(instructions[w], "notify")].tolist())
             common = mine if common is None else common & mine
         ops = np.unique(instructions["op"][writers])
         for event in sorted(common or (), key=lambda e: (int(events["wait_count"][e]), e)):

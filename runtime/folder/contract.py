@@ -20,6 +20,7 @@ import numpy.typing as npt
 from tilecompile.runtime.errors import EngineError
 from tilecompile.runtime.folder.files import read_bytes
 from tilecompile.runtime.folder.manifest import KERNEL, Manifest
+from tilecompile.runtime.folder.rows import entries
 
 MARK = "tilecompile-kernel:"
 """What the description begins with; it ends with a zero byte."""
@@ -45,9 +46,7 @@ def addresses(tables: Tables) -> str:
     for field in ("kind", "flags", "op", "tile", "operand_count", "tape_count"):
         found.update(np.ascontiguousarray(instructions[field][order]).tobytes())
     for name, table in (("operand", "operands"), ("tape", "tape")):
-        begin, count = (instructions[f"{name}_{part}"][order].astype(np.int64) for part in ("begin", "count"))
-        ends = np.cumsum(count)
-        rows = np.arange(ends[-1] if len(ends) else 0) + np.repeat(begin - (ends - count), count)
+        rows, _ = entries(instructions[order], name)
         found.update(tables[table][rows].tobytes())
     return found.hexdigest()
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
+from tilecompile.runtime.folder.rows import SPANS, entries, expanded, offsets, owners
 from tilecompile.runtime.format import ARENAS, LINES, NONE
 
 Table = npt.NDArray[np.void]
@@ -42,10 +43,7 @@ class Line:
         each[:, 0], each[:, 1:] = self.begin - start[:, 0], self.length[:, None]
         copy = np.tile(np.append(0, np.arange(self.times)), len(self.begin))
         starts, lengths = np.append(start, self.end[-1]), np.append(each, count - self.end[-1])
-        ends = np.cumsum(lengths)
-        return np.arange(ends[-1]) + np.repeat(starts - (ends - lengths), lengths), np.repeat(
-            np.append(copy, 0), lengths
-        )
+        return expanded(starts, lengths), np.repeat(np.append(copy, 0), lengths)
 
     def at(self, x: Ints, copy: Ints | int) -> Ints:
         """Where the whole has a number, in a copy if it is in an interval."""
@@ -87,26 +85,24 @@ def expand(tables: Mapping[str, Table]) -> dict[str, Table]:
     for field in ("begin", "end"):
         streams[field] = line["instructions"].at(streams[field].astype(np.int64), 0)
     row, copy = line["instructions"].rows(len(tables["instructions"]))
-    stream = np.repeat(np.arange(len(streams)), (streams["end"] - streams["begin"]).astype(np.int64))
+    stream = owners(streams["end"] - streams["begin"])
     bounds = repeats[repeats["line"] == LINES.index("instructions")]
     phase = _phase(row, bounds["begin"][stream], bounds["end"][stream])
     out["instructions"] = ins = tables["instructions"][row]
     ins["op"] = line["operators"].referred(ins["op"].astype(np.int64), copy, phase)
     ins["operand_begin"] = line["operands"].referred(ins["operand_begin"].astype(np.int64), copy, phase)
     arenas = _arenas(tables, line["tiles"], line["buffers"])
-    for field, table in (("wait", "waits"), ("notify", "notifies"), ("tape", "tape"), ("region", "regions")):
-        count = ins[f"{field}_count"].astype(np.int64)
-        begin = np.cumsum(count) - count
-        rows = np.arange(int(count.sum())) + np.repeat(ins[f"{field}_begin"].astype(np.int64) - begin, count)
+    for field in ("wait", "notify", "tape", "region"):
+        rows, owner = entries(ins, field)
         if field == "tape":
             prefetch = ins["prefetch"].astype(np.int64)
             hinted = _of(tables["instructions"], line["instructions"], "tape").referred(prefetch, copy, phase)
             ins["prefetch"] = np.where(prefetch == NONE, NONE, hinted)
-        ins[f"{field}_begin"] = begin
-        out[table] = found = tables[table][rows]
-        copies, phases = np.repeat(copy, count), np.repeat(phase, count)
+        ins[f"{field}_begin"] = offsets(ins[f"{field}_count"])[:-1]
+        out[SPANS[field]] = found = tables[SPANS[field]][rows]
+        copies, phases = copy[owner], phase[owner]
         if field == "tape":
-            device = np.repeat(streams["device"][stream], count)
+            device = streams["device"][stream][owner]
             for (d, arena), places in arenas.items():
                 of = np.flatnonzero((device == d) & (arena == WEIGHT))
                 found["offset"][of] = places.referred(found["offset"][of].astype(np.int64), copies[of], phases[of])
@@ -144,8 +140,8 @@ def _phase(row: Ints, begin: Ints, end: Ints) -> Ints:
 
 def _of(instructions: Table, line: Line, field: str) -> Line:
     """The line of the rows that instructions refer to in order, from the line of the instructions."""
-    ends = np.append(0, np.cumsum(instructions[f"{field}_count"].astype(np.int64)))
-    return Line(ends[line.begin], ends[line.end], line.times)
+    begin = offsets(instructions[f"{field}_count"])
+    return Line(begin[line.begin], begin[line.end], line.times)
 
 
 def _rest(

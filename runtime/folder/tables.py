@@ -10,6 +10,7 @@ import numpy.typing as npt
 from tilecompile.runtime.errors import EngineError
 from tilecompile.runtime.folder.manifest import Manifest
 from tilecompile.runtime.folder.repeat import expand
+from tilecompile.runtime.folder.rows import SPANS, range_sums
 from tilecompile.runtime.folder.schema import SCHEMA
 from tilecompile.runtime.format import ARENAS, COMMIT_KIND, DTYPES, LINES, NONE, TABLES
 
@@ -18,8 +19,6 @@ Tables = dict[str, Table]
 
 MOST_ROWS = 1 << 26
 """Repeated rows of all tables together; a model of a thousand layers has fewer."""
-
-_SPANS = {"operand": "operands", "wait": "waits", "notify": "notifies", "tape": "tape", "region": "regions"}
 
 
 def load_tables(manifest: Manifest) -> Tables:
@@ -124,7 +123,7 @@ def _check(manifest: Manifest, tables: Tables) -> None:
     below("instructions", "kind", len(manifest.data["kinds"]), "task kinds")
     below("instructions", "op", len(manifest.data["operators"]), "operators")
     below("instructions", "prefetch", len(tables["tape"]), "tape entries", optional=True)
-    for field, table in _SPANS.items():
+    for field, table in SPANS.items():
         ends = instructions[f"{field}_begin"].astype(np.uint64) + instructions[f"{field}_count"]
         within("instructions", table, ends, len(tables[table]))
     below("operands", "buffer", len(buffers), "buffers")
@@ -181,8 +180,7 @@ def _check_order(manifest: Manifest, streams: Table, instructions: Table) -> Non
     if gaps.any():
         where = after[gaps.argmax()]
         raise EngineError(f"{manifest.table('streams')}: instruction {where} is not in exactly one stream")
-    sinks = np.append(0, np.cumsum(instructions["kind"] == COMMIT_KIND))
     found = np.zeros(len(manifest.data["programs"]), np.int64)
-    np.add.at(found, streams["program"], sinks[end] - sinks[begin])
+    np.add.at(found, streams["program"], range_sums(instructions["kind"] == COMMIT_KIND, begin, end))
     for program in np.flatnonzero(found != 1)[:1]:
         raise EngineError(f"{manifest.table('instructions')}: program {program} has {found[program]} sinks, want 1")

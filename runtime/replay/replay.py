@@ -23,6 +23,7 @@ from tilecompile.runtime.backend import Backend
 from tilecompile.runtime.cpu.launch import EXTRA_ALIGN, extra_begin, stalled
 from tilecompile.runtime.errors import EngineError
 from tilecompile.runtime.folder.manifest import Manifest
+from tilecompile.runtime.folder.rows import span, sums
 from tilecompile.runtime.folder.tables import Tables
 from tilecompile.runtime.format import ARENAS
 from tilecompile.runtime.generate import Run
@@ -96,10 +97,8 @@ def replayed(manifest: Manifest, tables: Tables, found: Sequence[Choice]) -> Rep
             spares.append(row)
     read: set[int] = set()
     added, end = [operands], len(operands)
-    chosen = np.append(0, np.cumsum(writer[operands["buffer"]] >= 0))
-    begin = instructions["operand_begin"].astype(np.int64)
-    for i in np.flatnonzero(chosen[begin + instructions["operand_count"]] > chosen[begin]):
-        rows = operands[begin[i] : begin[i] + int(instructions["operand_count"][i])].copy()
+    for i in np.flatnonzero(sums(writer[operands["buffer"]] >= 0, instructions, "operand")):
+        rows = operands[span(instructions[i], "operand")].copy()
         reads = (writer[rows["buffer"]] >= 0) & (writer[rows["buffer"]] != instructions["op"][i])
         if reads.any():
             read |= set(rows["buffer"][reads].tolist())

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tilecompile.runtime import format as fmt
+from tilecompile.runtime.folder.rows import entries, expanded
 from tilecompile.runtime.folder.tables import Tables
 
 Ints = npt.NDArray[np.int64]
@@ -17,15 +18,8 @@ def instructions_of(tables: Tables, device: int, program: int = 0) -> Ints:
     """The instructions of one device's streams in a program, but for sinks, which no launch runs."""
     streams = tables["streams"]
     mine = streams[(streams["program"] == program) & (streams["device"] == device) & (streams["agent"] == 0)]
-    found = np.concatenate([np.arange(s["begin"], s["end"], dtype=np.int64) for s in mine])
+    found = expanded(mine["begin"], mine["end"].astype(np.int64) - mine["begin"])
     return found[tables["instructions"]["kind"][found] != fmt.COMMIT_KIND]
-
-
-def ranges(begin: npt.ArrayLike, count: npt.ArrayLike) -> tuple[Ints, Ints]:
-    """(owner, entry) of all entries: owner i has count[i] of them from begin[i] on."""
-    first, many = np.asarray(begin, np.int64), np.asarray(count, np.int64)
-    owner = np.repeat(np.arange(len(many)), many)
-    return owner, np.repeat(first - np.append(0, np.cumsum(many)[:-1]), many) + np.arange(int(many.sum()))
 
 
 def levels(tables: Tables, device: int, program: int = 0) -> list[Ints]:
@@ -36,7 +30,7 @@ def levels(tables: Tables, device: int, program: int = 0) -> list[Ints]:
     """
     mine = instructions_of(tables, device, program)
     rows = tables["instructions"][mine]
-    owner, entry = ranges(rows["region_begin"], rows["region_count"])
+    entry, owner = entries(rows, "region")
     regions = tables["regions"][entry]
     ops = rows["op"].astype(np.int64)
     spans, writes = _pieces(tables, regions), regions["mode"] == fmt.WRITE

@@ -23,6 +23,7 @@ import numpy as np
 from tilecompile.runtime import format as fmt
 from tilecompile.runtime.folder.manifest import Manifest, read_manifest
 from tilecompile.runtime.folder.operators import read_operators
+from tilecompile.runtime.folder.rows import owners
 from tilecompile.runtime.folder.tables import arena_sizes, load_tables
 from tilecompile.verify.proof import Memory, Proof, VerifyError, verify
 from tilecompile.verify.windows import Proved
@@ -40,10 +41,10 @@ class Plan:
         self.proved = Proved()
         t = self.tables
         streams = t["streams"]
-        self.stream = np.repeat(np.arange(len(streams)), (streams["end"] - streams["begin"]).astype(np.int64))
+        self.stream = owners(streams["end"] - streams["begin"])
         self.operators: list[str] = self.manifest.data["operators"]
         self.layers = [operator.layer for operator in read_operators(self.manifest)]
-        self.maker = np.repeat(np.arange(len(t["instructions"])), t["instructions"]["notify_count"])
+        self.maker = owners(t["instructions"]["notify_count"])
         self.by_event = np.argsort(t["notifies"]["event"], kind="stable")
         events = np.arange(len(t["events"]) + 1)
         self.bounds = np.searchsorted(t["notifies"]["event"][self.by_event], events)

@@ -18,6 +18,7 @@ from tilecompile.ir.node import OpNode
 from tilecompile.ir.placement import PlacedGraph
 from tilecompile.ops.base import RowsRead, cache_reads, op_of
 from tilecompile.ops.context import Context, rows_of
+from tilecompile.runtime.folder.rows import span
 from tilecompile.runtime.format import DTYPE_BYTES
 
 
@@ -73,6 +74,5 @@ def tape_reads(tables: Mapping[str, npt.NDArray[np.void]], program: int, devices
     instructions, tape = tables["instructions"], tables["tape"]
     for stream in tables["streams"][tables["streams"]["program"] == program]:
         for ins in instructions[stream["begin"] : stream["end"]]:
-            begin = int(ins["tape_begin"])
-            reads[int(stream["device"])] += int(tape["bytes"][begin : begin + int(ins["tape_count"])].sum())
+            reads[int(stream["device"])] += int(tape["bytes"][span(ins, "tape")].sum())
     return reads

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from tilecompile.engine.plan import Plan
 from tilecompile.ir.program import PlacedBuffer
 from tilecompile.runtime import format as fmt
+from tilecompile.runtime.folder.rows import SPANS, span
 
 
 def listing(plan: Plan) -> str:
@@ -49,16 +50,15 @@ def _instruction(
 ) -> str:
     ins = tables["instructions"][index]
 
-    def part(table: str, prefix: str) -> npt.NDArray[np.void]:
-        begin = int(ins[f"{prefix}_begin"])
-        return tables[table][begin : begin + int(ins[f"{prefix}_count"])]
+    def part(field: str) -> npt.NDArray[np.void]:
+        return tables[SPANS[field]][span(ins, field)]
 
     text = [f"{kinds[int(ins['kind'])]} {operators[int(ins['op'])]} tile {','.join(map(str, ins['tile']))}"]
-    if len(waits := part("waits", "wait")):
+    if len(waits := part("wait")):
         text.append("wait " + " ".join(f"e{w['event']}>={w['count']}n" for w in waits))
-    if len(tape := part("tape", "tape")):
+    if len(tape := part("tape")):
         text.append("stream " + " ".join(_run(r) for r in tape))
-    regions = part("regions", "region")
+    regions = part("region")
     for mode, word in ((fmt.READ, "reads"), (fmt.WRITE, "writes")):
         boxes = [
             f"{buffers[int(r['buffer'])].tensor.name}[{r['row_begin']}:{r['row_end']},{r['col_begin']}:{r['col_end']}]"
@@ -67,7 +67,7 @@ def _instruction(
         ]
         if boxes:
             text.append(f"{word} {' '.join(boxes)}")
-    if len(notifies := part("notifies", "notify")):
+    if len(notifies := part("notify")):
         text.append("notify " + " ".join(f"e{n['event']}" for n in notifies))
     return "; ".join(text)
 

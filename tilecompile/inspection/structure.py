@@ -16,6 +16,7 @@ import numpy.typing as npt
 from tilecompile.runtime.errors import InputError
 from tilecompile.runtime.folder.manifest import Manifest
 from tilecompile.runtime.folder.operators import read_operators
+from tilecompile.runtime.folder.rows import entries, expanded, owners, sums
 from tilecompile.runtime.folder.tables import Tables
 from tilecompile.runtime.format import COMMIT_KIND, DTYPE_BYTES, DTYPES
 from tilecompile.runtime.names import within_layer
@@ -89,7 +90,7 @@ class Structure:
     def read_from(self, members: Iterable[int]) -> set[tuple[int, int]]:
         """Pairs (writer, reader) of operators, the reader one of `members`, where a task reads what another wrote."""
         regions = self.tables["regions"]
-        index, owner = _spread(self.tasks["region_begin"], self.tasks["region_count"])
+        index, owner = entries(self.tasks, "region")
         group, mode, buffer = self.of_task[owner], regions["mode"][index], regions["buffer"][index]
         reading = (mode == 0) & np.isin(group, list(members))
         writing = (mode == 1) & np.isin(buffer, np.unique(buffer[reading]))
@@ -135,13 +136,12 @@ def structure(manifest: Manifest, tables: Tables, program: int) -> Structure:
     """The structure of a step program."""
     instructions, streams = tables["instructions"], tables["streams"]
     mine = streams[(streams["program"] == program) & (streams["agent"] == 0)]
-    spans = [np.arange(s["begin"], s["end"], dtype=np.int64) for s in mine]
-    index = np.concatenate(spans)
-    device = np.repeat(mine["device"].astype(np.int64), [len(span) for span in spans])
+    count = mine["end"].astype(np.int64) - mine["begin"]
+    index, device = expanded(mine["begin"], count), mine["device"].astype(np.int64)[owners(count)]
     rows = instructions[index]
     operators, of_op = _operators(manifest, rows)
     groups = of_op[rows["op"]]
-    streamed = _sums(tables["tape"]["bytes"].astype(np.int64), rows["tape_begin"], rows["tape_count"])
+    streamed = sums(tables["tape"]["bytes"].astype(np.int64), rows, "tape")
     pushed = _pushed(tables, rows, device)
     keys, of_task = np.unique(np.stack([groups, device]), axis=1, return_inverse=True)
     of_task = of_task.reshape(-1)
@@ -169,13 +169,6 @@ def _operators(manifest: Manifest, rows: npt.NDArray[np.void]) -> tuple[list[Ope
     return operators, of_op
 
 
-def _sums(values: Ints, begin: npt.NDArray[np.uint32], count: npt.NDArray[np.uint16]) -> Ints:
-    """Sums of slices of an array."""
-    total = np.append(0, np.cumsum(values))
-    first = begin.astype(np.int64)
-    return np.asarray(total[first + count] - total[first], np.int64)
-
-
 def _pushed(tables: Tables, rows: npt.NDArray[np.void], device: Ints) -> Ints:
     """Bytes that each task, of a device, writes on other devices."""
     regions, buffers = tables["regions"], tables["buffers"]
@@ -183,21 +176,21 @@ def _pushed(tables: Tables, rows: npt.NDArray[np.void], device: Ints) -> Ints:
         regions["col_end"].astype(np.int64) - regions["col_begin"]
     )
     element = np.array([DTYPE_BYTES[d] for d in DTYPES], np.int64)[buffers["dtype"][regions["buffer"]]]
-    index, owner = _spread(rows["region_begin"], rows["region_count"])
+    index, owner = entries(rows, "region")
     away = np.zeros(len(regions), np.bool_)
     away[index] = buffers["device"][regions["buffer"][index]] != device[owner]
-    return _sums(size * element * (away & (regions["mode"] == 1)), rows["region_begin"], rows["region_count"])
+    return sums(size * element * (away & (regions["mode"] == 1)), rows, "region")
 
 
 def _edges(tables: Tables, rows: npt.NDArray[np.void], groups: Ints, device: Ints) -> list[Edge]:
     """The edges, by producer and consumer."""
-    notified, by = _spread(rows["notify_begin"], rows["notify_count"])
+    notified, by = entries(rows, "notify")
     event_of_notify = tables["notifies"]["event"][notified]
     producer = np.full(len(tables["events"]), -1, np.int64)
     producer[event_of_notify] = groups[by]
     remote = np.zeros(len(tables["events"]), np.bool_)
     remote[event_of_notify] = device[by] != tables["events"]["device"][event_of_notify]
-    waited, waiting = _spread(rows["wait_begin"], rows["wait_count"])
+    waited, waiting = entries(rows, "wait")
     event = tables["waits"]["event"][waited].astype(np.int64)
     pairs, first = np.unique(np.stack([producer[event], groups[waiting]]), axis=1, return_inverse=True)
     first = first.reshape(-1)
@@ -212,14 +205,6 @@ def _edges(tables: Tables, rows: npt.NDArray[np.void], groups: Ints, device: Int
         least, most, far = int(counts.min()), int(counts.max()), int(remote[elements].sum())
         edges.append(Edge(a, b, tensors, len(elements), least, most, len(of_pair), far))
     return edges
-
-
-def _spread(begin: npt.NDArray[np.uint32], count: npt.NDArray[np.uint16]) -> tuple[Ints, Ints]:
-    """The indices of all slices, one after the other, and which slice each is of."""
-    counts = count.astype(np.int64)
-    owner = np.repeat(np.arange(len(counts)), counts)
-    within = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return begin.astype(np.int64)[owner] + within, owner
 
 
 def ranges(numbers: list[int]) -> str:

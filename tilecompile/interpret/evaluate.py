@@ -23,6 +23,7 @@ from tilecompile.ir.node import OpNode, View
 from tilecompile.ops.base import op_of, reference_values
 from tilecompile.ops.dtypes import TORCH_DTYPES
 from tilecompile.runtime.folder.manifest import Manifest
+from tilecompile.runtime.folder.rows import SPANS, span
 from tilecompile.runtime.folder.tables import Tables
 from tilecompile.runtime.format import ARENAS, DTYPES, LAYOUTS, NONE, PANEL, WRITE, tile_bytes
 from tilecompile.targets.tiles import unpack_tile
@@ -146,15 +147,12 @@ class Evaluator:
     def _prepare(self, instruction: int) -> _Task:
         ins = self._tables["instructions"][instruction]
         node = self._nodes[int(ins["op"])]
-        parts = {}
-        for table, prefix in (("operands", "operand"), ("regions", "region"), ("tape", "tape")):
-            begin = int(ins[f"{prefix}_begin"])
-            parts[table] = self._tables[table][begin : begin + int(ins[f"{prefix}_count"])]
-        operands = [(int(o["buffer"]), int(o["offset"])) for o in parts["operands"]]
+        parts = {field: self._tables[SPANS[field]][span(ins, field)] for field in ("operand", "region", "tape")}
+        operands = [(int(o["buffer"]), int(o["offset"])) for o in parts["operand"]]
         if len(operands) != len(node.operands):
             raise ValueError(f"{len(operands)} operands for {len(node.operands)} views")
         boxes = []
-        for r in parts["regions"][parts["regions"]["mode"] == WRITE]:
+        for r in parts["region"][parts["region"]["mode"] == WRITE]:
             box = slice(int(r["row_begin"]), int(r["row_end"])), slice(int(r["col_begin"]), int(r["col_end"]))
             boxes.append((int(r["buffer"]), box))
         rows = []

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tilecompile.runtime import format as fmt
+from tilecompile.runtime.folder.rows import SPANS, entries
 
 Tables = Mapping[str, npt.NDArray[np.void]]
 Bools = npt.NDArray[np.bool_]
@@ -18,7 +19,6 @@ Ints = npt.NDArray[np.int64]
 
 ACTIVATION, CACHE, WEIGHT, IO = range(len(fmt.ARENAS))
 
-_SPANS = {"operand": "operands", "wait": "waits", "notify": "notifies", "tape": "tape", "region": "regions"}
 _INDICES = (
     ("operands", "buffer", "buffers"),
     ("waits", "event", "events"),
@@ -87,10 +87,7 @@ class Subject:
 
     def rows(self, field: str) -> tuple[Ints, Ints]:
         """The rows of a table that instructions refer to, and whose they are, in the order of the instructions."""
-        ins = self.t["instructions"]
-        begin, count = (ins[f"{field}_{part}"].astype(np.int64) for part in ("begin", "count"))
-        owner = np.repeat(np.arange(len(ins)), count)
-        return np.arange(len(owner)) - np.repeat(np.cumsum(count) - count - begin, count), owner
+        return entries(self.t["instructions"], field)
 
     def streams_of(self, program: int) -> list[list[int]]:
         """The instructions of each stream of a program, in order."""
@@ -124,7 +121,7 @@ class Subject:
         t = self.t
         if not len(t["instructions"]):
             raise VerifyError("there are no instructions")
-        for field, table in _SPANS.items():
+        for field, table in SPANS.items():
             ends = t["instructions"][f"{field}_begin"].astype(np.int64) + t["instructions"][f"{field}_count"]
             for i in np.flatnonzero(ends > len(t[table]))[:1]:
                 raise VerifyError(f"{self.name(int(i))}: its {table} end at {ends[i]} of {len(t[table])}")

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from tilecompile.runtime import format as fmt
+from tilecompile.runtime.folder.rows import SPANS, entries, expanded, offsets, owners, sums
 from tilecompile.verify.base import ACTIVATION, Bools, Ints, Subject, Tables
 
 
@@ -60,20 +61,14 @@ class Sections:
         self.streams = len(streams)
         begin, end = (s.t["streams"][f][streams].astype(np.int64) for f in ("begin", "end"))
         count = end - begin
-        ends = np.cumsum(count)
-        members = np.arange(int(count.sum())) + np.repeat(begin - (ends - count), count)
-        stream = np.repeat(np.arange(self.streams), count)
-        place = np.arange(len(members)) - np.repeat(ends - count, count)
-        self.waits = _Rows(s, members, "wait", "waits")
-        self.notifies = _Rows(s, members, "notify", "notifies")
+        members, stream, place = expanded(begin, count), owners(count), expanded(0, count)
+        self.waits, self.notifies = _Rows(s, members, "wait"), _Rows(s, members, "notify")
         ops, op = np.unique(s.t["instructions"]["op"][members], return_inverse=True)
         section = np.unique(self._cut(hints(s, ops.astype(np.int64))[op], stream), return_inverse=True)[1]
         order = np.argsort(section * self.streams + stream, kind="stable")
         self.section, self.members, self.stream, self.place = (x[order] for x in (section, members, stream, place))
         self.count = int(section.max(initial=0)) + 1
-        self.waits, self.notifies = (
-            _Rows(s, self.members, *names) for names in (("wait", "waits"), ("notify", "notifies"))
-        )
+        self.waits, self.notifies = _Rows(s, self.members, "wait"), _Rows(s, self.members, "notify")
         self._regions()
         self.first = np.full((self.count + 1, self.streams), 0, np.int64)  # of each section, places in the streams
         np.add.at(self.first[1:], (self.section, self.stream), 1)
@@ -103,12 +98,10 @@ class Sections:
         """The regions of the members that touch something, in the order of the members."""
         s = self.s
         count = np.bincount(s.owner, minlength=len(s.t["instructions"]))
-        begin = np.cumsum(count) - count  # regions of the subject are in the order of the instructions
+        begin = offsets(count)  # regions of the subject are in the order of the instructions
         n = count[self.members]
-        ends = np.cumsum(n)
-        self.region_row = np.arange(int(n.sum())) + np.repeat(begin[self.members] - (ends - n), n)
-        self.region_owner = np.repeat(np.arange(len(n)), n)
-        self.region_ends = ends
+        self.region_row, self.region_owner = expanded(begin[self.members], n), owners(n)
+        self.region_begin = offsets(n)
 
     @cached_property
     def _makers(self) -> tuple[Ints, Ints]:
@@ -172,13 +165,15 @@ class Sections:
         w, n = self.waits.of(lo, hi), self.notifies.of(lo, hi)
         events, number = _numbered(np.concatenate([self.waits.event[w], self.notifies.event[n]]))
         awaited, notified = np.split(number, [w.stop - w.start])
-        first, last = (int(self.region_ends[i - 1]) if i else 0 for i in (lo, hi))
+        first, last = self.region_begin[[lo, hi]].tolist()
         regions = s.regions[self.region_row[first:last]]
         buffers, buffer = _numbered(regions["buffer"].astype(np.int64))
         made = np.bincount(notified, minlength=len(events))
         enters, leaves = self._passing(events, k)
         lengths = self.first[k + 1] - self.first[k]
-        wait_ends, notify_ends = self.waits.ends[lo:hi] - w.start, self.notifies.ends[lo:hi] - n.start
+        wait_ends, notify_ends = (
+            found.begin[lo + 1 : hi + 1] - of.start for found, of in ((self.waits, w), (self.notifies, n))
+        )
         commit = s.t["instructions"]["kind"][self.members[lo:hi]] == fmt.COMMIT_KIND
         boxes = [regions[f] for f in ("mode", "row_begin", "row_end", "col_begin", "col_end")]
         scratch = s.t["buffers"]["arena"][buffers] == ACTIVATION
@@ -191,19 +186,20 @@ class Sections:
 
 
 class _Rows:
-    """The events that instructions refer to: `event`, `owner` (a position in `members`), `ends` of each one's rows."""
+    """The events that instructions refer to: `event`, `owner` (a place in `members`), `begin` of each member's rows.
 
-    def __init__(self, s: Subject, members: Ints, field: str, table: str) -> None:
+    `begin` has one more place than there are members, for the end of the last one's.
+    """
+
+    def __init__(self, s: Subject, members: Ints, field: str) -> None:
         ins = s.t["instructions"][members]
-        begin, count = (ins[f"{field}_{part}"].astype(np.int64) for part in ("begin", "count"))
-        self.ends = np.cumsum(count)
-        rows = np.arange(int(count.sum())) + np.repeat(begin - (self.ends - count), count)
-        self.event = s.t[table]["event"][rows].astype(np.int64)
-        self.owner = np.repeat(np.arange(len(members)), count)
+        rows, self.owner = entries(ins, field)
+        self.event = s.t[SPANS[field]]["event"][rows].astype(np.int64)
+        self.begin = offsets(ins[f"{field}_count"])
 
     def of(self, lo: int, hi: int) -> slice:
         """The rows of members lo:hi."""
-        return slice(*(int(self.ends[i - 1]) if i else 0 for i in (lo, hi)))
+        return slice(*self.begin[[lo, hi]].tolist())
 
 
 def hints(s: Subject, ops: Ints) -> Ints:
@@ -232,9 +228,7 @@ def changed(new: Tables, old: Tables) -> Bools:
     out = _different(new["instructions"], old["instructions"])
     for field, name in (("wait", "waits"), ("notify", "notifies"), ("region", "regions")):
         if new[name] is not old[name]:
-            before = np.append(0, np.cumsum(_different(new[name], old[name])))
-            begin, count = (new["instructions"][f"{field}_{part}"].astype(np.int64) for part in ("begin", "count"))
-            out |= before[begin + count] > before[begin]
+            out |= sums(_different(new[name], old[name]), new["instructions"], field) > 0
     return out
 
 

@@ -117,7 +117,7 @@ class _Walk:
             for e, clock in zip(section.events[section.leaves].tolist(), window.events, strict=True):
                 waiting[e] = (clock, k)
             self.unseen |= dict(zip(section.members[window.unseen].tolist(), window.seen, strict=True))
-            first = int(sections.region_ends[sections.bounds[k] - 1]) if sections.bounds[k] else 0
+            first = int(sections.region_begin[sections.bounds[k]])
             self.open += [(first + r, int(section.members[w]) if w >= 0 else None) for r, w in window.open]
             if window.commit is not None:
                 self.sink(int(commits[0]), k, window.commit)

@@ -12,9 +12,9 @@ from tilecompile.compile import compile_model
 from tilecompile.errors import EngineError
 from tilecompile.options import CompileOptions
 from tilecompile.runtime.cuda.share import share_of
-from tilecompile.runtime.cuda.tables import owners
 from tilecompile.runtime.folder.manifest import read_manifest
 from tilecompile.runtime.folder.operators import read_operators
+from tilecompile.runtime.folder.rows import referrers
 from tilecompile.runtime.folder.tables import Tables, load_tables
 from tilecompile.runtime.format import COMMIT_KIND
 
@@ -70,7 +70,7 @@ def test_a_share_runs_alone(placement: str, reduction: str | None, tmp_path: Pat
     assert {runs[i] for i, whose in owner.items() if whose == (device, 0)} == {3}
     assert {runs[i] for i, whose in owner.items() if whose[0] != device} <= {0}
     # What crosses devices still does, and waits for the device's own part of it.
-    events, owner_of = share["events"], owners(share["instructions"], "wait")
+    events, owner_of = share["events"], referrers(share["instructions"], "wait")
     across = set(share["notifies"]["event"][share["notifies"]["scope"] != 0].tolist())
     awaited = {e for e, i in zip(share["waits"]["event"].tolist(), owner_of.tolist(), strict=True) if runs[i]}
     assert awaited & across

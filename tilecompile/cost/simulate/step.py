@@ -15,6 +15,7 @@ from tilecompile.cost.step_time.spans import Gaps, Spans, Tasks, tasks_of
 from tilecompile.errors import EngineError, InputError
 from tilecompile.ir.node import OpNode
 from tilecompile.runtime.folder.manifest import Manifest
+from tilecompile.runtime.folder.rows import SPANS, entries, offsets
 from tilecompile.runtime.folder.tables import Tables
 from tilecompile.runtime.names import PUSH
 from tilecompile.schedules.machine import Machine, OpCost, Simulator
@@ -133,8 +134,8 @@ def loop_of(tables: Tables, tasks: Tasks, work: Work, machine: Machine, simulato
     np.add.at(sets, memory[np.searchsorted(worker, tasks.worker)], streamed + work.distinct)
     rates = np.array([rates_at(simulator, size) for size in sets])
     rows = tables["instructions"][tasks.instruction]
-    wait_begin, wait = _events(tables, rows, "wait", "waits")
-    notify_begin, notify = _events(tables, rows, "notify", "notifies")
+    wait_begin, wait = _events(tables, rows, "wait")
+    notify_begin, notify = _events(tables, rows, "notify")
     event, compact = np.unique(np.concatenate([wait, notify]), return_inverse=True)
     notifier = np.repeat(tasks.device, np.diff(notify_begin))
     remote = tables["events"]["device"][notify] != notifier
@@ -189,12 +190,10 @@ def rates_at(simulator: Simulator, size: float) -> tuple[float, float]:
     return float(np.interp(at, np.log(sets), single)), float(np.interp(at, np.log(sets), total))
 
 
-def _events(tables: Tables, rows: np.ndarray, what: str, table: str) -> tuple[Indices, Indices]:
+def _events(tables: Tables, rows: npt.NDArray[np.void], field: str) -> tuple[Indices, Indices]:
     """Where each task's entries begin (and the end), and the events of all entries."""
-    begin, count = rows[f"{what}_begin"].astype(np.int64), rows[f"{what}_count"].astype(np.int64)
-    ends = np.append(0, np.cumsum(count))
-    entry = np.repeat(begin - ends[:-1], count) + np.arange(count.sum())
-    return ends.astype(np.int64), tables[table]["event"][entry].astype(np.int64)
+    entry, _ = entries(rows, field)
+    return offsets(rows[f"{field}_count"]), tables[SPANS[field]]["event"][entry].astype(np.int64)
 
 
 def _spans(tasks: Tasks, times: Times) -> Spans:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from tilecompile.ir.node import OpNode
 from tilecompile.ops.base import Indices, TaskWork, op_of
+from tilecompile.runtime.folder.rows import entries, sums
 from tilecompile.runtime.folder.tables import Tables
 from tilecompile.runtime.format import ARENAS, DTYPE_BYTES, DTYPES, WRITE
 
@@ -55,17 +56,17 @@ def work_of(tables: Tables, nodes: Sequence[OpNode], index: Indices, device: Ind
     rows = tables["instructions"][index]
     tape, tiles = tables["tape"], tables["tiles"]
     dtype = tables["weights"]["dtype"][tiles["tensor"][tape["tile"]]] if len(tape) else np.zeros(0, np.int64)
-    weights = {name: _sums(np.where(dtype == code, tape["bytes"], 0), rows, "tape") for code, name in enumerate(DTYPES)}
+    streamed = tape["bytes"].astype(np.float64)
+    weights = {name: sums(np.where(dtype == code, streamed, 0.0), rows, "tape") for code, name in enumerate(DTYPES)}
     regions, buffers = tables["regions"], tables["buffers"]
     arena = buffers["arena"][regions["buffer"]]
-    area = (regions["row_end"].astype(np.int64) - regions["row_begin"]) * (
-        regions["col_end"].astype(np.int64) - regions["col_begin"]
+    area = (regions["row_end"].astype(np.float64) - regions["row_begin"]) * (
+        regions["col_end"].astype(np.float64) - regions["col_begin"]
     )
-    elements = _sums(np.where(arena == ARENAS.index("cache"), 0, area), rows, "region")
-    reader = np.repeat(device, rows["region_count"])
-    at = _entries(rows, "region")
+    elements = sums(np.where(arena == ARENAS.index("cache"), 0.0, area), rows, "region")
+    at, owner = entries(rows, "region")
     away = np.zeros(len(regions), bool)
-    away[at] = (buffers["device"][regions["buffer"][at]] != reader) & (regions["mode"][at] == WRITE)
+    away[at] = (buffers["device"][regions["buffer"][at]] != device[owner]) & (regions["mode"][at] == WRITE)
     size = np.array([DTYPE_BYTES[name] for name in DTYPES])[buffers["dtype"][regions["buffer"]]]
     work = Work(
         runs=rows["tape_count"].astype(np.float64),
@@ -74,7 +75,7 @@ def work_of(tables: Tables, nodes: Sequence[OpNode], index: Indices, device: Ind
         distinct=np.zeros(len(index)),
         products=np.zeros(len(index)),
         elements=elements,
-        pushed=_sums(np.where(away, area * size, 0), rows, "region"),
+        pushed=sums(np.where(away, area * size, 0.0), rows, "region"),
         gate=_gates(tables, nodes, rows, index),
     )
     of_op = np.argsort(rows["op"], kind="stable")
@@ -90,24 +91,10 @@ def work_of(tables: Tables, nodes: Sequence[OpNode], index: Indices, device: Ind
     return work
 
 
-def _entries(rows: npt.NDArray[np.void], what: str) -> Indices:
-    """The entries of another table that instructions refer to, one instruction after the other."""
-    begin, count = rows[f"{what}_begin"].astype(np.int64), rows[f"{what}_count"].astype(np.int64)
-    return np.repeat(begin - np.append(0, np.cumsum(count)[:-1]), count) + np.arange(count.sum())
-
-
-def _sums(values: npt.NDArray[np.generic], rows: npt.NDArray[np.void], what: str) -> Numbers:
-    """The sum of each instruction's entries."""
-    sums = np.append(0, np.cumsum(values.astype(np.float64)))
-    begin = rows[f"{what}_begin"].astype(np.int64)
-    found: Numbers = sums[begin + rows[f"{what}_count"]] - sums[begin]
-    return found
-
-
 def _gates(tables: Tables, nodes: Sequence[OpNode], rows: npt.NDArray[np.void], index: Indices) -> Indices:
     """Of each task with weights by slot the place of the task that fills the slots."""
     made = {v.tensor: op for op, node in enumerate(nodes) for v in node.outputs}
-    by_slot = _sums(tables["tape"]["slot"] >= 0, rows, "tape") > 0
+    by_slot = sums(tables["tape"]["slot"] >= 0, rows, "tape") > 0
     place = np.full(len(nodes), -1, np.int64)
     place[rows["op"]] = np.arange(len(index))
     source = np.full(len(nodes), -1, np.int64)

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tilecompile.runtime.folder.manifest import Manifest
+from tilecompile.runtime.folder.rows import SPANS, entries, expanded, owners, sums
 from tilecompile.runtime.folder.tables import Tables
 
 Numbers = npt.NDArray[np.float64]
@@ -83,23 +84,21 @@ def tasks_of(manifest: Manifest, tables: Tables, threads: int, program: int = 0)
     mine = streams[(streams["program"] == program) & (streams["agent"] == 0)]
     mine = mine[np.argsort(mine["worker"])]
     counts = mine["end"].astype(np.int64) - mine["begin"]
-    index = np.concatenate([np.arange(s["begin"], s["end"], dtype=np.int64) for s in mine])
-    worker = np.repeat(mine["worker"].astype(np.int64), counts)
+    index, stream = expanded(mine["begin"], counts), owners(counts)
+    worker = mine["worker"].astype(np.int64)[stream]
     kinds, operators = manifest.data["kinds"], manifest.data["operators"]
     rows = instructions[index]
     consumer, producer = _edges(tables, index)
-    sizes = np.append(0, np.cumsum(tables["tape"]["bytes"].astype(np.int64)))
-    first = rows["tape_begin"].astype(np.int64)
     return Tasks(
         instruction=index,
         worker=worker,
-        device=np.repeat(mine["device"].astype(np.int64), counts),
+        device=mine["device"].astype(np.int64)[stream],
         thread=worker * threads // manifest.workers,
         kinds=[str(kinds[kind]) for kind in rows["kind"]],
         ops=[op_of(kinds[kind]) for kind in rows["kind"]],
         operators=[str(operators[op]) for op in rows["op"]],
         tiles=rows["tile"].astype(np.int64),
-        bytes=sizes[first + rows["tape_count"]] - sizes[first],
+        bytes=sums(tables["tape"]["bytes"].astype(np.int64), rows, "tape"),
         consumer=consumer,
         producer=producer,
         sink=int(np.flatnonzero(rows["kind"] == 0)[0]),
@@ -114,22 +113,17 @@ def op_of(kind: str) -> str:
 def _edges(tables: Tables, index: Indices) -> tuple[Indices, Indices]:
     """(consumer, producer) of every wait, as places in `index`."""
 
-    def pairs(what: str, table: str) -> tuple[Indices, Indices]:
+    def pairs(field: str) -> tuple[Indices, Indices]:
         """Places, and the events that they wait for or notify."""
-        rows = tables["instructions"][index]
-        begin, count = rows[f"{what}_begin"].astype(np.int64), rows[f"{what}_count"].astype(np.int64)
-        place = np.repeat(np.arange(len(index)), count)
-        entry = np.repeat(begin - np.append(0, np.cumsum(count)[:-1]), count) + np.arange(count.sum())
-        return place, tables[table]["event"][entry].astype(np.int64)
+        entry, place = entries(tables["instructions"][index], field)
+        return place, tables[SPANS[field]]["event"][entry].astype(np.int64)
 
-    consumers, waited = pairs("wait", "waits")
-    producers, notified = pairs("notify", "notifies")
+    consumers, waited = pairs("wait")
+    producers, notified = pairs("notify")
     order = np.argsort(notified, kind="stable")
     producers, notified = producers[order], notified[order]
     left, right = np.searchsorted(notified, waited), np.searchsorted(notified, waited, "right")
-    each = right - left
-    entry = np.repeat(left - np.append(0, np.cumsum(each)[:-1]), each) + np.arange(each.sum())
-    return np.repeat(consumers, each), producers[entry]
+    return consumers[owners(right - left)], producers[expanded(left, right - left)]
 
 
 def spans_of(tasks: Tasks, begins: Numbers, ends: Numbers, duration: float) -> Spans:

@@ -15,8 +15,8 @@ from typing import Any
 
 from tilecompile.errors import InputError
 from tilecompile.runtime.machine import usable_cores
+from tilecompile.runtime.validate import TOML, Choice, MapOf, Number, Schema, Table, mismatch
 from tilecompile.schedules.this_machine import cache_bytes, memory_bytes
-from tilecompile.schedules.toml_schema import Kind, ListOf, Number, Table, TableOf, Text, fault
 
 FOLDER = Path(__file__).parent / "machines"
 FAMILIES = ("cpu", "sm_90a", "sm_100a")
@@ -98,32 +98,32 @@ class Machine:
 
 
 _NS, _WHOLE, _ABOVE = Number(), Number(1, whole=True), Number(above=True)
-_OP: dict[str, Kind] = {
+_OP: dict[str, Schema] = {
     **dict.fromkeys(("task_ns", "run_ns", "product_ns", "element_ns"), _NS),
-    "byte_ns": TableOf(_NS, WEIGHT_TYPES),
+    "byte_ns": MapOf(_NS, WEIGHT_TYPES),
 }
-_SIMULATOR: dict[str, Kind] = {
-    "read": ListOf((ListOf((_ABOVE, _ABOVE, _ABOVE)),)),
+_SIMULATOR: dict[str, Schema] = {
+    "read": [[_ABOVE, _ABOVE, _ABOVE]],
     **dict.fromkeys(("task_ns", "event_ns", "remote_event_ns"), _NS),
     **dict.fromkeys(("ring_bytes", "hint_bytes"), Number(whole=True)),
     "poll_ns": _NS,
-    "ops": TableOf(Table(_OP)),
-    "calibrated": Text(),
-    "sources": TableOf(Text()),
+    "ops": MapOf(Table(_OP)),
+    "calibrated": str,
+    "sources": MapOf(str),
 }
 MACHINE = Table(
     {
-        "name": Text(),
-        "target": Text(FAMILIES),
+        "name": str,
+        "target": Choice(FAMILIES),
         "devices": _WHOLE,
         **dict.fromkeys(("workers", "shared_memory_bytes", "registers", "memory_bytes"), _WHOLE),
         **dict.fromkeys(("bandwidth_gbs", "link_gbs"), _ABOVE),
         "link_latency_ns": _NS,
-        "weight_types": ListOf((Text(WEIGHT_TYPES),)),
+        "weight_types": [Choice(WEIGHT_TYPES)],
         "cores": _WHOLE,
-        "cache_bytes": ListOf((_WHOLE,)),
+        "cache_bytes": [_WHOLE],
         "simulator": Table(_SIMULATOR, ("read", "task_ns", "event_ns", "remote_event_ns")),
-        "sources": TableOf(Text()),
+        "sources": MapOf(str),
     },
     ("name", "target", "devices"),
 )
@@ -153,7 +153,7 @@ def load_machine(name_or_path: str) -> Machine:
         raise InputError(f"{path}: can't be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: is not valid TOML: {error}") from error
-    wrong = fault(values, MACHINE) or _disagreement(values)
+    wrong = mismatch(values, MACHINE, notation=TOML) or _disagreement(values)
     if wrong:
         raise InputError(f"{path}: {wrong}")
     return _machine(values)

@@ -17,8 +17,9 @@ from typing import Any
 
 from tilecompile.runtime.errors import EngineError
 from tilecompile.runtime.folder.files import CHUNK_BYTES, check_hash, check_size, file_entry, inner_path
-from tilecompile.runtime.folder.schema import RESOURCES, SCHEMA, mismatch
+from tilecompile.runtime.folder.schema import RESOURCES, SCHEMA
 from tilecompile.runtime.format import FORMAT_VERSION, MAX_TOKENS, NONE, TABLES
+from tilecompile.runtime.validate import mismatch
 from tilecompile.runtime.version import __version__
 
 NAME = "engine.json"
@@ -213,7 +214,7 @@ def check_same(manifest: Manifest) -> None:
 def _check_content(manifest: Manifest) -> None:
     """Keys and types, and what must agree within engine.json."""
     data = manifest.data
-    found = mismatch(data, SCHEMA, "")
+    found = mismatch(data, SCHEMA)
     if found:
         raise EngineError(f"{manifest.path}: {found}")
     if CUBIN in data["files"] and (found := mismatch(data.get("resources"), RESOURCES, "resources")):

@@ -1,20 +1,10 @@
-"""The keys of engine.json and their types."""
+"""The keys of engine.json and their types, as schemas of `validate`."""
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-
-class MapOf:
-    """Schema of a JSON object with any keys, whose values all have one schema."""
-
-    def __init__(self, values: Any) -> None:
-        self.values = values
-
-
-MAX_INT = (1 << 63) - 1
-"""Largest whole number: sums of a few stay within 64 bits."""
+from tilecompile.runtime.validate import MapOf
 
 SCHEMA: dict[str, Any] = {
     "format": int,
@@ -50,8 +40,7 @@ SCHEMA: dict[str, Any] = {
     "files": MapOf(({"bytes": int, "sha256": str}, {"bytes": int, "chunk_bytes": int, "chunks": [str]})),
     "manifest_sha256": str,
 }
-"""Keys of engine.json. int: a whole number from 0 to MAX_INT; float: any number; tuple: one of these; other keys are
-kept."""
+"""Keys of engine.json, as `validate` has schemas; other keys are kept."""
 
 RESOURCES: dict[str, Any] = {
     "toolkit": str,
@@ -61,44 +50,3 @@ RESOURCES: dict[str, Any] = {
 }
 """Key `resources` of engines for GPUs: the CUDA version that the kernel was built with, what it and each task kind take
 (registers a thread; bytes of local memory and spills a thread; bytes of shared memory a block), and its weight ring."""
-
-_NAMES = {int: "a whole number from 0", float: "a number", str: "a string", dict: "an object", None: "null"}
-
-
-def _describe(schema: Any) -> str:
-    if isinstance(schema, tuple):
-        return " or ".join(_describe(s) for s in schema)
-    if isinstance(schema, dict):
-        return f"an object with {', '.join(schema)}"
-    if isinstance(schema, MapOf):
-        return "an object"
-    return "a list" if isinstance(schema, list) else _NAMES[schema]
-
-
-def mismatch(value: Any, schema: Any, path: str) -> str | None:
-    """The first place where a value doesn't follow a schema, as "KEY is VALUE, want …", or None."""
-    wrong = f"{path or 'the content'} is {json.dumps(value)[:80]}, want {_describe(schema)}"
-    if isinstance(schema, tuple):
-        return wrong if all(mismatch(value, s, path) for s in schema) else None
-    if isinstance(schema, list):
-        if not isinstance(value, list):
-            return wrong
-        inner = [(item, schema[0], f"{path}[{i}]") for i, item in enumerate(value)]
-    elif isinstance(schema, MapOf):
-        if not isinstance(value, dict):
-            return wrong
-        inner = [(item, schema.values, f"{path}[{json.dumps(key)}]") for key, item in value.items()]
-    elif isinstance(schema, dict):
-        if not isinstance(value, dict):
-            return wrong
-        for key in schema:
-            if key not in value:
-                return f"{f'{path}.' if path else ''}{key} is missing, want {_describe(schema[key])}"
-        inner = [(value[key], schema[key], f"{path}.{key}".lstrip(".")) for key in schema]
-    elif schema is int:
-        return None if type(value) is int and 0 <= value <= MAX_INT else wrong
-    elif schema is float:
-        return None if isinstance(value, (int, float)) and not isinstance(value, bool) else wrong
-    else:
-        return None if isinstance(value, type(None) if schema is None else schema) else wrong
-    return next((found for args in inner if (found := mismatch(*args))), None)

@@ -12,7 +12,7 @@ from typing import Any
 
 from tilecompile.runtime.errors import EngineError
 from tilecompile.runtime.folder.manifest import Manifest
-from tilecompile.runtime.folder.schema import mismatch
+from tilecompile.runtime.validate import mismatch
 
 SCHEMA: dict[str, Any] = {"fixed": int, "caches": [{"row_bytes": int, "above": int, "rows": int}]}
 """A program's `reads` in engine.json."""

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from tilecompile.runtime.errors import EngineError
 from tilecompile.runtime.folder.manifest import Manifest
-from tilecompile.runtime.folder.schema import mismatch
 from tilecompile.runtime.format import FORMAT_VERSION
+from tilecompile.runtime.validate import mismatch
 
 if TYPE_CHECKING:
     from tilecompile.ir.placement import PlacedGraph
@@ -86,7 +86,7 @@ def _program(manifest: Manifest, program: str) -> dict[str, Any]:
         data = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise EngineError(f"{path}: is not readable: {type(error).__name__} {error}") from error
-    wrong = mismatch(data, SCHEMA, "")
+    wrong = mismatch(data, SCHEMA)
     if wrong:
         raise EngineError(f"{path}: {wrong}")
     if data["format"] != FORMAT_VERSION:

@@ -12,7 +12,7 @@ from typing import Any
 
 from tilecompile.runtime.errors import InputError
 from tilecompile.runtime.folder.manifest import Manifest
-from tilecompile.runtime.folder.schema import MapOf, mismatch
+from tilecompile.runtime.validate import MapOf, mismatch
 
 COMMON: dict[str, Any] = {"source": str, "context": int, "threads": int, "devices": int, "tasks": int}
 TIMELINE: dict[str, Any] = {
@@ -68,11 +68,11 @@ def read_times(path: Path, manifest: Manifest) -> Times:
         raise InputError(f"--timeline {path}: can't be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"--timeline {path}: is not JSON: {' '.join(str(error).split())}") from error
-    wrong = mismatch(data, COMMON, "")
+    wrong = mismatch(data, COMMON)
     timeline = isinstance(data, dict) and "step_us" in data
-    wrong = wrong or mismatch(data, TIMELINE if timeline else SIMULATED, "")
+    wrong = wrong or mismatch(data, TIMELINE if timeline else SIMULATED)
     if not wrong and timeline and data["source"] == "simulated":
-        wrong = mismatch(data, {"simulated": {"roof_fraction": float}}, "")
+        wrong = mismatch(data, {"simulated": {"roof_fraction": float}})
     if wrong:
         raise InputError(
             f"--timeline {path}: {wrong}; want what tilecompile timeline --json or tilecompile simulate --json prints"

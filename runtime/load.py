@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from tilecompile.runtime.cpu.backend import CpuBackend
@@ -16,8 +16,7 @@ from tilecompile.runtime.folder.manifest import CUBIN, read_manifest
 from tilecompile.runtime.folder.runnable import check_cpu, check_runnable
 from tilecompile.runtime.folder.tables import load_tables
 from tilecompile.runtime.machine import usable_cores
-
-Progress = Callable[[int, int], None]
+from tilecompile.runtime.progress import Count
 
 STALL_SECONDS = 1.0
 
@@ -30,7 +29,7 @@ def load(
     gpus: Sequence[int] | None = None,
     on_one_gpu: bool = False,
     weights: str | None = None,
-    progress: Progress | None = None,
+    progress: Count | None = None,
 ) -> Engine:
     """Loads an engine folder and launches its kernel.
 
@@ -52,7 +51,7 @@ def load_with(
     threads: int | None = None,
     check_weights: bool = False,
     stall_seconds: float = STALL_SECONDS,
-    progress: Progress | None = None,
+    progress: Count | None = None,
 ) -> Engine:
     """`load` with all that can be said about GPUs. InputError for what the engine's target has no use for."""
     begin = time.perf_counter()

@@ -17,7 +17,7 @@ from tilecompile.engine.folder import new_folder
 from tilecompile.engine.kinds import kinds_of
 from tilecompile.engine.listing import listing
 from tilecompile.engine.plan import Plan, copies_of
-from tilecompile.engine.stages import Progress, Stages
+from tilecompile.engine.stages import Stages
 from tilecompile.engine.write import write_engine
 from tilecompile.ir.program import graph_of
 from tilecompile.models.spec import ModelConfig
@@ -31,6 +31,7 @@ from tilecompile.passes.repetition import KEPT, Repeat, agrees, shortened
 from tilecompile.passes.schedule import schedule
 from tilecompile.passes.tile import tile
 from tilecompile.passes.trace import trace_program
+from tilecompile.runtime.progress import Progress, silent
 from tilecompile.schedules.auto import Choice
 from tilecompile.sources import ModelSource, open_model
 from tilecompile.verify.proof import Memory, Proof, verify
@@ -49,7 +50,7 @@ class Compiled:
     proof: Proof
 
 
-def compile_model(options: CompileOptions, progress: Progress = lambda stage, done, total: None) -> Compiled:
+def compile_model(options: CompileOptions, progress: Progress = silent) -> Compiled:
     """Compiles a model to the engine folder `options.output`.
 
     `progress(stage, done, total)` is called as stages begin, and with bytes while weights are packed. Raises InputError

@@ -13,7 +13,7 @@ from tilecompile.runtime import format as fmt
 from tilecompile.runtime.cpu.launch import extra_begin
 from tilecompile.runtime.cuda.driver import CudaError
 from tilecompile.runtime.cuda.kernel import CudaKernel, Mail
-from tilecompile.runtime.cuda.node import Node, Part, Progress
+from tilecompile.runtime.cuda.node import Node, Part
 from tilecompile.runtime.cuda.options import CudaOptions
 from tilecompile.runtime.cuda.share import share_of
 from tilecompile.runtime.cuda.tables import controller, device_tables
@@ -21,6 +21,7 @@ from tilecompile.runtime.errors import EngineError
 from tilecompile.runtime.folder.manifest import Manifest
 from tilecompile.runtime.folder.operators import read_operators
 from tilecompile.runtime.folder.tables import Table, Tables
+from tilecompile.runtime.progress import Count
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -40,7 +41,7 @@ class CudaBackend:
         tables: Tables,
         options: CudaOptions,
         stall_ms: int,
-        progress: Progress | None = None,
+        progress: Count | None = None,
     ) -> None:
         self.manifest, self.options, self.stall_ms = manifest, options, stall_ms
         self.node = Node(manifest, tables, options, progress)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 from typing import Any
@@ -20,8 +19,7 @@ from tilecompile.runtime.errors import EngineError
 from tilecompile.runtime.folder.files import read_bytes
 from tilecompile.runtime.folder.manifest import CUBIN, Manifest, check_same
 from tilecompile.runtime.folder.tables import Table, Tables
-
-Progress = Callable[[int, int], None]
+from tilecompile.runtime.progress import Count
 
 TABLES_SLACK = 256 << 20
 """Memory of a GPU that tables may take, beside arenas and weights, when it is asked whether all fits."""
@@ -59,9 +57,7 @@ class Node:
     `Gpu.open` do, and where a GPU has too few SMs or too little memory.
     """
 
-    def __init__(
-        self, manifest: Manifest, tables: Tables, options: CudaOptions, progress: Progress | None = None
-    ) -> None:
+    def __init__(self, manifest: Manifest, tables: Tables, options: CudaOptions, progress: Count | None = None) -> None:
         self.manifest, self.options, self.progress = manifest, options, progress
         devices = range(manifest.devices) if options.share is None else [options.share]
         if devices[-1] not in range(manifest.devices):

@@ -105,7 +105,7 @@ def test_variants_have_the_engines_bits(tiny: Path) -> None:
             tokens, logits = outputs(engine, kernel)
         assert len(tokens) == 40
         assert logits.any()
-        with ablate.variants(engine, told.append) as variants:
+        with ablate.variants(engine, lambda stage, *_: told.append(stage)) as variants:
             assert list(variants) == [ablate.BARRIER, ablate.NO_PREFETCH, ablate.NO_TAPES]
             for name, kernel in variants.items():
                 found = outputs(engine, kernel)
@@ -262,7 +262,7 @@ def test_the_table_shows_peers_and_their_failures(tiny: Path, quick: None, monke
     asked: dict[str, Any] = {}
 
     def bench(name: str, **rest: Any) -> dict[str, Any]:
-        rest["progress"]("importing")
+        rest["progress"]("importing", 0, 1)
         asked[name] = rest
         if name == "torch-compile":
             raise peers.PeerError("peer torch-compile: not enough memory")

@@ -21,6 +21,7 @@ from tilecompile.measure.bench import measure, rounds
 from tilecompile.measure.bench.command import STEPS, command_peers
 from tilecompile.runtime.folder.manifest import Manifest, read_manifest
 from tilecompile.runtime.load import load
+from tilecompile.runtime.progress import silent
 from tilecompile.schedules.machine import load_machine
 
 
@@ -74,7 +75,7 @@ def test_a_command_is_a_peer(tiny: Path) -> None:
 def test_a_command_that_fails_says_so(tiny: Path, code: str, words: str) -> None:
     (peer,) = command_peers([f"bad={python(code)}"])
     with pytest.raises(peers.PeerError) as caught:
-        peer.measure(read_manifest(tiny), None, 64, lambda _: None)
+        peer.measure(read_manifest(tiny), None, 64, silent)
     assert str(caught.value).startswith("peer bad: ")
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -99,7 +100,7 @@ def test_a_command_that_names_the_model_needs_a_checkpoint(built: Callable[[str]
     assert f"--model {EXAMPLES}: want a folder with config.json" in line
     folder = engine.parent / "model"
     (peer,) = command_peers([f"mine={python(ECHO, '{model}')}"])
-    found = peer.measure(read_manifest(engine), str(folder), 64, lambda _: None)
+    found = peer.measure(read_manifest(engine), str(folder), 64, silent)
     assert shlex.split(found["settings"]["command"])[-1] == str(folder)
 
 

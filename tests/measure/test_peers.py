@@ -87,7 +87,12 @@ def bench(name: str, engine: Path, context: int = 64, model: str | None = None) 
     said: list[str] = []
     manifest = read_manifest(engine)
     out = peers.bench(
-        name, engine_manifest=manifest, model=model, context=context, threads=1, progress=lambda line: said.append(line)
+        name,
+        engine_manifest=manifest,
+        model=model,
+        context=context,
+        threads=1,
+        progress=lambda stage, *_: said.append(stage),
     )
     assert any("importing" in line for line in said)
     assert any("measuring" in line for line in said)

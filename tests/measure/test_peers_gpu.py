@@ -18,6 +18,7 @@ from tilecompile.measure import peers
 from tilecompile.measure.peers import search as search_module
 from tilecompile.measure.peers.decode import Decoder, Setting
 from tilecompile.runtime.folder.manifest import Manifest, read_manifest
+from tilecompile.runtime.progress import silent
 
 
 def for_gpu(engine: Path, dtype: str = "fp8") -> Manifest:
@@ -30,7 +31,7 @@ def test_peers_of_an_engine_for_gpus_run_there_in_bf16(tiny: Path) -> None:
     manifest = for_gpu(tiny)
     assert (peers.device_of(manifest), peers.device_of(read_manifest(tiny))) == ("cuda", "cpu")
     assert peers.weights_job(manifest, None)["dtype"] == "bf16"
-    how = {"engine_manifest": manifest, "model": None, "context": 8, "threads": 0, "progress": lambda _: None}
+    how = {"engine_manifest": manifest, "model": None, "context": 8, "threads": 0, "progress": silent}
     with pytest.raises(peers.PeerError, match=r"^peer cuda-graphs: torch has no GPU here$"):
         peers.bench("cuda-graphs", **how)
 

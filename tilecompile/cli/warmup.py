@@ -15,8 +15,8 @@ from tilecompile import __version__
 from tilecompile.errors import InputError
 
 if TYPE_CHECKING:
-    from tilecompile.measure.warmup.measure import Progress
     from tilecompile.measure.warmup.systems import System
+    from tilecompile.runtime.progress import Progress
 
 
 def warmup(

@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
 from tilecompile.errors import InputError
+from tilecompile.runtime.progress import Progress, silent
 
 P = ParamSpec("P")
 T = TypeVar("T")
 V = TypeVar("V")
-
-Progress = Callable[[str, int, int], None]
-"""Called with a stage's name, how much of it is done, and of how much: steps, or bytes where weights are packed."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ STAGES = {
 class Stages:
     """The stages of one compilation. `seconds` has the time that each has taken so far."""
 
-    def __init__(self, folder: Path | None = None, progress: Progress = lambda stage, done, total: None) -> None:
+    def __init__(self, folder: Path | None = None, progress: Progress = silent) -> None:
         """`folder` is that of `--dump`, `progress` is called as stages begin and advance."""
         self.seconds: dict[str, float] = defaultdict(float)
         self._folder, self._progress = folder, progress

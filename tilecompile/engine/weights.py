@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
@@ -17,6 +16,7 @@ from tilecompile.ir.tiling import WeightTile
 from tilecompile.ops.dtypes import TORCH_DTYPES
 from tilecompile.runtime.folder.files import ChunkHasher
 from tilecompile.runtime.format import DTYPE_BYTES, PANEL, SCALE_BLOCK
+from tilecompile.runtime.progress import Count
 from tilecompile.targets.cuda.fragments import Quantised, pack_copy
 from tilecompile.targets.tiles import pack_rows
 
@@ -37,12 +37,10 @@ class Source(Protocol):
         """A whole parameter."""
 
 
-def pack_pools(
-    plan: Plan, source: Source, folder: Path, progress: Callable[[int, int], None]
-) -> dict[str, dict[str, object]]:
+def pack_pools(plan: Plan, source: Source, folder: Path, progress: Count) -> dict[str, dict[str, object]]:
     """Writes the pool of each device; returns the files' manifest entries.
 
-    `progress` gets the bytes written so far, of all pools, and their number. InputError where the disk hasn't room.
+    `progress` is called as by `pack`. InputError where the disk hasn't room.
     """
     sizes = plan.program.pool_bytes
     total, free = sum(sizes), shutil.disk_usage(folder).free
@@ -53,13 +51,8 @@ def pack_pools(
     files = {}
     for device in range(len(sizes)):
         name = f"weights/device{device}.bin"
-        report = partial(_report, progress, sum(sizes[:device]), total)
-        files[name] = pack(plan.program, device, tensors, source, folder / name, report)
+        files[name] = pack(plan.program, device, tensors, source, folder / name, progress)
     return files
-
-
-def _report(progress: Callable[[int, int], None], before: int, total: int, done: int) -> None:
-    progress(before + done, total)
 
 
 def pack_text(program: Program) -> str:
@@ -81,12 +74,13 @@ def pack(
     tensors: Mapping[str, Tensor],
     source: Source,
     path: Path,
-    progress: Callable[[int], None],
+    progress: Count,
 ) -> dict[str, object]:
     """Writes the pool file of a device; returns its manifest entry (size and chunk hashes).
 
-    `tensors` are the streamed weights; `progress` gets the bytes written so far.
+    `tensors` are the streamed weights; `progress` is called with bytes: of the pools up to here, and of all pools.
     """
+    before, total = sum(program.pool_bytes[:device]), sum(program.pool_bytes)
     dtype_of = {name: tensor.dtype for name, tensor in tensors.items()}
     quantised = Quantised(
         lambda name, matrix, begin, end: source.read(name, matrix, begin, end, torch.float32),
@@ -103,7 +97,7 @@ def pack(
                     _write(file, hasher, data)
             else:
                 _table(file, hasher, part, source)
-            progress(hasher.bytes)
+            progress(before + hasher.bytes, total)
         _pad(file, hasher, program.pool_bytes[device])
     return hasher.entry()
 

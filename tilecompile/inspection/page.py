@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from tilecompile.engine.placement_json import read_placement, read_table
@@ -22,10 +22,9 @@ from tilecompile.inspection.structure import Structure, ranges, structure
 from tilecompile.inspection.times import Times
 from tilecompile.runtime.folder.manifest import Manifest
 from tilecompile.runtime.folder.tables import load_tables
+from tilecompile.runtime.progress import Progress, silent
 from tilecompile.show.html import document, text
 from tilecompile.show.units import size
-
-Progress = Callable[[str, int, int], None]
 
 LIGHT = ("#2f6f9f", "#2c8573", "#b8691b", "#8d3f88", "#6b6f1d", "#6b7682")
 DARK = ("#6fa5d4", "#4cbca6", "#e39b52", "#c883c3", "#b5ba55", "#9aa5b1")
@@ -70,7 +69,7 @@ def page(
     layer: int | None,
     found_times: Sequence[Times],
     command: str,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = silent,
 ) -> str:
     """The page of an engine, of one of its programs, with the events of one layer.
 

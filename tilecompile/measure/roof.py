@@ -7,7 +7,6 @@ on where the working set lies (memory or a cache), so all are tried and the best
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 
@@ -19,6 +18,7 @@ from tilecompile.runtime.engine import Engine
 from tilecompile.runtime.errors import EngineError
 from tilecompile.runtime.folder.manifest import Manifest
 from tilecompile.runtime.machine import free_memory
+from tilecompile.runtime.progress import Count
 from tilecompile.schedules.machine import load_machine
 
 GRAIN = 4096
@@ -105,7 +105,7 @@ class Roof:
         """Bandwidth of one measurement in 10⁹ bytes a second."""
         return self.size * self.passes / self.read(kernel)[0] / 1e9
 
-    def choose(self, progress: Callable[[int, int], None]) -> dict[ReadKernel, float]:
+    def choose(self, progress: Count) -> dict[ReadKernel, float]:
         """Tries all kernels in turn, several times, and keeps the best few: all by bandwidth, in 10⁹ bytes a second."""
         found: dict[ReadKernel, list[float]] = {k: [] for k in KERNELS}
         for sweep in range(SWEEPS):

@@ -17,6 +17,7 @@ from tilecompile.ir.graph import Tensor
 from tilecompile.ir.program import PlacedTile, Program
 from tilecompile.ir.tiling import WeightTile
 from tilecompile.runtime.format import FRAGMENT_BYTES, tile_bytes
+from tilecompile.runtime.progress import silent
 from tilecompile.targets.cuda.fragments import Quantised, fragments, pack_copy, unfragmented
 from tilecompile.targets.tiles import unpack_tile
 
@@ -99,7 +100,7 @@ def test_pools_unpack_to_the_rows(
     copies = tile.end - tile.begin if tile.gathered else 1
     program: Any = Program({}, [], [], [], [], [PlacedTile(0, tile, 0, 64, size)], [], [], [64 + copies * size], 0)
     shapes = {n: Tensor(n, tuple(t.shape), dtype, "weight") for n, t in tensors.items()}
-    pack(program, 0, shapes, Drawn(tensors), path, lambda done: None)  # type: ignore[arg-type]
+    pack(program, 0, shapes, Drawn(tensors), path, silent)  # type: ignore[arg-type]
     data = torch.from_numpy(np.fromfile(path, np.uint8))
     assert len(data) == 64 + copies * size
     assert not data[:64].any()
@@ -150,4 +151,4 @@ def test_fp8_tiles_that_begin_within_a_panel_are_refused(tmp_path: Path) -> None
     program: Any = Program({}, [], [], [], [], [PlacedTile(0, tile, 0, 0, tile.bytes("fp8"))], [], [], [4096], 0)
     shapes = {"w": Tensor("w", (1, 32, 32), "fp8", "weight")}
     with pytest.raises(InputError, match="w: a tile begins at row 8, in fp8 it must be a multiple of 16"):
-        pack(program, 0, shapes, Drawn({}), tmp_path / "p", lambda done: None)  # type: ignore[arg-type]
+        pack(program, 0, shapes, Drawn({}), tmp_path / "p", silent)  # type: ignore[arg-type]

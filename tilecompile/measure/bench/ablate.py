@@ -11,7 +11,7 @@ import ctypes
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from tilecompile.runtime.engine import Engine
 from tilecompile.runtime.folder.tables import Table, Tables
 from tilecompile.runtime.format import ALIGN, ARENAS, NOTIFY, WAIT
 from tilecompile.runtime.machine import free_memory
+from tilecompile.runtime.progress import Progress
 from tilecompile.targets.cpu.build import ISAS, build, find_compiler
 
 BARRIER, NO_PREFETCH, NO_TAPES = "barrier", "no prefetch", "no tapes"
@@ -46,12 +47,12 @@ def check_ablation(engine: Engine) -> None:
 
 
 @contextmanager
-def variants(engine: Engine, progress: Callable[[str], None]) -> Iterator[dict[str, Kernel]]:
+def variants(engine: Engine, progress: Progress) -> Iterator[dict[str, Kernel]]:
     """Kernels of all variants by name, over the engine's memory. InputError as in `check_ablation`."""
     with ExitStack() as stack:
-        progress("building without prefetch")
+        progress("building without prefetch", 0, 1)
         library = stack.enter_context(without_prefetch(engine))
-        progress("weights in checkpoint order")
+        progress("weights in checkpoint order", 0, 1)
         tables, memory = checkpoint_order(engine)
         yield {
             BARRIER: stack.enter_context(another_kernel(engine, tables=with_barriers(engine.tables))),

@@ -12,8 +12,7 @@ from tilecompile.measure import peers
 from tilecompile.measure.bench.command import CommandPeer, check_model
 from tilecompile.measure.commands import check_names
 from tilecompile.runtime.folder.manifest import Manifest
-
-Progress = Callable[[str], None]
+from tilecompile.runtime.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ def _record(
         return {"name": name, "error": reason}
     ms = engine_ms(f"{name}: the engine before it")
     try:
-        record = run(lambda text: progress(f"{name}: {text}"))
+        record = run(lambda stage, done, total: progress(f"{name}: {stage}", done, total))
     except TilecompileError as error:  # what else was measured is not lost
         return {"name": name, "error": str(error)}
     mine = median(ms + engine_ms(f"{name}: the engine after it"))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import shlex
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from tilecompile.measure.commands import filled, named_command
 from tilecompile.measure.peers import PeerError, weights_job
 from tilecompile.measure.steps import window
 from tilecompile.runtime.folder.manifest import Manifest
+from tilecompile.runtime.progress import Progress
 
 STEPS = 64
 FIELDS = ("ms_per_step", "first_token_ms")
@@ -41,9 +42,7 @@ class CommandPeer:
         """Whether the command takes a checkpoint folder."""
         return any("{model}" in word for word in self.words)
 
-    def measure(
-        self, manifest: Manifest, model: str | None, context: int, progress: Callable[[str], None]
-    ) -> dict[str, Any]:
+    def measure(self, manifest: Manifest, model: str | None, context: int, progress: Progress) -> dict[str, Any]:
         """Runs the command: `name`, `context` (of the middle step), FIELDS, and the command under `settings`.
 
         PeerError in one line if it can't be started, fails, or doesn't print its figures.
@@ -53,7 +52,7 @@ class CommandPeer:
         values = {"prompt_tokens": str(contexts.start - 1), "new_tokens": str(len(contexts) + 1)}
         values["model"] = str(Path(model).absolute()) if model else ""
         words = filled(self.words, values)
-        progress(shlex.join(words))
+        progress(shlex.join(words), 0, 1)
         found: dict[str, float] = {}
         try:
             with Child(words, {}) as child:

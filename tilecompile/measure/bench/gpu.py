@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from statistics import median
 from typing import Any
 
@@ -13,6 +12,7 @@ from tilecompile.measure.roof import StatedRoof
 from tilecompile.measure.steps import time_steps
 from tilecompile.runtime.engine import Engine
 from tilecompile.runtime.kernel import Resident
+from tilecompile.runtime.progress import Progress
 
 
 def gpu_figures(
@@ -21,7 +21,7 @@ def gpu_figures(
     context: int,
     count: int,
     roof: StatedRoof,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> dict[str, Any]:
     """The keys of `report.figures`, from `count` rounds of steps; the bandwidth is the one that is stated."""
     steps = steps_around(engine, kernel, context)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,12 @@ from tilecompile.runtime.engine import Engine
 from tilecompile.runtime.folder.manifest import Manifest, read_manifest
 from tilecompile.runtime.kernel import Resident
 from tilecompile.runtime.load import load
+from tilecompile.runtime.progress import Progress, silent
 
 MOST_ROUNDS = 10_000
 
 PEER_ROUNDS = 5
 """Times that the engine's steps are measured before a peer, and again after it."""
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class BenchOptions:
     weights: str | None = None
 
 
-def bench_engine(options: BenchOptions, progress: Progress = lambda stage, done, total: None) -> dict[str, Any]:
+def bench_engine(options: BenchOptions, progress: Progress = silent) -> dict[str, Any]:
     """Measures an engine: see `report.figures` for what is returned, beside `machine`, `memory` and `peers`.
 
     On GPUs the engine is closed before a peer runs: its resident kernel has them for itself.
@@ -69,10 +69,7 @@ def bench_engine(options: BenchOptions, progress: Progress = lambda stage, done,
     gpus = 1 if options.on_one_gpu else manifest.devices
     stated = stated_roof(manifest, options.machine, gpus) if gpu else None
 
-    def note(text: str) -> None:
-        progress(text, 0, 1)
-
-    note("load")
+    progress("load", 0, 1)
     before = resident_bytes()
     found: list[dict[str, Any]] = []
     how: dict[str, Any] = {"gpus": options.gpus, "on_one_gpu": options.on_one_gpu, "weights": options.weights}
@@ -89,13 +86,13 @@ def bench_engine(options: BenchOptions, progress: Progress = lambda stage, done,
                 steps, figures_found = _rounds(engine, kernel, context, options, progress)
 
                 def engine_ms(when: str) -> list[float]:
-                    note(when)
+                    progress(when, 0, 1)
                     return [steps.ms(engine, kernel) for _ in range(PEER_ROUNDS)]
 
-                found = measure_peers(options.peers, manifest, context, threads, engine_ms, note)
+                found = measure_peers(options.peers, manifest, context, threads, engine_ms, progress)
     if stated is not None:
         ms = figures_found["ms_per_step"]
-        found = measure_peers(options.peers, manifest, context, threads, lambda _: [ms], note)
+        found = measure_peers(options.peers, manifest, context, threads, lambda _: [ms], progress)
     data = manifest.data
     return {
         "engine": str(options.engine),
@@ -132,11 +129,9 @@ def _rounds(
         subjects = {ENGINE: kernel}
         if options.ablate:
             check_ablation(engine)
-            subjects |= stack.enter_context(variants(engine, lambda text: progress(text, 0, 1)))
+            subjects |= stack.enter_context(variants(engine, progress))
         steps = steps_around(engine, kernel, context)
         roof = Roof(engine, stated_reads(engine.manifest).mean(steps.contexts))
-        tried = roof.choose(lambda done, total: progress("read kernels", done, total))
-        rounds = run_rounds(
-            *(engine, subjects, roof, steps, options.rounds), lambda done, total: progress("rounds", done, total)
-        )
+        tried = roof.choose(partial(progress, "read kernels"))
+        rounds = run_rounds(engine, subjects, roof, steps, options.rounds, partial(progress, "rounds"))
         return steps, figures(engine, rounds, steps, roof, tried)

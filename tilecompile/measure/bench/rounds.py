@@ -6,7 +6,7 @@ is measured before and after the engine's steps, and rounds in which it changed 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import median
 
@@ -14,6 +14,7 @@ from tilecompile.measure.roof import ReadKernel, Roof
 from tilecompile.measure.steps import time_steps, window
 from tilecompile.runtime.engine import Engine
 from tilecompile.runtime.kernel import Resident
+from tilecompile.runtime.progress import Count
 
 ENGINE = "engine"
 
@@ -72,7 +73,7 @@ def run_rounds(
     roof: Roof,
     steps: Steps,
     count: int,
-    progress: Callable[[int, int], None],
+    progress: Count,
 ) -> list[Round]:
     """`count` rounds. `subjects` are the engine's own kernel, by the name ENGINE, and others that come after it."""
     others = {name: kernel for name, kernel in subjects.items() if name != ENGINE}

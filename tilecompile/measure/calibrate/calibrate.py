@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -25,6 +26,7 @@ from tilecompile.runtime.folder.manifest import read_manifest
 from tilecompile.runtime.folder.tables import load_tables
 from tilecompile.runtime.load import load
 from tilecompile.runtime.machine import free_memory, usable_cores
+from tilecompile.runtime.progress import Count, Progress, silent
 from tilecompile.schedules.machine import Machine, OpCost, Simulator, load_machine
 
 SETS = tuple(int(2**n) for n in (18, 20, 21, 22, 23, 24, 25, 26, 28, 30))
@@ -44,7 +46,6 @@ ATTENDED = 0.85
 WANTED, RECORDINGS, PAUSE = 3, 12, 2.0
 """Undisturbed recordings of a context, recordings at most, and seconds before the next one after a disturbed one."""
 
-Progress = Callable[[str, int, int], None]
 Reads = tuple[tuple[float, float, float], ...]
 
 
@@ -95,7 +96,7 @@ def calibrate(
     engines: Sequence[Path],
     name: str,
     steps: int | None = None,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = silent,
 ) -> tuple[Machine, list[Check]]:
     """Measures this machine: a description with costs, and how well it explains what it was made from.
 
@@ -114,7 +115,7 @@ def calibrate(
         for threads in range(1, min(2, read_manifest(path).workers, usable_cores()) + 1):
             progress(f"record {path.name}", number, len(engines))
             with load(path, threads) as engine:
-                reads = reads or measure_reads(engine, lambda done, total: progress("read", done, total))
+                reads = reads or measure_reads(engine, partial(progress, "read"))
                 for one in record_steps(engine, contexts_of(engine.manifest.max_seq_len), reads, steps):
                     recorded.append((path, threads, one))
                     if threads == 1:
@@ -158,7 +159,7 @@ def _check(machine: Machine, path: Path, threads: int, steps: Steps) -> Check:
     return Check(str(path), steps.context, threads, steps.step_ns / 1e6, found.ms, steps.pace)
 
 
-def measure_reads(engine: Engine, progress: Callable[[int, int], None] = lambda done, total: None) -> Reads:
+def measure_reads(engine: Engine, progress: Count = silent) -> Reads:
     """The read bandwidth of one thread and of all cores, by working set; sets that memory has room for."""
     cores = usable_cores()
     free = free_memory()

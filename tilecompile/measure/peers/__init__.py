@@ -11,7 +11,6 @@ import dataclasses
 import importlib.util
 import json
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from tilecompile.models.registry import NAMED, config_of, read_config, spec_of
 from tilecompile.models.spec import ModelConfig
 from tilecompile.runtime.folder.manifest import Manifest
 from tilecompile.runtime.machine import usable_cores
+from tilecompile.runtime.progress import Progress
 
 
 class PeerError(TilecompileError):
@@ -72,12 +72,12 @@ def bench(
     model: str | None,
     context: int,
     threads: int,
-    progress: Callable[[str], None],
+    progress: Progress,
 ) -> dict[str, Any]:
     """Measures a peer's decode step at a context of `context` positions, in a fresh process.
 
     `model` is where the engine's weights came from: a checkpoint folder, or a named configuration whose weights were
-    drawn (None: the engine says which). `progress` gets a line whenever the peer begins something. Returns
+    drawn (None: the engine says which). `progress` is called whenever the peer begins something. Returns
 
     - `name`, `version` (of its packages), `context` (of the middle step), `threads`, `device` (a GPU's name, or "cpu")
     - `ms_per_step`: median over `rounds` rounds of `steps` steps each; `spread`: [fastest, slowest] round, in ms
@@ -106,7 +106,7 @@ def bench(
             with Child(command, environment(threads, folder)) as child:
                 for found in child.objects():
                     if "progress" in found:
-                        progress(str(found["progress"]))
+                        progress(str(found["progress"]), 0, 1)
                     elif "error" in found:
                         raise PeerError(f"peer {name}: {found['error']}")
                     elif "result" in found:

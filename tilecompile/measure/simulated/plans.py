@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,12 +14,11 @@ from tilecompile.engine.graph_json import read_graph
 from tilecompile.ir.node import OpNode
 from tilecompile.runtime.folder.manifest import NAME, Manifest, read_manifest
 from tilecompile.runtime.folder.tables import Tables, load_tables
+from tilecompile.runtime.progress import Progress
 from tilecompile.schedules.machine import Machine
 
 if TYPE_CHECKING:
     from tilecompile.options import CompileOptions
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

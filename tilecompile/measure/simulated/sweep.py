@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +13,7 @@ from tilecompile.cost.simulate.step import simulator_of
 from tilecompile.errors import InputError
 from tilecompile.measure.simulated.plans import Plan, compiled
 from tilecompile.models.registry import config_of
+from tilecompile.runtime.progress import Progress
 from tilecompile.schedules import PLACEMENTS
 from tilecompile.schedules.machine import Machine
 
@@ -28,7 +29,6 @@ RINGS = (0.25, 0.5, 1.0)
 
 PICTURES = (".png", ".svg", ".pdf")
 
-Progress = Callable[[str, int, int], None]
 Row = dict[str, Any]
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,7 @@ from tilecompile.measure.steps import window
 from tilecompile.measure.timeline.record import Recording, check_steps, profiling_library, record
 from tilecompile.runtime.folder.manifest import read_manifest
 from tilecompile.runtime.load import load
-
-Progress = Callable[[str, int, int], None]
+from tilecompile.runtime.progress import Progress, silent
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ def measure(
     context: int | None = None,
     threads: int | None = None,
     steps: int | None = None,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = silent,
 ) -> Measured:
     """Records an engine's steps; arguments that are None are chosen. `progress(stage, done, total)` is told of stages.
 
@@ -48,7 +47,7 @@ def measure(
     with load(path, threads) as engine:
         progress("build", 0, 1)
         library = profiling_library(engine)
-        found = record(engine, library, context, steps, lambda done, total: progress("steps", done, total))
+        found = record(engine, library, context, steps, partial(progress, "steps"))
         tasks = tasks_of(engine.manifest, engine.tables, engine.threads)
         index = found.typical()
         spans = spans_of(tasks, found.begins[index], found.ends[index], float(found.durations[index]))

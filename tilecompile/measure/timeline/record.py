@@ -9,7 +9,6 @@ import ctypes
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from tilecompile.measure.steps import another_kernel, fill_caches, time_steps, w
 from tilecompile.runtime.cpu.kernel import Kernel, open_kernel
 from tilecompile.runtime.engine import Engine
 from tilecompile.runtime.machine import cpu_features, usable_cores
+from tilecompile.runtime.progress import Count, silent
 from tilecompile.targets.cpu.build import ISAS, build
 
 KEPT = 16
@@ -107,7 +107,7 @@ def record(
     library: ctypes.CDLL,
     context: int,
     steps: int | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Count = silent,
 ) -> Recording:
     """Runs `steps` steps around a context on both kernels (by default as many as take about SECONDS), and records.
 

@@ -17,6 +17,7 @@ from tilecompile.measure.children import Child, module_command
 from tilecompile.measure.warmup import file_cache as cache
 from tilecompile.measure.warmup.marks import MARKS
 from tilecompile.measure.warmup.systems import System
+from tilecompile.runtime.progress import Progress
 
 PHASES = ("import", "load", "compile", "first_step")
 """What ends with each of the marks."""
@@ -29,8 +30,6 @@ LEAST_EVICTED = 0.5
 
 PROMPT = (1, 2, 3, 4)
 """Token ids that every system is given; modulo the vocabulary."""
-
-Progress = Callable[[str, int, int], None]
 
 
 class SystemFailed(TilecompileError):

@@ -8,7 +8,7 @@ neither its bytes nor who waits for whom, only how finely the tasks are cut.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -26,6 +26,7 @@ from tilecompile.passes.schedule import schedule
 from tilecompile.passes.tile import tile
 from tilecompile.runtime.folder.manifest import Manifest
 from tilecompile.runtime.format import DTYPE_BYTES
+from tilecompile.runtime.progress import Count, silent
 from tilecompile.schedules import REDUCTIONS
 from tilecompile.schedules.auto import REPLICATE, Choice, Recipe, alternatives, family, otherwise, place
 from tilecompile.schedules.machine import Machine, OpCost
@@ -79,7 +80,7 @@ def choose(
     devices: int,
     workers: int,
     context: int,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Count = silent,
 ) -> Chosen:
     """Looks for the fastest placement, by a fused graph of so many of the model's layers (`sample`).
 

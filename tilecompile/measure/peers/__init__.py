@@ -8,7 +8,6 @@ GPU in bf16. Nothing of torch is imported into the caller's process.
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import tempfile
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from tilecompile.errors import InputError, TilecompileError
 from tilecompile.measure.children import Child, module_command
+from tilecompile.measure.peers.registry import BENCH, PEERS, absent
 from tilecompile.measure.steps import window
 from tilecompile.models.registry import NAMED, config_of, read_config, spec_of
 from tilecompile.models.spec import ModelConfig
@@ -28,24 +28,17 @@ class PeerError(TilecompileError):
     """A peer can't run, or didn't come to its end; one line that names it and says why."""
 
 
-NEEDS = dict.fromkeys(("transformers", "torch-compile", "cuda-graphs"), ("torch", "transformers"))
-"""The packages that each peer needs."""
-
-GPU_ONLY = ("cuda-graphs",)
-"""Peers that there are beside engines for GPUs only."""
-
-
 def names() -> list[str]:
-    """The peers that there are, whether they can run here or not."""
-    return list(NEEDS)
+    """The peers whose steps can be measured, whether they can run here or not."""
+    return list(BENCH)
 
 
 def check(name: str) -> str | None:
     """Why a peer can't run here, in one line, or None. InputError for a name that is no peer's."""
-    if name not in NEEDS:
-        raise InputError(f"peer {name!r} is unknown, want one of: {', '.join(NEEDS)}")
-    absent = [package for package in NEEDS[name] if importlib.util.find_spec(package) is None]
-    return f"not installed: {', '.join(absent)} (pip install 'tilecompile[bench]')" if absent else None
+    if name not in BENCH:
+        raise InputError(f"peer {name!r} is unknown, want one of: {', '.join(BENCH)}")
+    missing = absent(PEERS[name].needs)
+    return f"not installed: {', '.join(missing)} (pip install 'tilecompile[bench]')" if missing else None
 
 
 def device_of(manifest: Manifest) -> str:
@@ -60,7 +53,7 @@ def dtype_of(manifest: Manifest) -> str:
 
 def check_device(name: str, manifest: Manifest) -> None:
     """InputError for a peer that runs on GPUs only, beside an engine for a processor."""
-    if name in GPU_ONLY and device_of(manifest) != "cuda":
+    if PEERS[name].gpu_only and device_of(manifest) != "cuda":
         target = manifest.data["target"]["name"]
         raise InputError(f"peer {name} runs on a GPU, and {manifest.folder} is for {target}")
 
@@ -93,7 +86,7 @@ def bench(
     threads = threads or usable_cores()
     window(context, 1, engine_manifest.max_seq_len)
     job = {
-        "peer": name,
+        **dataclasses.asdict(BENCH[name]),
         **weights_job(engine_manifest, model),
         "context": context,
         "max_seq_len": engine_manifest.max_seq_len,

@@ -12,7 +12,6 @@ from tilecompile.measure.children import report_stream
 
 ROUNDS = 7
 STEPS = 16
-BUDGET_SECONDS = {"transformers": 120.0, "torch-compile": 300.0, "cuda-graphs": 120.0}
 
 
 def main() -> None:
@@ -49,15 +48,9 @@ def measure(job: dict[str, Any], note: Any) -> dict[str, Any]:
         need_gpu_memory(job)
     else:
         need_memory(job, copies=1.0 + 0.6 * (job["dtype"] != "f32"))
-    budget = BUDGET_SECONDS[job["peer"]]
-    search = Search(open_weights(job), job["dtype"], contexts, note, budget, job["device"])
+    search = Search(open_weights(job), job["dtype"], contexts, note, job["budget"], job["device"])
     with torch.inference_mode():
-        if job["peer"] == "torch-compile":
-            search.compiled()
-        elif job["peer"] == "cuda-graphs":
-            search.captured()
-        else:
-            search.eager()
+        getattr(search, job["search"])()
         best = search.measured(ROUNDS, STEPS)
     return {
         "ms_per_step": best.ms,

@@ -1,8 +1,7 @@
-"""The systems whose warm-up can be measured: the engine, and peers as commands that anyone can add to."""
+"""The systems whose warm-up can be measured: the engine, the package's peers, and commands that a user gives."""
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import sys
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from tilecompile.errors import InputError
 from tilecompile.measure.commands import check_names, filled, named_command
+from tilecompile.measure.peers.registry import PEERS, absent
 
 PLACES = ("engine", "model", "ids", "threads", "dtype", "device")
 """What a command may name in braces: engine folder, checkpoint folder, prompt ids with commas, threads, bf16 or f32,
@@ -33,9 +33,8 @@ class System:
 
     def unavailable(self) -> str | None:
         """Why the system can't run here, in one line, or None."""
-        absent = [package for package in self.needs if importlib.util.find_spec(package) is None]
-        if absent:
-            return f"not installed: {', '.join(absent)}"
+        if missing := absent(self.needs):
+            return f"not installed: {', '.join(missing)}"
         return None if shutil.which(self.command[0]) else f"no program {self.command[0]}"
 
     def needs_model(self) -> bool:
@@ -51,27 +50,19 @@ def _program(name: str, *arguments: str) -> tuple[str, ...]:
     return (sys.executable, str(Path(__file__).with_name("marks.py")), name, *arguments)
 
 
-_TRANSFORMERS = _program("run_transformers", "{model}", "{ids}", "{threads}", "{dtype}", "{device}")
-_TORCH = ("torch", "transformers")
-
 ENGINE = System("tilecompile", _program("run_tilecompile", "{engine}", "{ids}", "{threads}", "{device}"), "the engine")
 
 SYSTEMS = {
-    system.name: system
-    for system in (
-        System("transformers", _TRANSFORMERS, "eager, batched_mm experts", _TORCH),
-        System("torch-compile", (*_TRANSFORMERS, "compile"), "torch.compile, nothing compiled before", _TORCH),
-        System(
-            "torch-compile-kept",
-            (*_TRANSFORMERS, "compile"),
-            "torch.compile again, with the cache of an earlier compilation",
-            _TORCH,
-            keeps_cache=True,
-        ),
-        System("cuda-graphs", (*_TRANSFORMERS, "graph"), "captured as a CUDA graph", _TORCH, gpu_only=True),
-        System("vllm", _program("run_vllm", "{model}", "{ids}"), "vLLM, empty compile cache", ("vllm",)),
-        System("sglang", _program("run_sglang", "{model}", "{ids}"), "SGLang, empty compile cache", ("sglang",)),
+    peer.name: System(
+        peer.name,
+        _program(peer.warm_up.program, *peer.warm_up.arguments),
+        peer.warm_up.about,
+        peer.needs,
+        peer.warm_up.keeps_cache,
+        peer.gpu_only,
     )
+    for peer in PEERS.values()
+    if peer.warm_up
 }
 """The peers that come with the package, by name."""
 

@@ -15,8 +15,8 @@ from support.table_tools import Parts, Stream, correct, orders, put_together, ta
 from tilecompile import ops
 from tilecompile.ir.program import PlacedTile, Program
 from tilecompile.ir.tasks import EventTensors
+from tilecompile.passes.dag import depths
 from tilecompile.passes.fuse import fuse
-from tilecompile.passes.order import depths
 from tilecompile.passes.schedule import ALIGN, assign
 from tilecompile.runtime import format as fmt
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from graphlib import TopologicalSorter
 
 Pair = tuple[int, int]
 SWEEPS = 24
@@ -65,24 +66,18 @@ def layout(widths: Mapping[int, float], edges: Sequence[Pair], late: Sequence[in
 
 
 def _rows(nodes: list[int], edges: Sequence[Pair], late: set[int]) -> dict[int, int]:
-    """The longest way to each node; ValueError for a cycle."""
+    """The longest way to each node; graphlib's CycleError, a ValueError that names one, for a cycle.
+
+    networkx is what the compiler has for this, but a page is made where only the base dependencies are installed.
+    """
     before: dict[int, list[int]] = {n: [] for n in nodes}
     after: dict[int, list[int]] = {n: [] for n in nodes}
     for a, b in edges:
         before[b].append(a)
         after[a].append(b)
-    waiting = {n: len(before[n]) for n in nodes}
-    ready = [n for n in nodes if not waiting[n]]
     row: dict[int, int] = {}
-    while ready:
-        node = ready.pop(0)
+    for node in TopologicalSorter(before).static_order():
         row[node] = max((row[a] + 1 for a in before[node]), default=0)
-        for other in after[node]:
-            waiting[other] -= 1
-            if not waiting[other]:
-                ready.append(other)
-    if len(row) < len(nodes):
-        raise ValueError("the graph has a cycle")
     for node in late:
         row[node] = min((row[b] for b in after[node]), default=1) - 1
     return row

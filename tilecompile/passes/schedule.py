@@ -14,8 +14,8 @@ import numpy as np
 from tilecompile.ir.program import Program
 from tilecompile.ir.tasks import EventTensors, Ints, TaskGrid
 from tilecompile.ops.base import op_of
+from tilecompile.passes.dag import depths
 from tilecompile.passes.elide import Pair, needed_waits
-from tilecompile.passes.order import depths
 from tilecompile.passes.program_tables import Layout, Task, by_worker
 from tilecompile.passes.repetition import Repeat
 from tilecompile.runtime import format as fmt

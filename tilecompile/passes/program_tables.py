@@ -16,6 +16,7 @@ from tilecompile.ir.program import PlacedBuffer, PlacedTile
 from tilecompile.ir.tasks import EventTensors, Ints, TaskGrid, TaskGrids
 from tilecompile.ir.tiling import WeightTile
 from tilecompile.passes.repetition import Repeat
+from tilecompile.passes.table_builder import Rows, TableBuilder
 from tilecompile.runtime import format as fmt
 from tilecompile.runtime.format import ALIGN
 
@@ -42,18 +43,48 @@ def by_worker(grids: TaskGrids, assignment: list[Ints], workers: int) -> list[li
     return tasks
 
 
-class Layout:
-    """The rows of the tables so far, with tiles and buffers; both are shared between the step programs."""
+class RepeatedRows:
+    """Which rows are made for the repeated layers of a short model, as rows of the table `repeats`."""
 
-    def __init__(self, plans: list[EventTensors], workers: int, repeat: Repeat | None) -> None:
-        self.plans, self.workers, self.repeat = plans, workers, repeat
-        self.devices = plans[0].grids.placement.devices
+    def __init__(self, plans: list[EventTensors], repeat: Repeat | None, repeats: Rows) -> None:
+        self.repeat, self.repeats = repeat, repeats
         self.bounds = {p.grids.graph.program: repeated_grids(p.grids, repeat) if repeat else (0, 0) for p in plans}
-        self.rows: dict[str, list[tuple[object, ...]]] = {name: [] for name in fmt.TABLES}
+
+    @contextmanager
+    def noted(self, plan: EventTensors, lines: Mapping[str, Sized]) -> Iterator[Callable[[int], None]]:
+        """Notes which part of what grows meanwhile is made for the repeated grids, if any are.
+
+        The caller says which grid comes next; `lines` are by name (format.LINES) what grows.
+        """
+        begin, end = self.bounds[plan.grids.graph.program]
+        marks: dict[int, list[int]] = {}
+
+        def cut(grid: int) -> None:
+            for bound in (begin, end):
+                if grid >= bound and bound not in marks:
+                    marks[bound] = [len(rows) for rows in lines.values()]
+
+        yield cut
+        for bound in (begin, end):
+            marks.setdefault(bound, [len(rows) for rows in lines.values()])
+        if self.repeat is not None and (begin < end or "instructions" in lines):
+            for name, first, last in zip(lines, marks[begin], marks[end], strict=True):
+                line = fmt.LINES.index(name)
+                self.repeats.append(line=line, begin=first, end=last, times=self.repeat.times)
+
+
+class Layout:
+    """Where streamed weights, their tiles and buffers lie; they are shared between the step programs.
+
+    Buffers get their rows as they are placed, weights and tiles by `weight_rows` and `tile_rows`.
+    """
+
+    def __init__(self, plans: list[EventTensors], tables: TableBuilder, repeated: RepeatedRows) -> None:
+        self.plans, self.tables, self.repeated = plans, tables, repeated
         self.tiles: dict[tuple[int, WeightTile], PlacedTile] = {}
         self.weights: dict[str, int] = {}
         self.buffers: dict[tuple[int, str | None, str], PlacedBuffer] = {}
-        self.arena_bytes = [dict.fromkeys(fmt.ARENAS, 0) for _ in range(self.devices)]
+        self.arena_bytes = [dict.fromkeys(fmt.ARENAS, 0) for _ in range(plans[0].grids.placement.devices)]
 
     def reserve(self, device: int, arena: str, size: int) -> int:
         """Offset of `size` new bytes in an arena."""
@@ -69,7 +100,7 @@ class Layout:
         """
         for plan, workers in zip(self.plans, tasks, strict=True):
             for mine in workers:
-                with self.repeated(plan, {"tiles": self.tiles}) as cut:
+                with self.repeated.noted(plan, {"tiles": self.tiles}) as cut:
                     for grid, task in mine:
                         cut(grid.index)
                         self.place_task_tiles(plan, grid, task, gathered)
@@ -90,7 +121,7 @@ class Layout:
         tensors = {n: t for p in reversed(self.plans) for n, t in p.grids.graph.tensors.items()}
         programs: dict[str, int] = defaultdict(int)  # from the operators, so that the proof can miss a tile on a tape
         for index, plan in enumerate(self.plans):
-            with self.repeated(plan, {"weights": self.weights}) as cut:
+            with self.repeated.noted(plan, {"weights": self.weights}) as cut:
                 for grid in plan.grids.grids:
                     cut(grid.index)
                     for name in {w.tensor: None for w in grid.node.weights}:
@@ -98,39 +129,35 @@ class Layout:
                         self.weights.setdefault(name, len(self.weights))
         for name in self.weights:
             *matrices, rows, cols = tensors[name].shape
-            dtype = fmt.DTYPES.index(tensors[name].dtype)
-            self.rows["weights"].append((int(np.prod(matrices, dtype=np.int64)), rows, cols, dtype, programs[name]))
+            self.tables["weights"].append(
+                matrices=int(np.prod(matrices, dtype=np.int64)),
+                rows=rows,
+                cols=cols,
+                dtype=fmt.DTYPES.index(tensors[name].dtype),
+                programs=programs[name],
+            )
 
     def tile_rows(self) -> None:
         """Appends what the tiles are."""
         for placed in self.tiles.values():
             tile = placed.tile
             first, second = (*(self.weights[name] for name in tile.tensors), fmt.NONE)[:2]
-            part = (tile.begin, tile.end, tile.row_begin, tile.row_end, tile.col_begin, tile.cols)
-            layout = fmt.LAYOUTS.index(tile.layout)
-            where = (int(tile.gathered), placed.copies, layout, placed.offset, placed.bytes)
-            self.rows["tiles"].append((placed.device, first, second, *part, *where))
-
-    @contextmanager
-    def repeated(self, plan: EventTensors, lines: Mapping[str, Sized]) -> Iterator[Callable[[int], None]]:
-        """Notes which part of what grows meanwhile is made for the repeated grids, if any are.
-
-        The caller says which grid comes next; `lines` are by name (format.LINES) what grows.
-        """
-        begin, end = self.bounds[plan.grids.graph.program]
-        marks: dict[int, list[int]] = {}
-
-        def cut(grid: int) -> None:
-            for bound in (begin, end):
-                if grid >= bound and bound not in marks:
-                    marks[bound] = [len(rows) for rows in lines.values()]
-
-        yield cut
-        for bound in (begin, end):
-            marks.setdefault(bound, [len(rows) for rows in lines.values()])
-        if self.repeat is not None and (begin < end or "instructions" in lines):
-            for name, first, last in zip(lines, marks[begin], marks[end], strict=True):
-                self.rows["repeats"].append((fmt.LINES.index(name), first, last, self.repeat.times))
+            self.tables["tiles"].append(
+                device=placed.device,
+                tensor=first,
+                second=second,
+                begin=tile.begin,
+                end=tile.end,
+                row_begin=tile.row_begin,
+                row_end=tile.row_end,
+                col_begin=tile.col_begin,
+                cols=tile.cols,
+                gathered=int(tile.gathered),
+                copies=placed.copies,
+                layout=fmt.LAYOUTS.index(tile.layout),
+                offset=placed.offset,
+                bytes=placed.bytes,
+            )
 
     def buffer(self, device: int, plan: EventTensors, name: str) -> PlacedBuffer:
         """The buffer of a tensor, on its own device, or of a constant, on the given one.
@@ -147,8 +174,14 @@ class Layout:
             size = tensor.rows * tensor.cols * fmt.DTYPE_BYTES[tensor.dtype]
             # Bodies load whole vectors: a pad keeps the last one inside the arena.
             offset = self.reserve(device, arena, size + ALIGN)
-            buffer = PlacedBuffer(len(self.buffers), tensor, device, arena, offset, size, program)
-            self.buffers[key] = buffer
-            codes = (fmt.ARENAS.index(arena), offset, size, tensor.rows, tensor.cols, fmt.DTYPES.index(tensor.dtype))
-            self.rows["buffers"].append((device, *codes))
+            index = self.tables["buffers"].append(
+                device=device,
+                arena=fmt.ARENAS.index(arena),
+                offset=offset,
+                bytes=size,
+                rows=tensor.rows,
+                cols=tensor.cols,
+                dtype=fmt.DTYPES.index(tensor.dtype),
+            )
+            self.buffers[key] = PlacedBuffer(index, tensor, device, arena, offset, size, program)
         return self.buffers[key]

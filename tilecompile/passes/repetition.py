@@ -18,6 +18,7 @@ from tilecompile.ir.node import OpNode, View
 from tilecompile.ir.placement import PlacedGraph
 from tilecompile.ir.program import EngineGraph, Program
 from tilecompile.runtime.folder.repeat import Line, expand, expanded_sizes, line_of
+from tilecompile.runtime.folder.rows import offsets, owners
 from tilecompile.runtime.format import ARENAS
 from tilecompile.runtime.names import PUSH, in_layer
 
@@ -162,7 +163,7 @@ def agrees(program: Program, operators: EngineGraph) -> bool:
     counts = np.array([len(n.operands) for n in nodes])
     buffers = [program.buffers[b] for b in operands["buffer"].tolist()]
     views = [(v.tensor, n.device) for n in nodes for v in n.operands]
-    if len(buffers) != len(views) or (ins["operand_begin"] != (np.cumsum(counts) - counts)[ins["op"]]).any():
+    if len(buffers) != len(views) or (ins["operand_begin"] != offsets(counts)[ins["op"]]).any():
         return False
     if any(
         b.tensor.name != name or (b.arena == "weight" and b.device != at)
@@ -172,7 +173,7 @@ def agrees(program: Program, operators: EngineGraph) -> bool:
     number = {name: i for i, name in enumerate(program.weights)}
     streamed = np.array([[number[n.weights[k].tensor] if k < len(n.weights) else -1 for k in range(2)] for n in nodes])
     tensor = program.tables["tiles"]["tensor"][tape["tile"]].astype(np.int64)
-    op = np.repeat(ins["op"], ins["tape_count"])
+    op = ins["op"][owners(ins["tape_count"])]
     return bool((tensor[:, None] == streamed[op]).any(axis=1).all())
 
 

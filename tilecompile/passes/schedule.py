@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sized
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,8 +17,9 @@ from tilecompile.ir.tasks import EventTensors, Ints, TaskGrid
 from tilecompile.ops.base import op_of
 from tilecompile.passes.dag import depths
 from tilecompile.passes.elide import Pair, needed_waits
-from tilecompile.passes.program_tables import Layout, Task, by_worker
+from tilecompile.passes.program_tables import Layout, RepeatedRows, Task, by_worker
 from tilecompile.passes.repetition import Repeat
+from tilecompile.passes.table_builder import TableBuilder
 from tilecompile.runtime import format as fmt
 from tilecompile.runtime.format import ALIGN
 
@@ -60,7 +62,22 @@ def assign(grids: list[TaskGrid], depth: Mapping[str, int], workers: int) -> lis
     return result
 
 
-class _Scheduler(Layout):
+@dataclass(frozen=True)
+class _GridRows:
+    """What the instructions of a grid share: task kind, number of the operator, first operand, and what they touch.
+
+    `region` has the fields of the regions' rows that are the same for all tasks, `bounds` the others, [tasks] each.
+    """
+
+    grid: TaskGrid
+    kind: int
+    op: int
+    operand_begin: int
+    region: Mapping[str, list[int]]
+    bounds: Mapping[str, list[list[int]]]
+
+
+class _Scheduler:
     """Builds the tables step program by step program; tiles and buffers are shared between the programs."""
 
     def __init__(
@@ -71,164 +88,162 @@ class _Scheduler(Layout):
         kinds: list[str],
         repeat: Repeat | None,
     ) -> None:
-        super().__init__(plans, workers, repeat)
+        self.plans, self.workers = plans, workers
         self.kind_of, self.kinds = kind_of, kinds
+        self.tables = TableBuilder()
+        self.repeated = RepeatedRows(plans, repeat, self.tables["repeats"])
+        self.layout = Layout(plans, self.tables, self.repeated)
         self.operators: list[str] = []
-        self.scratch = ALIGN
 
     def run(self) -> Program:
+        layout = self.layout
         assignments = [assign(plan.grids.grids, depths(plan.grids.graph), self.workers) for plan in self.plans]
-        self.weight_rows()
+        layout.weight_rows()
         tasks = [by_worker(p.grids, a, self.workers) for p, a in zip(self.plans, assignments, strict=True)]
-        self.place_tiles(tasks, gathered=False)
-        self.place_tiles(tasks, gathered=True)
+        layout.place_tiles(tasks, gathered=False)
+        layout.place_tiles(tasks, gathered=True)
         for index, (plan, assignment) in enumerate(zip(self.plans, assignments, strict=True)):
             self.program(index, plan, assignment, tasks[index])
-        self.tile_rows()
-        tables = {name: self.table(name) for name in fmt.TABLES}
+        layout.tile_rows()
         io = {}
-        for b in self.buffers.values():
+        for b in layout.buffers.values():
             if b.arena == "io":
                 io[b.tensor.name] = b.index
         for plan in self.plans[:1]:
             for name, tensor in zip(("logits", "next"), plan.grids.graph.outputs, strict=True):
-                io[name] = self.buffer(0, plan, tensor).index
+                io[name] = layout.buffer(0, plan, tensor).index
         return Program(
-            tables=tables,
+            tables=self.tables.arrays(),
             programs=[p.grids.graph.program for p in self.plans],
-            weights=list(self.weights),
+            weights=list(layout.weights),
             operators=self.operators,
             kinds=self.kinds,
-            tiles=list(self.tiles.values()),
-            buffers=list(self.buffers.values()),
-            arena_bytes=[{k: v for k, v in a.items() if k != "weight"} for a in self.arena_bytes],
-            pool_bytes=[a["weight"] for a in self.arena_bytes],
-            scratch_bytes=self.scratch,
+            tiles=list(layout.tiles.values()),
+            buffers=list(layout.buffers.values()),
+            arena_bytes=[{k: v for k, v in a.items() if k != "weight"} for a in layout.arena_bytes],
+            pool_bytes=[a["weight"] for a in layout.arena_bytes],
+            scratch_bytes=max(ALIGN, *(g.tiling.scratch for plan in self.plans for g in plan.grids.grids)),
             io=io,
         )
 
-    def table(self, name: str) -> np.ndarray:
-        record = fmt.TABLES[name]
-        out = np.zeros(len(self.rows[name]), record.dtype)
-        for i, field in enumerate(f.name for f in record.fields):
-            if self.rows[name] and i < len(self.rows[name][0]):
-                out[field] = [row[i] for row in self.rows[name]]
-        return out
-
     def program(self, index: int, plan: EventTensors, assignment: list[Ints], tasks: list[list[Task]]) -> None:
         """Appends one step program's streams, instructions, events and all that they refer to."""
-        grids = plan.grids.grids
-        op_base = len(self.operators)
-        operands: dict[int, tuple[int, int]] = {}
-        lines: dict[str, Sized] = {
-            "operators": self.operators,
-            "operands": self.rows["operands"],
-            "buffers": self.rows["buffers"],
-        }
-        with self.repeated(plan, lines) as cut:
-            for grid in grids:
-                cut(grid.index)
-                operands[grid.index] = self.operand_rows(plan, grid)
-                self.operators.append(grid.node.name)
-        events = self.event_rows(index, plan, emitted := needed_waits(plan, assignment, self.workers))
-        by_producer: dict[int, list[int]] = defaultdict(list)
+        grids = self.grid_rows(plan)
+        emitted = needed_waits(plan, assignment, self.workers)
+        events = self.event_rows(index, plan, emitted)
+        notify: dict[int, list[tuple[int, list[int]]]] = defaultdict(list)
         for t in plan.tensors:
-            by_producer[t.producer].append(t.index)
-        self.scratch = max(self.scratch, *(g.tiling.scratch for g in grids))
+            notify[t.producer].append((t.index, t.notify.tolist()))
+        instructions = self.tables["instructions"]
         for number, mine in enumerate(tasks):
-            begin = len(self.rows["instructions"])
-            with self.repeated(plan, {"instructions": self.rows["instructions"]}) as cut:
+            begin = len(instructions)
+            with self.repeated.noted(plan, {"instructions": instructions}) as cut:
                 for grid, task in mine:
                     cut(grid.index)
+                    awaited = [events[pair] for pair in emitted[grid.index, task]]
                     notified = [
-                        events[pair]
-                        for t in by_producer[grid.index]
-                        if (pair := (t, int(plan.tensors[t].notify[task]))) in events
+                        events[pair] for t, elements in notify[grid.index] if (pair := (t, elements[task])) in events
                     ]
-                    awaited = [
-                        (events[pair], int(plan.tensors[pair[0]].wait_counts[pair[1]]))
-                        for pair in emitted[grid.index, task]
-                    ]
-                    kind = self.kind_of[plan.grids.graph.program, grid.node.name]
-                    self.instruction(plan, grid, task, kind, op_base, operands[grid.index], awaited, notified)
-            end = len(self.rows["instructions"])
-            self.rows["streams"].append((index, number // self.workers, number, 0, begin, end))
+                    self.instruction(grids[grid.index], task, awaited, notified)
+            end = len(instructions)
+            device = number // self.workers
+            self.tables["streams"].append(program=index, device=device, worker=number, agent=0, begin=begin, end=end)
             self.hint(begin, end)
+
+    def grid_rows(self, plan: EventTensors) -> dict[int, _GridRows]:
+        """Appends the operators of a program, with their operands and buffers; what instructions need, by grid."""
+        found = {}
+        operands, program = self.tables["operands"], plan.grids.graph.program
+        base = len(self.operators)
+        lines: dict[str, Sized] = {
+            "operators": self.operators,
+            "operands": operands,
+            "buffers": self.tables["buffers"],
+        }
+        with self.repeated.noted(plan, lines) as cut:
+            for grid in plan.grids.grids:
+                cut(grid.index)
+                begin = len(operands)
+                for view in grid.node.operands:
+                    buffer = self.layout.buffer(grid.device, plan, view.tensor)
+                    operands.append(buffer=buffer.index, offset=view.offset * fmt.DTYPE_BYTES[view.dtype])
+                self.operators.append(grid.node.name)
+                kind = self.kind_of[program, grid.node.name]
+                found[grid.index] = _GridRows(grid, kind, base + grid.index, begin, *self.regions(plan, grid))
+        return found
+
+    def regions(self, plan: EventTensors, grid: TaskGrid) -> tuple[dict[str, list[int]], dict[str, list[list[int]]]]:
+        """Fields of the rows of what a grid's tasks touch: those that are the same for all tasks, and those by task."""
+        regions = [*grid.reads, *grid.writes]
+        buffers = [self.layout.buffer(grid.device, plan, region.tensor).index for region in regions]
+        same = {"buffer": buffers, "mode": [fmt.READ] * len(grid.reads) + [fmt.WRITE] * len(grid.writes)}
+        empty = np.zeros((grid.tasks, 0), np.int64)
+        bounds = {
+            field: np.stack([getattr(region, field) for region in regions], axis=1) if regions else empty
+            for field in ("row_begin", "row_end", "col_begin", "col_end")
+        }
+        return same, {field: values.tolist() for field, values in bounds.items()}
 
     def event_rows(self, index: int, plan: EventTensors, emitted: Mapping[Pair, list[Pair]]) -> dict[Pair, int]:
         """Appends the events that somebody waits for, in the order of their first waits; their rows."""
+        rows = self.tables["events"]
         events: dict[Pair, int] = {}
         tensors: dict[int, int] = {}
-        with self.repeated(plan, {"events": self.rows["events"], "event_tensors": tensors}) as cut:
+        with self.repeated.noted(plan, {"events": rows, "event_tensors": tensors}) as cut:
             for (number, _), pairs in emitted.items():
                 cut(number)
                 for tensor, element in pairs:
                     if (tensor, element) not in events:
-                        events[tensor, element] = len(self.rows["events"])
                         t = plan.tensors[tensor]
-                        which = tensors.setdefault(tensor, len(tensors))
-                        self.rows["events"].append((index, t.device, int(t.wait_counts[element]), which))
+                        events[tensor, element] = rows.append(
+                            program=index,
+                            device=t.device,
+                            wait_count=int(t.wait_counts[element]),
+                            tensor=tensors.setdefault(tensor, len(tensors)),
+                        )
         return events
 
-    def operand_rows(self, plan: EventTensors, grid: TaskGrid) -> tuple[int, int]:
-        """Appends the operands of a grid's node; returns (begin, count)."""
-        begin = len(self.rows["operands"])
-        for view in grid.node.operands:
-            buffer = self.buffer(grid.device, plan, view.tensor)
-            self.rows["operands"].append((buffer.index, 0, view.offset * fmt.DTYPE_BYTES[view.dtype]))
-        return begin, len(grid.node.operands)
-
-    def instruction(
-        self,
-        plan: EventTensors,
-        grid: TaskGrid,
-        task: int,
-        kind: int,
-        op_base: int,
-        operands: tuple[int, int],
-        awaited: list[tuple[int, int]],
-        notified: list[int],
-    ) -> None:
-        rows = self.rows
-        begins = {name: len(rows[name]) for name in ("waits", "notifies", "tape", "regions")}
-        rows["waits"] += awaited
-        rows["notifies"] += [(event, int(rows["events"][event][1] != grid.device)) for event in notified]
-        for tile, slot in grid.tiling.weights[task]:
-            placed = self.tiles[grid.device, tile]
-            rows["tape"].append((placed.offset, placed.bytes, placed.bytes if tile.gathered else 0, slot, placed.index))
-        for regions, mode in ((grid.reads, fmt.READ), (grid.writes, fmt.WRITE)):
-            for r in regions:
-                box = tuple(int(b[task]) for b in (r.row_begin, r.row_end, r.col_begin, r.col_end))
-                rows["regions"].append((self.buffer(grid.device, plan, r.tensor).index, mode, *box))
-        counts = {name: len(rows[name]) - begin for name, begin in begins.items()}
-        rows["instructions"].append(
-            (
-                kind,
-                fmt.GATED if grid.node.predicate else 0,
-                op_base + grid.index,
-                tuple(map(int, grid.tiling.coords[task])),
-                operands[0],
-                begins["waits"],
-                begins["notifies"],
-                begins["tape"],
-                begins["regions"],
-                fmt.NONE,
-                counts["waits"],
-                counts["notifies"],
-                counts["tape"],
-                counts["regions"],
-                operands[1],
-            )
+    def instruction(self, of: _GridRows, task: int, awaited: list[int], notified: list[int]) -> None:
+        """Appends a task with what it refers to; `awaited` and `notified` are rows of events."""
+        tables, grid = self.tables, of.grid
+        counts, devices = (tables["events"].columns[field] for field in ("wait_count", "device"))
+        runs = [(self.layout.tiles[grid.device, tile], slot) for tile, slot in grid.tiling.weights[task]]
+        touched = len(of.region["buffer"])
+        tables["instructions"].append(
+            kind=of.kind,
+            flags=fmt.GATED if grid.node.predicate else 0,
+            op=of.op,
+            tile=tuple(map(int, grid.tiling.coords[task])),
+            operand_begin=of.operand_begin,
+            operand_count=len(grid.node.operands),
+            wait_begin=tables["waits"].extend(len(awaited), event=awaited, count=[counts[e] for e in awaited]),
+            wait_count=len(awaited),
+            notify_begin=tables["notifies"].extend(
+                len(notified), event=notified, scope=[int(devices[e] != grid.device) for e in notified]
+            ),
+            notify_count=len(notified),
+            tape_begin=tables["tape"].extend(
+                len(runs),
+                offset=[placed.offset for placed, _ in runs],
+                bytes=[placed.bytes for placed, _ in runs],
+                stride=[placed.bytes if placed.tile.gathered else 0 for placed, _ in runs],
+                slot=[slot for _, slot in runs],
+                tile=[placed.index for placed, _ in runs],
+            ),
+            tape_count=len(runs),
+            region_begin=tables["regions"].extend(
+                touched, **of.region, **{field: values[task] for field, values in of.bounds.items()}
+            ),
+            region_count=touched,
+            prefetch=fmt.NONE,
         )
 
     def hint(self, begin: int, end: int) -> None:
         """Gives each instruction the next unconditional weight run of its worker to prefetch while it waits."""
-        instructions, tape = self.rows["instructions"], self.rows["tape"]
+        columns, slot = self.tables["instructions"].columns, self.tables["tape"].columns["slot"]
         following = fmt.NONE
         for i in range(end - 1, begin - 1, -1):
-            row = list(instructions[i])
-            tape_begin, tape_count = int(row[7]), int(row[12])  # type: ignore[call-overload]
-            if tape_count and tape[tape_begin][3] == -1:
-                following = tape_begin
-            row[9] = following
-            instructions[i] = tuple(row)
+            first = columns["tape_begin"][i]
+            if columns["tape_count"][i] and slot[first] == -1:
+                following = first
+            columns["prefetch"][i] = following

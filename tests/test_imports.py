@@ -45,7 +45,7 @@ MAY_IMPORT: Table = {
         "options": "errors models runtime schedules targets",
         "sources": "errors models options runtime",
         "engine": "cost errors ir ops options passes runtime sources targets",
-        "compile": "cost engine ir models ops options passes schedules sources verify",
+        "compile": "cost engine ir models ops options passes runtime schedules sources verify",
         "__init__": "compile errors options runtime",
         # what uses engines
         "interpret": "engine errors ir ops runtime targets",

@@ -12,6 +12,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, Self, TypeVar
 
+from tilecompile.runtime.format import PROGRAMS
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -124,15 +126,24 @@ class Input:
 class StepProgram(Generic[C]):
     """One step program: a module whose `forward` takes the inputs in their order and returns the outputs.
 
-    `module(config, storage, tokens)` makes it with parameters named as in the parameter table. Every program has the
-    inputs `ids` and `position`. `tokens` is the number of tokens of a step where it isn't the user's choice.
+    `module(config, storage, tokens)` makes it with parameters named as in the parameter table. `inputs` are those that
+    a program of that name has, with their shapes. `tokens` is the number of tokens of a step where it isn't the user's
+    choice.
     """
 
     name: str
     module: Callable[[C, Storage, int], nn.Module]
     inputs: Mapping[str, Input]
-    outputs: tuple[str, ...]
     tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if tuple(self.inputs) != PROGRAMS[self.name].inputs:
+            raise ValueError(f"program {self.name} has inputs {tuple(self.inputs)}, want {PROGRAMS[self.name].inputs}")
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The names of what the module returns."""
+        return PROGRAMS[self.name].outputs
 
 
 @dataclass(frozen=True)

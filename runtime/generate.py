@@ -16,7 +16,7 @@ import numpy.typing as npt
 from tilecompile.runtime.claims import Claim
 from tilecompile.runtime.cpu.memory import address
 from tilecompile.runtime.errors import EngineError, InputError
-from tilecompile.runtime.format import REQUEST
+from tilecompile.runtime.format import REQUEST, Reason
 from tilecompile.runtime.kernel import BAD_ID, REASONS, RUNNING, STALLED, Resident
 from tilecompile.runtime.text import Pieces
 
@@ -166,7 +166,7 @@ class Run:
         first, total = 1e3 * (self._first - self._begin), 1e3 * (self._last - self._begin)
         later = self._kernel.field("steps") - self._first_at if tokens else 0
         each = (total - first) / later if later else total / max(1, steps)
-        finish = REASONS[self._kernel.field("reason")]
+        finish = REASONS[Reason(self._kernel.field("reason"))]
         return Stats(self.prompt_tokens, tokens, steps, finish, first if tokens else 0.0, each, total)
 
     def __enter__(self) -> Self:

@@ -7,10 +7,20 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-IDLE, RUNNING, STALLED, CLOSED = range(4)
-REASONS = ("running", "stop", "length", "context", "aborted", "bad id")
-"""`Status.reason` in words: a stop id, max_new_tokens reached, context full, aborted, an id that doesn't exist."""
-BAD_ID = 5
+from tilecompile.runtime.format import Reason, State
+
+IDLE, RUNNING, STALLED, CLOSED = State
+BAD_ID = Reason.BAD_ID
+
+REASONS = {
+    Reason.NO_REASON: "running",
+    Reason.STOP_ID: "stop",
+    Reason.MAX_NEW: "length",
+    Reason.CONTEXT_FULL: "context",
+    Reason.ABORTED: "aborted",
+    Reason.BAD_ID: "bad id",
+}
+"""`Status.reason` in words."""
 
 Record = npt.NDArray[np.void]
 

@@ -32,10 +32,8 @@ def _draft(config: Glm5Config, storage: Storage, tokens: int) -> nn.Module:
 
 
 IDS, POSITION, HIDDEN = Input(("tokens",)), Input((1,)), Input(("tokens", "hidden_size"), "f32")
-DECODE = StepProgram("decode", _decode, {"ids": IDS, "position": POSITION}, ("logits", "next"))
-DRAFT = StepProgram(
-    "draft", _draft, {"ids": IDS, "hidden": HIDDEN, "position": POSITION}, ("logits", "hidden"), tokens=1
-)
+DECODE = StepProgram("decode", _decode, {"ids": IDS, "position": POSITION})
+DRAFT = StepProgram("draft", _draft, {"ids": IDS, "hidden": HIDDEN, "position": POSITION}, tokens=1)
 
 
 def _programs(config: Glm5Config) -> tuple[StepProgram[Glm5Config], ...]:

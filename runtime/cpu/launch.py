@@ -12,7 +12,7 @@ from tilecompile.runtime.cpu.kernel import Kernel
 from tilecompile.runtime.cpu.memory import Bytes, address, allocate, read_into, touch
 from tilecompile.runtime.errors import EngineStalled
 from tilecompile.runtime.folder.manifest import Manifest
-from tilecompile.runtime.folder.tables import Tables
+from tilecompile.runtime.folder.tables import Tables, launched_streams
 from tilecompile.runtime.format import ARENAS, LAUNCH, NONE
 from tilecompile.runtime.kernel import Resident
 from tilecompile.runtime.machine import usable_cores
@@ -59,26 +59,28 @@ def launch_kernel(
     stops: Iterable[int] | None = None,
 ) -> Kernel:
     """Starts the kernel's threads. `stops` are the ids that end a request, by default the engine's."""
-    data, buffers = manifest.data, tables["buffers"]
+    data, buffers, programs = manifest.data, tables["buffers"], manifest.programs
+    streams = launched_streams(manifest, tables)
     bases = np.array([[address(areas[name]) for name in ARENAS] for areas in memory], np.uint64)
     places = bases[buffers["device"], buffers["arena"]] + buffers["offset"]
     pools = bases[:, ARENAS.index("weight")].copy()
     ids = np.array([*sorted(set(manifest.eos_token_ids if stops is None else stops)), 0], np.int32)
     launch = np.zeros(1, LAUNCH.dtype)
-    for name in ("streams", "instructions", "operands", "waits", "notifies", "tape", "events"):
+    for name in ("instructions", "operands", "waits", "notifies", "tape", "events"):
         launch[name] = address(tables[name])
+    launch["streams"], launch["programs"] = address(streams), address(programs.rows)
     launch["buffers"], launch["pools"], launch["stops"] = address(places), address(pools), address(ids)
     launch["logits"] = places[data["io"]["logits"]]
-    launch["stream_count"] = len(tables["streams"])
+    launch["stream_count"] = len(streams)
     launch["event_count"] = len(tables["events"])
-    launch["program_count"] = len(data["programs"])
+    launch["program_count"], launch["first_program"] = len(programs.rows), programs.first
     launch["workers"], launch["threads"] = manifest.workers, threads
     launch["stop_count"] = len(ids) - 1
     launch["vocab"], launch["max_seq_len"] = manifest.vocab_size, manifest.max_seq_len
     for name in ("next", "ids", "position"):
         launch[f"{name}_buffer"] = data["io"][name]
     launch["stall_ms"], launch["scratch_bytes"] = stall_ms, data["scratch_bytes"]
-    return Kernel(library, launch, (memory, tables, places, pools, ids))
+    return Kernel(library, launch, (memory, tables, streams, programs, places, pools, ids))
 
 
 def stalled(manifest: Manifest, tables: Tables, kernel: Resident) -> EngineStalled:

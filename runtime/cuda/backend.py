@@ -84,7 +84,7 @@ class CudaBackend:
             for part, record in zip(parts, launches, strict=True):
                 alone = not self.options.on_one_gpu
                 part.gpu.launch(
-                    part.function, part.blocks, fmt.BLOCK_THREADS, self.node.shared, [record], part.stream, alone
+                    part.function, part.blocks, fmt.BLOCK.threads, self.node.shared, [record], part.stream, alone
                 )
         except BaseException:
             self._leave()
@@ -96,6 +96,7 @@ class CudaBackend:
     def _records(self, tables: Tables, mail: Mail, stops: Iterable[int] | None, get: Any) -> list[Table]:
         """DeviceLaunch of each part, with its tables in its memory; `get(part, size, what)` gives that."""
         data, parts, manifest = self.manifest.data, self.node.parts, self.manifest
+        programs = manifest.programs
         here = {part.device: part for part in parts}
         spare = 0
         if len(here) < manifest.devices:  # what is looped back is written, and never read
@@ -112,12 +113,12 @@ class CudaBackend:
         sink = controller(tables)
         self._times, launches = [], []
         for number, part in enumerate(parts):
-            made = device_tables(tables, part.device, counters, places, pools)
+            made = device_tables(tables, part.device, programs.launched, counters, places, pools)
             arrays: dict[str, npt.NDArray[Any]] = {
                 name: getattr(made, name)
                 for name in ("streams", "instructions", "operands", "waits", "notifies", "runs")
             }
-            arrays |= {"boards": boards, "stops": ids}
+            arrays |= {"boards": boards, "stops": ids, "programs": programs.rows}
             record = np.zeros(1, fmt.DEVICE_LAUNCH.dtype)
             for name, at in _upload(part, arrays, get).items():
                 record[name] = at
@@ -132,7 +133,8 @@ class CudaBackend:
                 record["times"] = self._times[-1]
             record["device"], record["devices"] = number, len(parts)
             record["first_worker"], record["blocks"] = self.node.first_worker[part.device], part.blocks
-            record["programs"], record["controller"] = len(data["programs"]), sink
+            record["program_count"], record["first_program"] = len(programs.rows), programs.first
+            record["only_program"], record["controller"] = programs.only, sink
             record["stop_count"], record["vocab"] = len(ids) - 1, manifest.vocab_size
             record["max_seq_len"], record["stall_ms"] = manifest.max_seq_len, self.stall_ms
             record["instruction_count"] = len(tables["instructions"])

@@ -17,6 +17,7 @@ from tilecompile.runtime.format import (
     ARENAS,
     DEVICE_FILL,
     DTYPES,
+    E4M3_MAX,
     FILL_BF16,
     FILL_E4M3,
     FILL_F32,
@@ -26,7 +27,6 @@ from tilecompile.runtime.format import (
     SCALE_BLOCK,
 )
 
-E4M3_MAX = 448.0
 PIECE = 1 << 20
 """Bytes that one block of the kernel fills."""
 

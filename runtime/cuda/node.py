@@ -65,10 +65,10 @@ class Node:
         wanted = 1 if options.on_one_gpu or options.share is not None else manifest.devices
         numbers = options.gpus or tuple(range(wanted))
         self.gpus: list[Gpu] = find_gpus(manifest, numbers, wanted)
-        streams = tables["streams"][(tables["streams"]["program"] == 0) & (tables["streams"]["agent"] == 0)]
-        self.first_worker = {d: int(streams["worker"][streams["device"] == d].min()) for d in range(manifest.devices)}
-        blocks = np.bincount(streams["device"], minlength=manifest.devices)
-        self.parts = [Part(self.gpus[i % wanted], d, int(blocks[d])) for i, d in enumerate(devices)]
+        workers = np.unique(tables["streams"][["device", "worker"]])  # the same in every program
+        of_device = {d: workers["worker"][workers["device"] == d] for d in range(manifest.devices)}
+        self.first_worker = {d: int(mine.min()) for d, mine in of_device.items()}
+        self.parts = [Part(self.gpus[i % wanted], d, len(of_device[d])) for i, d in enumerate(devices)]
         self._lock = Lock()
         self._libraries: list[tuple[Gpu, Any]] = []
         try:
@@ -142,7 +142,7 @@ class Node:
                 functions.append(gpu.call("cuKernelGetFunction", kernel))
             most = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
             gpu.call("cuFuncSetAttribute", functions[0], most, shared)
-            fit = gpu.call("cuOccupancyMaxActiveBlocksPerMultiprocessor", functions[0], fmt.BLOCK_THREADS, shared)
+            fit = gpu.call("cuOccupancyMaxActiveBlocksPerMultiprocessor", functions[0], fmt.BLOCK.threads, shared)
             if int(fit) < 1:
                 raise EngineError(
                     f"{self.manifest.path}: no block of the kernel fits on an SM of {gpu.where} ({gpu.name})"

@@ -22,7 +22,10 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class DeviceTables:
-    """The tables of one device: DeviceStream [programs · blocks], instructions, addresses, waits, notifies, runs."""
+    """The tables of one device: DeviceStream [programs · blocks], instructions, addresses, waits, notifies, runs.
+
+    The streams of programs that aren't launched are empty, and nothing of theirs is in `runs`.
+    """
 
     streams: Table
     instructions: Table
@@ -33,12 +36,18 @@ class DeviceTables:
 
 
 def device_tables(
-    tables: Tables, device: int, counters: Sequence[int], places: Addresses, pools: Sequence[int]
+    tables: Tables,
+    device: int,
+    launched: Sequence[int],
+    counters: Sequence[int],
+    places: Addresses,
+    pools: Sequence[int],
 ) -> DeviceTables:
     """The tables that the blocks of one device read.
 
-    counters: address of each device's counters, u32, one for each event; places: address of each buffer; pools: address
-    of each device's weights; all as that device sees them. EngineError if the tables can't be run by a GPU's loop.
+    launched: numbers of the programs that are launched; counters: address of each device's counters, u32, one for each
+    event; places: address of each buffer; pools: address of each device's weights; all as that device sees them.
+    EngineError if the tables can't be run by a GPU's loop.
     """
     base = np.asarray(counters, np.uint64)
     events, waits, notifies = tables["events"], tables["waits"], tables["notifies"]
@@ -58,6 +67,7 @@ def device_tables(
     streams = tables["streams"]
     mine = streams[(streams["device"] == device) & (streams["agent"] == 0)]
     mine = mine[np.lexsort((mine["worker"], mine["program"]))]
+    mine["end"] = np.where(np.isin(mine["program"], launched), mine["end"], mine["begin"])
     instructions = tables["instructions"].copy()
     conditional = np.zeros(len(instructions), bool)
     conditional[referrers(instructions, "tape")[tables["tape"]["slot"] >= 0]] = True
@@ -130,22 +140,31 @@ def _experts(
     writes = np.flatnonzero(regions["mode"] == fmt.WRITE)
     writes = writes[np.argsort(regions["buffer"][writes], kind="stable")]
     written = regions["buffer"][writes].astype(np.int64)
-    known = _Known(tables, device)
-    event_of: dict[tuple[int, int], int] = {}
+    known, program_of = _Known(tables, device), _programs(tables)
+    event_of: dict[tuple[int, int, int], int] = {}
     for i in gathered.tolist():
         slot = int(slots[i])
         mine = [r for r in found.get(int(owner[i]), ()) if regions["col_begin"][r] <= slot < regions["col_end"][r]]
         if len(mine) != 1:
             raise EngineError(f"instruction {owner[i]} doesn't read one number as the expert of its slot {slot}")
-        where = int(regions["buffer"][mine[0]]), slot
-        if where not in event_of:
-            those = writes[slice(*np.searchsorted(written, [where[0], where[0] + 1]))]
+        buffer, program = int(regions["buffer"][mine[0]]), int(program_of[owner[i]])
+        if (buffer, slot, program) not in event_of:
+            those = writes[slice(*np.searchsorted(written, [buffer, buffer + 1]))]
             those = those[(regions["col_begin"][those] <= slot) & (regions["col_end"][those] > slot)]
-            event_of[where] = known.after(np.unique(owner_of[those]), where)
-        event = event_of[where]
-        runs["expert"][i] = places[where[0]] + np.uint64(4 * slot)
+            writers = np.unique(owner_of[those])
+            event_of[buffer, slot, program] = known.after(writers[program_of[writers] == program], (buffer, slot))
+        event = event_of[buffer, slot, program]
+        runs["expert"][i] = places[buffer] + np.uint64(4 * slot)
         runs["event"][i], runs["count"][i] = event, events["wait_count"][event]
         runs["counter"][i] = address[event] | np.uint64(fmt.REMOTE if remote[event] else 0)
+
+
+def _programs(tables: Tables) -> Ints:
+    """The step program of each instruction that is in a stream."""
+    found = np.zeros(len(tables["instructions"]), np.int64)
+    for stream in tables["streams"]:
+        found[stream["begin"] : stream["end"]] = stream["program"]
+    return found
 
 
 class _Known:

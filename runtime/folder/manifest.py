@@ -18,7 +18,7 @@ from typing import Any
 from tilecompile.runtime.errors import EngineError
 from tilecompile.runtime.folder.files import CHUNK_BYTES, check_hash, check_size, file_entry, inner_path
 from tilecompile.runtime.folder.schema import RESOURCES, SCHEMA
-from tilecompile.runtime.format import FORMAT_VERSION, MAX_TOKENS, NONE, TABLES
+from tilecompile.runtime.format import FORMAT_VERSION, NONE, TABLES, ProgramTable, program_table
 from tilecompile.runtime.validate import mismatch
 from tilecompile.runtime.version import __version__
 
@@ -104,6 +104,11 @@ class Manifest:
     def table(self, name: str) -> Path:
         """Path of a table."""
         return self.file(f"tables/{name}.npy")
+
+    @property
+    def programs(self) -> ProgramTable:
+        """The table of the step programs, as kernels take it."""
+        return program_table(self.data["programs"], self.data["first_program"])
 
     def program(self, name: str = "decode") -> dict[str, Any]:
         """What is stated about a step program; EngineError if there is none of that name."""
@@ -223,9 +228,10 @@ def _check_content(manifest: Manifest) -> None:
         raise EngineError(f"{manifest.path}: programs is empty, want at least one")
     if data["scratch_bytes"] >= NONE:
         raise EngineError(f"{manifest.path}: scratch_bytes is {data['scratch_bytes']}, want less than {NONE}")
-    for program in data["programs"]:
-        if not 1 <= program["tokens"] <= MAX_TOKENS:
-            raise EngineError(f"{manifest.path}: a program's tokens is {program['tokens']}, want 1 to {MAX_TOKENS}")
+    try:
+        program_table(data["programs"], data["first_program"])
+    except ValueError as error:
+        raise EngineError(f"{manifest.path}: {error}") from error
     for token in data["eos_token_ids"]:
         if token >> 31:
             raise EngineError(f"{manifest.path}: eos_token_ids has {token}, want less than {1 << 31}")

@@ -1,4 +1,4 @@
-"""Programs that are stored short: the rows of one period of layers stand for many (`repeats` in `format.py`).
+"""Programs that are stored short: the rows of one period of layers stand for many (`repeats` in `runtime/format`).
 
 `expand` gives the tables of the whole program. It is the one rule of what a short program means: the compiler proves
 its result, and whoever needs the whole program takes it from here.

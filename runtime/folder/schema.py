@@ -25,6 +25,11 @@ SCHEMA: dict[str, Any] = {
         {
             "name": str,
             "tokens": int,
+            "inputs": [str],
+            "outputs": [str],
+            "logit_rows": str,
+            "on_prompt": (str, None),
+            "on_token": (str, None),
             "tasks": int,
             "events": int,
             "edges": int,
@@ -32,6 +37,7 @@ SCHEMA: dict[str, Any] = {
             "ops": MapOf(int),
         }
     ],
+    "first_program": str,
     "kinds": [str],
     "operators": [str],
     "io": {"ids": int, "position": int, "next": int, "logits": int},

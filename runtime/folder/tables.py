@@ -148,12 +148,28 @@ def _check(manifest: Manifest, tables: Tables) -> None:
     within("tape", "bytes", tables["tape"]["offset"] + tables["tape"]["bytes"], pool)
 
 
+def launched_streams(manifest: Manifest, tables: Tables) -> Table:
+    """The streams of the programs that are launched."""
+    streams = tables["streams"]
+    return streams[np.isin(streams["program"], manifest.programs.launched)]
+
+
 def _check_io(manifest: Manifest, tables: Tables) -> None:
+    """The loops' own buffers are there, with room for the largest step that they start."""
+    programs = manifest.programs
+    tokens = int(programs.rows["tokens"][list(programs.launched)].max())
+    needed = {"ids": 4 * tokens, "position": 4, "next": 4 * tokens, "logits": 4 * tokens * manifest.vocab_size}
     for name in SCHEMA["io"]:
         index = manifest.data["io"][name]
         if index >= len(tables["buffers"]):
             raise EngineError(
                 f"{manifest.path}: io.{name} is {index}, want less than {len(tables['buffers'])} (buffers)"
+            )
+        size = int(tables["buffers"]["bytes"][index])
+        if size < needed[name]:
+            raise EngineError(
+                f"{manifest.path}: io.{name} is buffer {index} of {size} bytes, want {needed[name]} for steps of "
+                f"{tokens} tokens"
             )
 
 

@@ -14,8 +14,7 @@ from typing import Any, Self
 import numpy as np
 
 from tilecompile.runtime.cuda.driver import bindings, call
-
-THREADS = 288
+from tilecompile.runtime.format import BLOCK
 
 Array = np.ndarray
 
@@ -111,7 +110,7 @@ class Card:
         driver = bindings()
         config = driver.CUlaunchConfig()
         config.gridDimX, config.gridDimY, config.gridDimZ = grid, 1, 1
-        config.blockDimX, config.blockDimY, config.blockDimZ = THREADS, 1, 1
+        config.blockDimX, config.blockDimY, config.blockDimZ = BLOCK.threads, 1, 1
         config.sharedMemBytes, config.hStream = kernel.shared, self.stream
         if programmatic:
             attribute = driver.CUlaunchAttribute()

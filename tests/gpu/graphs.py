@@ -54,7 +54,7 @@ class Borrowed(Card):
 def upload(card: Card, tables: Tables, places: Any, pool: int) -> tuple[np.ndarray, list[tuple[int, int]]]:
     """Puts device 0's tables on the card: a TaskLaunch without its step, and (first row, rows) of each launch."""
     counters = [0] * (1 + int(tables["events"]["device"].max(initial=0)))
-    made = device_tables(tables, 0, counters, places, [pool] * len(counters))
+    made = device_tables(tables, 0, [0], counters, places, [pool] * len(counters))
     found = levels(tables, 0)
     rows = task_rows(np.concatenate(found), made.runs, TASK_ROW)
     ends = np.cumsum([len(level) for level in found]).tolist()
@@ -73,7 +73,8 @@ def upload(card: Card, tables: Tables, places: Any, pool: int) -> tuple[np.ndarr
 def step_record(context: int) -> np.ndarray:
     """The Step of a context, whose logits are wanted."""
     step = np.zeros(1, fmt.STEP.dtype)
-    step["run"] = step["sequence"] = step["tokens"] = step["flags"] = 1
+    step["run"] = step["sequence"] = step["tokens"] = 1
+    step["flags"] = fmt.NEEDS_LOGITS
     step["position"], step["context"] = context - 1, context
     return step
 

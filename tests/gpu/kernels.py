@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from tilecompile.errors import InputError
-from tilecompile.targets.cuda.build import SHARED_BYTES, build, check_resources
-from tilecompile.targets.cuda.emit import FRONT, GpuKind, bodies, front, once
+from tilecompile.runtime.format import BLOCK, LEAST_SLOTS, SHARED_BYTES
+from tilecompile.targets.cuda.build import build, check_resources
+from tilecompile.targets.cuda.emit import GpuKind, bodies, front, once
 
 HERE = Path(__file__).parent
-FRONT_BYTES = 2048
-"""Shared memory before bodies' own: see call.cuh."""
-
 SLOTS = (4096, 8192, 16384, 32768)
 """Bytes of a slot, of which the ring's speed is measured."""
 STAGES = (2, 4, 6, 8, 12, 16, 24, 48)
@@ -37,18 +36,18 @@ def built(name: str, source: str, architecture: str, dynamic: int = 0, flags: tu
 
 def ring_shapes() -> list[tuple[int, int]]:
     """(bytes of a slot, slots) of the rings that are measured."""
-    return [(slot, stages) for slot in SLOTS for stages in STAGES if FRONT_BYTES + slot * stages <= SHARED_BYTES]
+    return [(slot, stages) for slot in SLOTS for stages in STAGES if shared_bytes(slot, stages) <= SHARED_BYTES]
 
 
 def shared_bytes(slot: int, stages: int) -> int:
     """Shared memory of a block with such a ring."""
-    return FRONT_BYTES + slot * stages
+    return BLOCK.front_bytes + slot * stages
 
 
 def stream_source(slot: int, stages: int) -> str:
     """Kernel `stream` with a ring of one shape."""
-    head = f"#define TC_SLOT_BYTES {slot}\n#define TC_SHARED_BYTES {shared_bytes(slot, stages)}\n"
-    parts = [head, front(0, FRONT), (HERE / "measure.cuh").read_text(), entry("stream", "StreamLaunch", "stream")]
+    shape = replace(BLOCK, slot_bytes=slot, shared_bytes=shared_bytes(slot, stages))
+    parts = [front(shape), (HERE / "measure.cuh").read_text(), entry("stream", "StreamLaunch", "stream")]
     return "\n".join(parts)
 
 
@@ -56,7 +55,7 @@ def measure_source() -> str:
     """Kernels `plain_read`, `ping` and `fill`."""
     named = {"plain_read": "ReadLaunch", "ping": "PingLaunch", "fill": "FillLaunch"}
     entries = [entry(name, record, name) for name, record in named.items()]
-    return "\n".join([front(0, FRONT), (HERE / "measure.cuh").read_text(), *entries])
+    return "\n".join([front(BLOCK), (HERE / "measure.cuh").read_text(), *entries])
 
 
 def tasks_source(
@@ -64,15 +63,15 @@ def tasks_source(
 ) -> str:
     """Kernel `run_tasks` with the bodies of some kinds. InputError if they leave the ring no room."""
     made = bodies(list(kinds), panels, architecture)
-    most = max(made.scratch.values(), default=0)
-    if most > shared - FRONT_BYTES - 2 * 16384:
-        raise InputError(f"run_tasks takes {most} bytes of shared memory beside the ring")
+    shape = replace(BLOCK, scratch_bytes=max(made.scratch.values(), default=0), shared_bytes=shared)
+    if shape.slots < LEAST_SLOTS:
+        raise InputError(f"run_tasks takes {shape.scratch_bytes} bytes of shared memory beside the ring")
     cases = "\n".join(f"      case {kind.index}: return {kind.function}(c);" for kind in kinds)
     choice = (
         "namespace tc {\nstruct Bodies {\n  TC_DEVICE static void run(uint32_t kind, const Call& c) {\n"
         f"    switch (kind) {{\n{cases}\n    }}\n  }}\n}};\n}}  // namespace tc\n"
     )
-    parts = [f"#define TC_SHARED_BYTES {shared}", front(most, FRONT), (HERE / "tasks.cuh").read_text(), made.source]
+    parts = [front(shape), (HERE / "tasks.cuh").read_text(), made.source]
     return "\n".join([*parts, choice, entry("run_tasks", "TaskLaunch", "one_task<tc::Bodies>")])
 
 
@@ -91,4 +90,5 @@ def stream_cubins(architecture: str, shapes: Sequence[tuple[int, int]]) -> dict[
         )
         for slot, stages in shapes
     }
-    return made | {"measure.cubin": built("measure", measure_source(), architecture, FRONT_BYTES + 2 * 16384)}
+    least = shared_bytes(BLOCK.slot_bytes, LEAST_SLOTS)
+    return made | {"measure.cubin": built("measure", measure_source(), architecture, least)}

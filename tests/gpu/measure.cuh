@@ -39,7 +39,7 @@ TC_DEVICE void stream(const StreamLaunch& l) {
           ring.release();
         }
   } else if (lane() == 0) {
-    Place<STAGES> place;
+    Place place;
     Patience patience;
     bool go = true;
     for (uint32_t t = 0; t < l.times && go; ++t)

@@ -82,7 +82,7 @@ def launch_record(
 
     places = np.uint64(memory) + made["buffers"]["offset"]
     counters = card.put(np.zeros(8, np.uint32))
-    ready = device_tables(made, 0, [counters], places, [0])
+    ready = device_tables(made, 0, [0], [counters], places, [0])
     board = card.put(np.zeros(fmt.BOARD_BYTES, np.uint8))
     record = np.zeros(1, fmt.DEVICE_LAUNCH.dtype)
     for name in ("streams", "instructions", "operands", "waits", "notifies", "runs"):
@@ -92,7 +92,9 @@ def launch_record(
         record[name] = address
     for name in ("logits", "next", "ids", "position"):
         record[name] = places[list(BUFFERS).index(name)]
-    record["devices"], record["programs"], record["blocks"] = 1, 1, 2
+    programs = np.array([(1, 0, 0, 0)], fmt.PROGRAM.dtype)
+    record["programs"], record["program_count"] = card.put(programs), len(programs)
+    record["devices"], record["blocks"] = 1, 2
     record["controller"], record["vocab"], record["max_seq_len"] = controller(made), VOCAB, 64
     record["stall_ms"], record["instruction_count"] = STALL_MS, len(made["instructions"])
     return record
@@ -120,7 +122,9 @@ def run(folder: Folder, seconds: float, earlier: Json) -> Json:
         begin = time.perf_counter()
         mailbox["ids"], mailbox["count"], mailbox["max_new"] = ids_at, len(ids), 0
         mailbox["submitted"] = 1
-        while not (status["request"][0] == 1 and status["state"][0] != 1) and time.perf_counter() - begin < 5:
+        while status["request"][0] != 1 or status["state"][0] == fmt.State.RUNNING:
+            if time.perf_counter() - begin > 5:
+                break
             time.sleep(1e-4)
         took = time.perf_counter() - begin
         mailbox["stop"] = 1
@@ -128,10 +132,10 @@ def run(folder: Folder, seconds: float, earlier: Json) -> Json:
         z = card.read(at["z"], x)
         # Host memory goes with the context.
         ended = int(status["state"][0]), int(status["steps"][0])
-        stalls = [str(s) for s in host["stalls"][0][:2]] if ended[0] == 2 else None
+        stalls = [str(s) for s in host["stalls"][0][:2]] if ended[0] == fmt.State.STALLED else None
     right = bool(np.array_equal(z, 2 * x + 1))
     return {
-        "passed": right and ended == (0, STEPS),
+        "passed": right and ended == (fmt.State.IDLE, STEPS),
         "gpu": card.name,
         "state": ended[0],
         "steps": ended[1],

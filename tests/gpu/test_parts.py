@@ -23,6 +23,7 @@ from tilecompile.models.registry import NAMED
 from tilecompile.runtime.cuda.tables import device_tables
 from tilecompile.runtime.folder.manifest import Manifest, read_manifest
 from tilecompile.runtime.folder.tables import Tables, load_tables
+from tilecompile.runtime.format import BLOCK, SHARED_BYTES
 from tilecompile.targets.cuda.build import build, instructions
 from tilecompile.targets.cuda.emit import once
 
@@ -37,7 +38,7 @@ def test_kernels_that_measure_build_without_spills() -> None:
     assert any(name.startswith("cp.async.bulk.shared::cluster.global") for name in held)
     shapes = kernels.ring_shapes()
     assert (16384, 12) in shapes
-    assert all(2048 + slot * count <= 232448 for slot, count in shapes)
+    assert all(BLOCK.front_bytes + slot * count <= SHARED_BYTES for slot, count in shapes)
 
 
 def test_tasks_begin_before_the_launch_before_them_ends() -> None:
@@ -92,7 +93,7 @@ def test_task_rows_name_their_runs(engine: tuple[Manifest, Tables]) -> None:
     places = np.arange(len(tables["buffers"]), dtype=np.uint64) << np.uint64(20)
     counters = np.zeros(2, np.int64)
     counters[:] = 1 << 40
-    runs = device_tables(aligned(tables), 0, counters.tolist(), places, [1 << 44, 1 << 45]).runs
+    runs = device_tables(aligned(tables), 0, [0], counters.tolist(), places, [1 << 44, 1 << 45]).runs
     rows = levels.task_rows(levels.instructions_of(tables, 0), runs, TASK_ROW)
     assert int((rows["run_end"] - rows["run_begin"]).sum()) > 20
     for row in rows:

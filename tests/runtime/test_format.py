@@ -65,6 +65,51 @@ def test_instructions_fit_a_cache_line() -> None:
     assert fmt.INSTRUCTION.size <= 64
 
 
+def stated(*names: str, **changes: object) -> list[dict[str, object]]:
+    """Entries of engine.json for programs that all lead to themselves; `changes` are those of the first one."""
+    entry = fmt.PROGRAMS["decode"].stated(2)
+    return [{**entry, "name": n, "on_prompt": n, "on_token": n, **(changes if n == names[0] else {})} for n in names]
+
+
+@pytest.mark.parametrize(
+    ("programs", "launched", "only"),
+    [
+        (stated("a"), (0,), 0),
+        (stated("a", "b"), (0,), 0),
+        (stated("a", "b", "c", on_token="c"), (0, 2), fmt.NONE),
+        (stated("a", "b", on_prompt="b", on_token="b"), (0, 1), fmt.NONE),
+        ([fmt.PROGRAMS[name].stated(1) for name in ("draft", "decode")], (1,), 1),
+    ],
+)
+def test_programs_are_launched_if_the_first_leads_to_them(
+    programs: list[dict[str, object]], launched: tuple[int, ...], only: int
+) -> None:
+    table = fmt.program_table(programs, "a" if programs[0]["name"] == "a" else "decode")
+    assert (table.launched, table.only) == (launched, only)
+    assert table.rows["tokens"].tolist() == [program["tokens"] for program in programs]
+
+
+@pytest.mark.parametrize(
+    ("programs", "words"),
+    [
+        (stated("b"), "first_program is 'a', want one of"),
+        (stated("a", "a"), "want at most 8 of different names"),
+        (stated(*"abcdefghi"), "want at most 8 of different names"),
+        (stated("a", tokens=0), r"programs\[0\].tokens is 0, want 1 to 8"),
+        (stated("a", tokens=9), r"programs\[0\].tokens is 9, want 1 to 8"),
+        (stated("a", on_token="b"), r"programs\[0\].on_token is 'b', want null or one of \['a'\]"),
+        (stated("a", on_token=None), r"programs\[0\].on_token is null, want a program: it runs"),
+        (stated("a", on_prompt=None), r"programs\[0\].on_prompt is null, want a program: it runs"),
+        (stated("a", inputs=["ids", "hidden"]), r"programs\[0\] runs and has inputs \['ids', 'hidden'\], want"),
+        (stated("a", outputs=["logits"]), r"programs\[0\] runs and has outputs \['logits'\], want"),
+        (stated("a", logit_rows="last"), r"programs\[0\].logit_rows is 'last', want 'every'"),
+    ],
+)
+def test_a_program_that_no_loop_can_run_is_refused(programs: list[dict[str, object]], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        fmt.program_table(programs, "a")
+
+
 @pytest.mark.parametrize("name", fmt.TABLES)
 def test_tables_round_trip_without_pickle(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     dtype = fmt.TABLES[name].dtype

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import subprocess
 import tempfile
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -25,6 +26,9 @@ from tilecompile.targets.tiles import unpack_tile
 
 HOST = Path(__file__).parent / "cuda_host"
 
+SHAPE = replace(fmt.BLOCK, scratch_bytes=1 << 20, shared_bytes=1 << 22)
+"""Blocks as on a GPU, with more memory than any body takes."""
+
 
 @cache
 def library(source: str) -> ctypes.CDLL:
@@ -44,8 +48,7 @@ def build(kinds: list[GpuKind], panels: dict[int, int], change: tuple[str, str] 
         assert change[0] in text
         text = text.replace(*change)
     table = ", ".join(["nullptr", *(f"tc::{kind.function}" for kind in kinds)])
-    scratch = f"#define TC_SCRATCH_BYTES {1 << 20}\n#define TC_SHARED_BYTES {1 << 22}\n"
-    parts = [fmt.c_header(), scratch, (HOST / "warp.h").read_text()]
+    parts = [fmt.c_header(), fmt.block_header(SHAPE), (HOST / "warp.h").read_text()]
     parts += [header(name) for name in ("call.cuh", "scalar.cuh")]
     parts += [text, f"static void (*const BODIES[])(const tc::Call&) = {{{table}}};", (HOST / "bodies.h").read_text()]
     return library("#include <algorithm>\n" + once("\n".join(parts)))
@@ -98,7 +101,7 @@ class Bench:
         )
         experts = self.experts()
         step = np.zeros(1, fmt.STEP.dtype)
-        step["sequence"], step["flags"] = 1, 1
+        step["sequence"], step["flags"] = 1, fmt.NEEDS_LOGITS
         guard = 256
         for task in self.tasks:
             ins = np.zeros(1, fmt.INSTRUCTION.dtype)

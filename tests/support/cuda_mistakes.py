@@ -29,6 +29,26 @@ BUGS = {
             "    if (!BUG) fence(w.several);\n    TC_ROLLED for (uint32_t d = 0; d < w.l.devices; ++d) store",
         )
     ],
+    "one epoch for all programs": [("++c.runs[next.program]", "++c.runs[BUG ? 0 : next.program]")],
+    "tokens read after the next step has begun": [
+        (
+            "uint32_t(c.sampled[next.row + i]));",
+            "uint32_t(BUG ? load(at<int32_t>(w.l.next) + next.row + i) : c.sampled[next.row + i]));",
+        )
+    ],
+    "another program begun with what was fetched": [
+        ("if (now != program &&", "if ((!BUG || program == NONE) && now != program &&")
+    ],
+    "a record overwritten under the loader": [
+        ("if (w.l.only_program == NONE)  //", "if (!BUG && w.l.only_program == NONE)  //")
+    ],
+    "loader in the first program": [
+        ("program = load(&w.b.steps[steps % 2].program);", "program = BUG ? 0 : load(&w.b.steps[steps % 2].program);")
+    ],
+    "only the first of a step's ids": [("i < next.tokens; ++i)", "i < (BUG ? 1 : next.tokens); ++i)")],
+    "only the first row of logits": [
+        ("count * w.l.vocab; i += CONSUMERS", "(BUG ? 1 : count) * w.l.vocab; i += CONSUMERS")
+    ],
     "expert chosen without its event": [("      if (!w.await(run.counter", "      if (!BUG && !w.await(run.counter")],
     "copies outlive the block": [
         (

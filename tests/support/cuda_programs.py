@@ -11,7 +11,11 @@ import numpy as np
 from tilecompile.runtime import format as fmt
 
 PLAIN, DISPATCH, NEXT = 1, 2, 3
+"""Task kinds: see `task` in cuda_host/harness.cpp."""
+
 EXPERTS, SLOTS, VOCAB = 3, 3, 5
+TOKENS = 3
+"""Most tokens of a step."""
 
 
 @dataclass
@@ -25,6 +29,7 @@ class Task:
     writes: list[tuple[int, int, int, int, int]]
     tape: list[tuple[int, int, int, int]]
     slots: int = 0  # the buffer of its experts
+    program: int = 0
     waits: list[tuple[int, int]] = field(default_factory=list)
     notifies: list[int] = field(default_factory=list)
 
@@ -33,24 +38,35 @@ IDS, POSITION, SAMPLED, LOGITS = range(4)
 
 
 class Case:
-    """A random program: tables, memory, devices, blocks."""
+    """Random step programs: tables, memory, devices, blocks, and which program follows which.
 
-    def __init__(self, rng: random.Random, most: int = 20) -> None:
+    Of several programs the last one may be one that nothing leads to.
+    """
+
+    def __init__(self, rng: random.Random, most: int = 20, programs: int = 1) -> None:
         self.rng = rng
         self.devices, self.blocks = rng.choice([(1, 8), (1, 8), (2, 4), (2, 4), (2, 8)])
-        self.buffers: list[tuple[str, int, int]] = [("i32", 1, 1), ("i32", 1, 1), ("i32", 1, 1), ("f32", 1, VOCAB)]
+        self.buffers: list[tuple[str, int, int]] = [("i32", 1, TOKENS), ("i32", 1, 1), ("i32", 1, TOKENS)]
+        self.buffers.append(("f32", TOKENS, VOCAB))
         self.plain = [self.buffer("f32", rng.randint(1, 3), rng.randint(1, 4)) for _ in range(rng.randint(2, 6))]
-        self.events: list[tuple[int, int]] = []
+        self.events: list[tuple[int, int, int]] = []
         self.tasks: list[Task] = []
         self.pool = 0
         self.dispatched: list[tuple[int, list[int]]] = []
-        for _ in range(rng.randint(3, most)):
-            self.add()
-        self.tasks.append(Task(self.worker(), NEXT, 0, self.boxes(2), [(SAMPLED, 0, 1, 0, 1)], []))
-        logits = [(LOGITS, 0, 1, 0, VOCAB)]
-        self.tasks.append(Task(self.worker(), PLAIN, fmt.GATED, self.boxes(2), logits, self.runs(1)))
-        self.sink = Task(self.worker(), fmt.COMMIT_KIND, 0, [(SAMPLED, 0, 1, 0, 1), *logits], [], [])
-        self.tasks.append(self.sink)
+        self.controller = self.worker()
+        self.programs = random_table(rng, programs)
+        for program in range(programs):
+            begin = len(self.tasks)
+            self.dispatched_here: list[tuple[int, list[int]]] = []
+            for _ in range(rng.randint(3, max(3, most // programs))):
+                self.add()
+            self.dispatched += self.dispatched_here
+            sampled, logits = [(SAMPLED, 0, 1, 0, TOKENS)], [(LOGITS, 0, TOKENS, 0, VOCAB)]
+            self.tasks.append(Task(self.worker(), NEXT, 0, self.boxes(2), sampled, []))
+            self.tasks.append(Task(self.worker(), PLAIN, fmt.GATED, self.boxes(2), logits, self.runs(1)))
+            self.tasks.append(Task(self.controller, fmt.COMMIT_KIND, 0, [*sampled, *logits], [], []))
+            for task in self.tasks[begin:]:
+                task.program = program
         self.order()
 
     def worker(self) -> int:
@@ -88,9 +104,9 @@ class Case:
             for a, b in ((0, cut), (cut, SLOTS)):
                 if a < b:
                     self.tasks.append(Task(self.worker(), DISPATCH, 0, self.boxes(2), [(slots, 0, 1, a, b)], []))
-            self.dispatched.append((slots, list(range(first, len(self.tasks)))))
-        elif what < 0.45 and self.dispatched:
-            slots, several = rng.choice(self.dispatched)[0], rng.random() < 0.4
+            self.dispatched_here.append((slots, list(range(first, len(self.tasks)))))
+        elif what < 0.45 and self.dispatched_here:
+            slots, several = rng.choice(self.dispatched_here)[0], rng.random() < 0.4
             first = 0 if several else rng.randrange(SLOTS)
             chosen = range(SLOTS) if several else range(first, first + 1)
             reads = [(slots, 0, 1, first, chosen[-1] + 1), *self.boxes(1, io=False)]
@@ -103,11 +119,13 @@ class Case:
             self.tasks.append(Task(self.worker(), PLAIN, flags, self.boxes(2), self.boxes(2, True), tape))
 
     def order(self) -> None:
-        """Waits that order all that conflicts, mostly without those that follow from others."""
+        """Waits that order all that conflicts within a program, mostly without those that follow from others."""
         rng, before = self.rng, []
         for k, task in enumerate(self.tasks):
-            near = {i for i in range(k) if task is self.sink or conflict(self.tasks[i], task)}
-            mine = [i for i in range(k) if self.tasks[i].worker == task.worker]
+            earlier = [i for i in range(k) if self.tasks[i].program == task.program]
+            sink = task.kind == fmt.COMMIT_KIND
+            near = {i for i in earlier if sink or conflict(self.tasks[i], task)}
+            mine = [i for i in earlier if self.tasks[i].worker == task.worker]
             known = set(mine[-1:]).union(*(before[i] for i in mine[-1:]))
             near -= set(mine)
             if rng.random() < 0.8:
@@ -126,7 +144,7 @@ class Case:
                 self.event(device, writers)
 
     def event(self, device: int, producers: list[int]) -> int:
-        self.events.append((device, len(producers)))
+        self.events.append((self.tasks[producers[0]].program, device, len(producers)))
         for i in producers:
             self.tasks[i].notifies.append(len(self.events) - 1)
         return len(self.events) - 1
@@ -134,35 +152,51 @@ class Case:
     def tables(self) -> dict[str, np.ndarray]:
         """The engine's tables."""
         rows: dict[str, list[tuple[Any, ...]]] = {name: [] for name in fmt.TABLES}
-        self.sequence = []
-        place = {}
-        for w in range(self.devices * self.blocks):
-            begin = len(rows["instructions"])
-            for k, t in enumerate(self.tasks):
-                if t.worker != w:
-                    continue
-                place[k] = len(rows["instructions"])
-                device = w // self.blocks
-                starts = [len(rows[n]) for n in ("operands", "waits", "notifies", "tape", "regions")]
-                rows["operands"].append((t.slots, 0, 0))
-                rows["waits"] += t.waits
-                rows["notifies"] += [(e, int(self.events[e][0] != device)) for e in t.notifies]
-                rows["tape"] += [(*r, 0) for r in t.tape]
-                rows["regions"] += [(b[0], fmt.READ, *b[1:]) for b in t.reads]
-                rows["regions"] += [(b[0], fmt.WRITE, *b[1:]) for b in t.writes]
-                counts = (len(t.waits), len(t.notifies), len(t.tape), len(t.reads) + len(t.writes), 1)
-                op = next((writers[0] for _, writers in self.dispatched if k in writers), k)  # a group is one operator
-                head = (t.kind, t.flags, op, (k, 0, 0, 0), *starts, fmt.NONE)
-                rows["instructions"].append((*head, *counts, (0, 0, 0)))
-            rows["streams"].append((0, w // self.blocks, w, 0, begin, len(rows["instructions"])))
-        self.sequence = [place[k] for k in range(len(self.tasks))]
-        rows["events"] = [(0, d, n, 0) for d, n in self.events]
+        self.place: dict[int, int] = {}
+        for program in range(len(self.programs.rows)):
+            for w in range(self.devices * self.blocks):
+                begin = len(rows["instructions"])
+                for k, t in enumerate(self.tasks):
+                    if (t.program, t.worker) == (program, w):
+                        self.place[k] = len(rows["instructions"])
+                        self.instruction(rows, k, t)
+                rows["streams"].append((program, w // self.blocks, w, 0, begin, len(rows["instructions"])))
+        rows["events"] = [(program, device, n, 0) for program, device, n in self.events]
         offset = 0
         for dtype, r, c in self.buffers:
             rows["buffers"].append((0, 0, offset, 4 * r * c, r, c, fmt.DTYPES.index(dtype), 0))
             offset += 4 * r * c
         self.words = offset // 4
         return {name: np.array(rows[name], fmt.TABLES[name].dtype) for name in fmt.TABLES}
+
+    def instruction(self, rows: dict[str, list[tuple[Any, ...]]], k: int, t: Task) -> None:
+        """Appends task k."""
+        starts = [len(rows[n]) for n in ("operands", "waits", "notifies", "tape", "regions")]
+        rows["operands"].append((t.slots, 0, 0))
+        rows["waits"] += t.waits
+        rows["notifies"] += [(e, int(self.events[e][1] != t.worker // self.blocks)) for e in t.notifies]
+        rows["tape"] += [(*r, 0) for r in t.tape]
+        rows["regions"] += [(b[0], fmt.READ, *b[1:]) for b in t.reads]
+        rows["regions"] += [(b[0], fmt.WRITE, *b[1:]) for b in t.writes]
+        counts = (len(t.waits), len(t.notifies), len(t.tape), len(t.reads) + len(t.writes), 1)
+        op = next((writers[0] for _, writers in self.dispatched if k in writers), k)  # a group is one operator
+        head = (t.kind, t.flags, op, (k, 0, 0, 0), *starts, fmt.NONE)
+        rows["instructions"].append((*head, *counts, (0, 0, 0)))
+
+    def sequence(self, program: int) -> list[int]:
+        """The instructions of a program in an order that it allows, the sink last; after `tables`."""
+        return [self.place[k] for k, task in enumerate(self.tasks) if task.program == program]
+
+
+def random_table(rng: random.Random, programs: int) -> fmt.ProgramTable:
+    """What may follow what: any of the programs any other, but maybe for the last of several."""
+    rows = np.zeros(programs, fmt.PROGRAM.dtype)
+    led_to = programs - (programs > 1 and rng.random() < 0.3)
+    for number, row in enumerate(rows):
+        row["tokens"] = rng.randint(1, TOKENS)
+        for key in ("on_prompt", "on_token"):
+            row[key] = rng.randrange(led_to) if number < led_to else fmt.NONE
+    return fmt.ProgramTable(rows, rng.randrange(led_to))
 
 
 def conflict(a: Task, b: Task) -> bool:
@@ -174,3 +208,16 @@ def conflict(a: Task, b: Task) -> bool:
     return any(meet(r, q) for r in a.writes for q in b.reads + b.writes) or any(
         meet(r, q) for r in a.reads for q in b.writes
     )
+
+
+def two_tasks(kind: int, workers: int = 2, programs: int = 1) -> Case:
+    """Programs of two tasks: one makes tokens of the step's ids, the other one is the sink."""
+    case = Case(random.Random(programs), 3, programs)
+    case.devices, case.blocks, case.dispatched, case.events, case.pool = 1, workers, [], [], 0
+    ids, sampled = [(IDS, 0, 1, 0, TOKENS)], [(SAMPLED, 0, 1, 0, TOKENS)]
+    case.tasks = []
+    for program in range(programs):
+        case.tasks.append(Task(workers - 1, kind, 0, ids, sampled, [], program=program))
+        case.tasks.append(Task(0, fmt.COMMIT_KIND, 0, sampled, [], [], program=program))
+    case.order()
+    return case

@@ -13,15 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from support.cuda_programs import EXPERTS, VOCAB, Case
+from support.cuda_programs import DISPATCH, EXPERTS, NEXT, PLAIN, VOCAB, Case
 from tilecompile.runtime import format as fmt
 from tilecompile.runtime.cuda.tables import controller, device_tables
 from tilecompile.targets.cpu.build import find_compiler
 from tilecompile.targets.cuda.emit import header
 
 HERE = Path(__file__).parent / "cuda_host"
-HEADERS = ("ring.cuh", "call.cuh", "worker.cuh", "control.cuh", "loader.cuh", "loop.cuh")
-CONSUMER_WARPS, SLOT, STAGES = 4, 64, 3
+HEADERS = ("ring.cuh", "call.cuh", "commit_rules.h", "worker.cuh", "control.cuh", "loader.cuh", "loop.cuh")
+SLOT, SLOTS, FRONT = 64, 3, 2048
+SHAPE = fmt.BlockShape(lanes=1, warps=4, front_bytes=FRONT, slot_bytes=SLOT, shared_bytes=FRONT + SLOT * SLOTS)
+"""Blocks that are simulated: a warp has one lane."""
+
 NEVER = fmt.NONE
 MAX_SEQ_LEN = 8
 
@@ -29,14 +32,14 @@ MAX_SEQ_LEN = 8
 def build(folder: Path, change: Callable[[str], str] = lambda text: text) -> ctypes.CDLL:
     """The harness around the product's headers, with a change to their text."""
     text = change("\n".join(header(name) for name in HEADERS))
-    parts = [fmt.c_header(), *((HERE / name).read_text() for name in ("clocks.h", "simulation.h", "shim.cuh")), text]
+    shims = [(HERE / name).read_text() for name in ("clocks.h", "simulation.h", "shim.cuh")]
+    kinds = f"enum Kinds {{ PLAIN = {PLAIN}, DISPATCH = {DISPATCH}, NEXT = {NEXT} }};"
+    parts = [fmt.c_header(), fmt.block_header(SHAPE), *shims, text, kinds]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "program.h").write_text("\n".join(parts).replace("#pragma once\n", ""))
     library = folder / "harness.so"
-    macros = {"CONSUMER_WARPS": CONSUMER_WARPS, "SLOT_BYTES": SLOT, "SHARED_BYTES": 2048 + SLOT * STAGES}
     options = ["-std=c++20", "-O2", "-shared", "-fPIC", "-Wall", "-Wno-clobbered", f"-I{folder}"]
     options += ["-mavx2"] if platform.machine() == "x86_64" else []
-    options += [f"-DTC_{name}={value}" for name, value in macros.items()]
     subprocess.run([find_compiler(), *options, "-o", str(library), str(HERE / "harness.cpp")], check=True)
     return ctypes.CDLL(str(library))
 
@@ -46,8 +49,8 @@ class Program(ctypes.Structure):
 
     _fields_ = [
         *((n, ctypes.c_uint64) for n in ("regions", "tape", "instructions", "places", "buffers", "pools", "device_of")),
-        *((n, ctypes.c_uint64) for n in ("order", "memory", "twin", "memory_words", "launches")),
-        *((n, ctypes.c_uint32) for n in ("devices", "count", "experts", "vocab")),
+        *((n, ctypes.c_uint64) for n in ("order", "order_begin", "memory", "twin", "memory_words", "launches")),
+        *((n, ctypes.c_uint32) for n in ("devices", "experts", "vocab")),
     ]
 
 
@@ -79,19 +82,20 @@ def aligned(size: int, dtype: Any = np.uint8) -> np.ndarray:
 
 @dataclass
 class Result:
-    """What a run gave: the message of a failure or nothing, the answers, stall records, operations, hints."""
+    """What a run gave: the message of a failure or nothing, the answers, stall records, operations, hints, copies."""
 
     error: str
     answers: list[Any]
     stalls: np.ndarray
     operations: int
     hints: int
+    copies: int
 
 
 def request(rng: random.Random, **fields: int) -> Ask:
     """A random request."""
     ask = Ask()
-    ask.count = rng.randint(1, 3)
+    ask.count = rng.randint(1, 4)
     for i in range(8):
         ask.ids[i] = rng.randrange(VOCAB)
     ask.position, ask.max_new = rng.randint(0, 3), rng.randint(0, 3)
@@ -108,16 +112,15 @@ def run(
     seed: int,
     stall_ms: int = 2000,
     stops: tuple[int, ...] = (),
-    programs: int = 1,
     change: Callable[[dict[str, np.ndarray]], None] = lambda tables: None,
     logits: bool = False,
     cut: int = 0,
 ) -> Result:
-    """Runs a program on the shim, compares its tokens and memory with the reference, and says what differs.
+    """Runs a case's programs on the shim, compares its tokens and memory with the reference, and says what differs.
 
     The loader takes the first run as `cut` bytes longer than it is.
     """
-    tables = case.tables()
+    tables, programs = case.tables(), case.programs
     change(tables)
     rng = np.random.default_rng(seed)
     pools = [aligned(case.pool // 4 + 4, np.uint32) for _ in range(case.devices)]
@@ -135,48 +138,51 @@ def run(
     launches = aligned(case.devices, fmt.DEVICE_LAUNCH.dtype)
     kept: list[Any] = []
     for device in range(case.devices):
-        d = device_tables(tables, device, [c.ctypes.data for c in counters], places, at)
-        streams = np.concatenate([d.streams, *(np.zeros_like(d.streams) for _ in range(programs - 1))])
+        d = device_tables(tables, device, programs.launched, [c.ctypes.data for c in counters], places, at)
         d.runs["bytes"][:1] = d.runs["bytes"][:1].astype(np.int64) + cut
-        kept += [d, streams]
+        kept.append(d)
         launch = launches[device]
-        for name in ("instructions", "operands", "waits", "notifies", "runs"):
+        for name in ("streams", "instructions", "operands", "waits", "notifies", "runs"):
             launch[name] = getattr(d, name).ctypes.data
-        launch["streams"], launch["boards"] = streams.ctypes.data, board_table.ctypes.data
+        launch["programs"], launch["boards"] = programs.rows.ctypes.data, board_table.ctypes.data
         launch["mailbox"], launch["status"] = mailbox.ctypes.data, status.ctypes.data
         launch["tokens"], launch["stalls"] = tokens.ctypes.data, stalls.ctypes.data
         launch["stops"], launch["stop_count"] = stop_ids.ctypes.data, len(stops)
         launch["ids"], launch["position"], launch["next"], launch["logits"] = places[:4]
         launch["device"], launch["devices"], launch["first_worker"] = device, case.devices, device * case.blocks
-        launch["programs"], launch["controller"], launch["blocks"] = programs, controller(tables), case.blocks
+        launch["program_count"], launch["first_program"] = len(programs.rows), programs.first
+        launch["only_program"], launch["controller"] = programs.only, controller(tables)
+        launch["blocks"] = case.blocks
         launch["vocab"], launch["max_seq_len"], launch["stall_ms"] = VOCAB, MAX_SEQ_LEN, stall_ms
         launch["instruction_count"] = len(tables["instructions"])
     device_of = np.zeros(len(case.tasks), np.uint32)
     for s in tables["streams"]:
         device_of[s["begin"] : s["end"]] = s["device"]
-    order, pool_table = np.array(case.sequence, np.uint32), np.array(at, np.uint64)
+    sequences = [case.sequence(p) for p in range(len(programs.rows))]
+    order, pool_table = np.concatenate(sequences).astype(np.uint32), np.array(at, np.uint64)
+    order_begin = np.cumsum([0, *map(len, sequences)]).astype(np.uint32)
     program = Program()
     named = {"regions": tables["regions"], "tape": tables["tape"], "instructions": tables["instructions"]}
     named |= {"places": places, "buffers": tables["buffers"], "pools": pool_table, "device_of": device_of}
-    for name, array in (named | {"order": order, "memory": memory, "twin": twin, "launches": launches}).items():
+    named |= {"order": order, "order_begin": order_begin, "memory": memory, "twin": twin, "launches": launches}
+    for name, array in named.items():
         setattr(program, name, array.ctypes.data)
-    program.memory_words, program.devices, program.count = case.words, case.devices, len(case.tasks)
+    program.memory_words, program.devices = case.words, case.devices
     program.experts, program.vocab = EXPERTS, VOCAB
     for ask in asks:
         if logits:
             kept.append(np.zeros(8 * VOCAB, np.float32))
             ask.logits = kept[-1].ctypes.data
     ask_array, answers = (Ask * len(asks))(*asks), (Answer * len(asks))()
-    about, message = (ctypes.c_uint64 * 2)(), ctypes.create_string_buffer(256)
+    about, message = (ctypes.c_uint64 * 3)(), ctypes.create_string_buffer(256)
     library.tc_try(ctypes.byref(program), ask_array, answers, len(asks), ctypes.c_uint64(seed), about, message)
-    return Result(message.value.decode(), list(answers), stalls, int(about[0]), int(about[1]))
+    return Result(message.value.decode(), list(answers), stalls, *map(int, about))
 
 
 def random_run(library: ctypes.CDLL, seed: int) -> Result:
-    """A random program with one to three random requests."""
+    """One to three random programs with as many random requests."""
     rng = random.Random(seed)
-    case = Case(rng)
+    case = Case(rng, programs=rng.choice([1, 1, 2, 3]))
     asks = [request(rng) for _ in range(rng.randint(1, 3))]
     stops = (rng.randrange(VOCAB),) if rng.random() < 0.3 else ()
-    programs = rng.choice([1, 1, 2])
-    return run(library, case, asks, seed, stops=stops, programs=programs, logits=rng.random() < 0.3)
+    return run(library, case, asks, seed, stops=stops, logits=rng.random() < 0.3)

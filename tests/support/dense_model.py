@@ -168,7 +168,7 @@ def spread(c: DenseConfig, tensor: str, cols: int) -> tuple[float, float]:
 
 
 DECODE: StepProgram[DenseConfig] = StepProgram(
-    "decode", DenseStep, {"ids": Input(("tokens",)), "position": Input((1,))}, ("logits", "next")
+    "decode", DenseStep, {"ids": Input(("tokens",)), "position": Input((1,))}
 )
 DENSE = ModelSpec(
     architecture=ARCHITECTURE,

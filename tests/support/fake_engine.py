@@ -116,8 +116,7 @@ def make_engine(
         "arenas": [{"device": 0, "activation": 4096, "cache": 4096, "io": 4096}],
         "programs": [
             {
-                "name": "decode",
-                "tokens": 1,
+                **fmt.PROGRAMS["decode"].stated(1),
                 "tasks": 3,
                 "events": 1,
                 "edges": 1,
@@ -125,6 +124,7 @@ def make_engine(
                 "ops": {"linear": 2, "commit": 1},
             }
         ],
+        "first_program": "decode",
         "kinds": ["commit", "k1_linear", "k2_linear"],
         "operators": ["layers.0.first", "layers.0.second", "commit"],
         "io": {"ids": 0, "position": 1, "next": 2, "logits": 3},

@@ -23,16 +23,16 @@ struct Fake {
 
   void end(uint32_t reason) {
     status.reason = reason;
-    status.state = 0;
+    status.state = IDLE;
     changed.notify_all();
   }
   void step(std::unique_lock<std::mutex>& lock, uint32_t position, int32_t id) {
     lock.unlock();
     std::this_thread::sleep_for(std::chrono::microseconds(l.scratch_bytes));
     lock.lock();
-    if (status.state != 1) return;
+    if (status.state != RUNNING) return;
     if (id == int32_t(l.vocab) - 1) {
-      status.state = 2;
+      status.state = STALLED;
       status.stall_worker = 1, status.stall_instruction = 1, status.stall_event = 0;
       status.stall_have = 3, status.stall_want = 4;
       return changed.notify_all();
@@ -47,22 +47,22 @@ struct Fake {
       for (uint32_t v = 0; v < l.vocab; ++v) out[v] = int32_t(v) == next ? 1.0f + position : float(id);
     }
     if (status.fed < request.count) ++status.fed;
-    if (abort) return end(4);
+    if (abort) return end(ABORTED);
     if (position + 1 < request.count) return step(lock, position + 1, prompt[position + 1]);
-    if (!request.max_new) return end(2);
+    if (!request.max_new) return end(MAX_NEW);
     tokens[status.generated++] = next;
     changed.notify_all();
     for (uint32_t i = 0; i < l.stop_count; ++i)
-      if (at<int32_t>(l.stops)[i] == next) return end(1);
-    if (status.generated >= request.max_new) return end(2);
-    if (position + 1 >= l.max_seq_len) return end(3);
+      if (at<int32_t>(l.stops)[i] == next) return end(STOP_ID);
+    if (status.generated >= request.max_new) return end(MAX_NEW);
+    if (position + 1 >= l.max_seq_len) return end(CONTEXT_FULL);
     step(lock, position + 1, next);
   }
   void loop() {
     std::unique_lock<std::mutex> lock(mutex);
     for (;;) {
-      changed.wait(lock, [&] { return status.state == 1 || status.state == 3; });
-      if (status.state == 3) return;
+      changed.wait(lock, [&] { return status.state == RUNNING || status.state == CLOSED; });
+      if (status.state == CLOSED) return;
       step(lock, 0, prompt[0]);
     }
   }
@@ -84,13 +84,13 @@ void* tc_launch(const Launch* launch) {
 int32_t tc_submit(void* h, const Request* request) {
   Fake* f = static_cast<Fake*>(h);
   std::lock_guard<std::mutex> lock(f->mutex);
-  if (f->status.state) return f->status.state == 1 ? -1 : -2;
+  if (f->status.state != IDLE) return f->status.state == RUNNING ? -1 : -2;
   f->request = *request;
   const int32_t* ids = f->at<int32_t>(request->ids);
   f->prompt.assign(ids, ids + request->count);
   f->status.fed = f->status.generated = f->status.reason = 0;
   f->abort = false;
-  f->status.state = 1;
+  f->status.state = RUNNING;
   f->changed.notify_all();
   return 0;
 }
@@ -98,7 +98,7 @@ uint32_t tc_wait(void* h, uint32_t generated, uint32_t timeout_ms, Status* out) 
   Fake* f = static_cast<Fake*>(h);
   std::unique_lock<std::mutex> lock(f->mutex);
   f->changed.wait_for(lock, std::chrono::milliseconds(timeout_ms),
-                      [&] { return f->status.state != 1 || f->status.generated > generated; });
+                      [&] { return f->status.state != RUNNING || f->status.generated > generated; });
   *out = f->status;
   return out->state;
 }
@@ -108,7 +108,7 @@ void tc_close(void* h) {
   Fake* f = static_cast<Fake*>(h);
   {
     std::lock_guard<std::mutex> lock(f->mutex);
-    f->status.state = 3;
+    f->status.state = CLOSED;
     f->changed.notify_all();
   }
   f->thread.join();

@@ -5,13 +5,14 @@ from __future__ import annotations
 import ctypes
 import subprocess
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from support import opharness
 from tilecompile.ir.node import OpNode
 from tilecompile.ops.base import REGISTRY
 from tilecompile.ops.kit.body import TileBody
-from tilecompile.runtime.format import c_header
+from tilecompile.runtime.format import BLOCK, c_header
 from tilecompile.targets.cpu.build import find_compiler
 from tilecompile.targets.cpu.emit import FRONT, KIT
 from tilecompile.targets.cuda import emit
@@ -68,12 +69,13 @@ def kernels_source(nodes: list[OpNode], architecture: str) -> str:
     """CUDA source with a kernel a node, which calls its body as the resident loop does."""
     lowered = [(body, to_cuda(body, architecture)) for body in map(tile_body, nodes)]
     scratch = max(function.shared_bytes for _, function in lowered)
-    parts = [emit.front(scratch), "using namespace tc;"]
+    parts = [emit.front(replace(BLOCK, scratch_bytes=scratch)), "using namespace tc;"]
     for number, (body, function) in enumerate(lowered):
         name = f"body{number}"
         parts.append(function.function(name))
         parts.append(
-            f'extern "C" __global__ void __launch_bounds__(288, 1) kernel{number}(Call* call) {{\n'
-            f"  const Call& c = *call;\n  if (threadIdx.x < 256) {{ {function.call(name, body.args)} }}\n}}\n"
+            f'extern "C" __global__ void __launch_bounds__({BLOCK.threads}, 1) kernel{number}(Call* call) {{\n'
+            f"  const Call& c = *call;\n  if (threadIdx.x >= {BLOCK.body_threads}) return;\n"
+            f"  {function.call(name, body.args)}\n}}\n"
         )
     return emit.once("\n".join(parts))

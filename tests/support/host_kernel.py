@@ -11,6 +11,7 @@ import struct
 import subprocess
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -22,16 +23,15 @@ from tilecompile.engine import kernels
 from tilecompile.ops.kit.body import StreamBody, TileBody
 from tilecompile.options import CompileOptions
 from tilecompile.runtime.folder.contract import MARK
-from tilecompile.runtime.format import BLOCK_THREADS, FILL, MEGAKERNEL, c_header
+from tilecompile.runtime.format import BLOCK, FILL, MEGAKERNEL, BlockShape, block_header, c_header
 from tilecompile.targets.cpu.build import find_compiler
 from tilecompile.targets.cuda import emit
 from tilecompile.targets.cuda.build import toolkit
 from tilecompile.targets.cuda.emit import GpuKind, once
-from tilecompile.targets.cuda.kernel import FRONT_BYTES, SLOT_BYTES, Kernel, make_kernel
+from tilecompile.targets.cuda.kernel import Kernel, make_kernel
 from tilecompile.targets.cuda.lower import to_c
 
 FAKE = Path(__file__).parent / "fake_cuda"
-CONSUMER_WARPS = 3
 SCRATCH = 1 << 20
 
 
@@ -59,7 +59,7 @@ def stand_in(kinds: list[GpuKind], shared: int, title: str, contract: Mapping[st
     head += struct.pack("<HHIQQQIHHHHHH", 2, 190, 1, 0, 0, 64 + len(body), 0x6005A04, 64, 0, 0, 64, 0, 0)
     used = {"registers": 128, "local": 0, "spills": 0}
     taken = [{**used, "shared": 0, "kind": kind.function} for kind in kinds]
-    ring = {"slot_bytes": SLOT_BYTES, "slots": (shared - FRONT_BYTES) // SLOT_BYTES}
+    ring = {"slot_bytes": BLOCK.slot_bytes, "slots": replace(BLOCK, shared_bytes=shared).slots}
     whole = {**used, "shared": shared, "dynamic_shared": shared}
     resources = {"toolkit": toolkit(), "kernel": whole, "ring": ring, "kinds": taken}
     return Kernel(f"// {title}\n", head + body, resources)
@@ -69,15 +69,15 @@ def build(folder: Path, kinds: list[GpuKind], panels: Mapping[int, int], shared:
     """The library, in a folder of its own."""
     folder.mkdir()
     names = f'constexpr char MEGAKERNEL[] = "{MEGAKERNEL}", FILL[] = "{FILL}";\n'
-    names += f"constexpr uint32_t BLOCK_THREADS = {BLOCK_THREADS};\n"
-    loop = [c_header(), names, (HOST / "resident.h").read_text()]
+    names += f"constexpr uint32_t BLOCK_THREADS = {BLOCK.threads};\n"
+    shape = BlockShape(lanes=1, warps=3, shared_bytes=shared)
+    loop = [c_header(), block_header(shape), names, (HOST / "resident.h").read_text()]
     loop += [emit.header(name) for name in ("ring.cuh", "call.cuh", *emit.LOOP)]
     (folder / "loop.h").write_text("#include <algorithm>\n" + once("\n".join(loop)))
     (folder / "streams.cpp").write_text(_streams(kinds, panels))
     (folder / "tiles.cpp").write_text(_tiles(kinds))
-    macros = {"CONSUMER_WARPS": CONSUMER_WARPS, "SLOT_BYTES": SLOT_BYTES, "SHARED_BYTES": shared}
     units: list[tuple[str, Path, list[str]]] = [
-        ("loop", HOST / "resident.cpp", [f"-I{folder}", f"-I{FAKE}", *(f"-DTC_{n}={v}" for n, v in macros.items())]),
+        ("loop", HOST / "resident.cpp", [f"-I{folder}", f"-I{FAKE}"]),
         ("streams", folder / "streams.cpp", ["-mf16c", "-mfma"]),
         ("tiles", folder / "tiles.cpp", []),
     ]
@@ -104,8 +104,8 @@ def _streams(kinds: list[GpuKind], panels: Mapping[int, int]) -> str:
     last = max(kind.index for kind in kinds)
     bodies = ", ".join(names.get(i, "nullptr") for i in range(last + 1))
     scratch = ", ".join(str(made.scratch.get(i, 0)) for i in range(last + 1))
-    parts = [f"#define TC_SCRATCH_BYTES {SCRATCH}\n#define TC_SHARED_BYTES {4 * SCRATCH}\n", c_header()]
-    parts += ["#include <algorithm>", (HOST / "warp.h").read_text()]
+    shape = replace(BLOCK, scratch_bytes=SCRATCH, shared_bytes=4 * SCRATCH)
+    parts = [c_header(), block_header(shape), "#include <algorithm>", (HOST / "warp.h").read_text()]
     parts += [emit.header(name) for name in ("call.cuh", "scalar.cuh")]
     parts += [made.source, f"static void (*const BODIES[])(const tc::Call&) = {{{bodies}}};"]
     parts += [f"constexpr uint32_t SCRATCH[] = {{{scratch}}};"]

@@ -170,7 +170,7 @@ def call(
     ins = np.zeros(1, fmt.INSTRUCTION.dtype)
     ins["kind"], ins["tile"] = kind.index, coords
     step = np.zeros(1, fmt.STEP.dtype)
-    step["sequence"], step["flags"] = 1, 1
+    step["sequence"], step["flags"] = 1, fmt.NEEDS_LOGITS
     operands = np.zeros(len(node.operands), fmt.OPERAND.dtype)
     for i, view in enumerate(node.operands):
         operands[i] = (i, 0, view.offset * fmt.DTYPE_BYTES[view.dtype])

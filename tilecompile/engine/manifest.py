@@ -9,6 +9,7 @@ import numpy as np
 from tilecompile.cost.graph_reads import reads
 from tilecompile.engine.plan import Plan
 from tilecompile.options import Settings
+from tilecompile.runtime.format import FIRST_PROGRAM, PROGRAMS
 from tilecompile.sources import ModelSource
 
 
@@ -23,9 +24,8 @@ def describe(plan: Plan, source: ModelSource, settings: Settings) -> dict[str, A
         read = reads(step, storage.max_seq_len, plan.copies)
         ops, counts = np.unique(op_of[instructions["op"]], return_counts=True)
         programs.append(
-            {
-                "name": step.program,
-                "tokens": step.tokens,
+            PROGRAMS[step.program].stated(step.tokens)
+            | {
                 "tasks": len(instructions),
                 "events": int((tables["events"]["program"] == index).sum()),
                 "edges": int(instructions["wait_count"].sum()),
@@ -61,6 +61,7 @@ def describe(plan: Plan, source: ModelSource, settings: Settings) -> dict[str, A
         "cache": storage.cache,
         "arenas": [{"device": d, **sizes} for d, sizes in enumerate(program.arena_bytes)],
         "programs": programs,
+        "first_program": FIRST_PROGRAM,
         "kinds": program.kinds,
         "operators": program.operators,
         "buffers": [{"tensor": b.tensor.name, "shape": b.tensor.shape, "program": b.program} for b in program.buffers],

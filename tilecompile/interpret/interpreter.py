@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,24 +17,16 @@ import numpy as np
 import numpy.typing as npt
 
 from tilecompile.errors import EngineError, EngineStalled, InputError
+from tilecompile.interpret.commit_rules import Asked, Limits, Next, Step, decide, first_step
 from tilecompile.interpret.evaluate import Evaluator, one_thread
 from tilecompile.runtime.folder.manifest import read_manifest
-from tilecompile.runtime.folder.tables import load_tables
-from tilecompile.runtime.format import COMMIT_KIND
+from tilecompile.runtime.folder.tables import launched_streams, load_tables
+from tilecompile.runtime.format import COMMIT_KIND, NEEDS_LOGITS, IdSource, Reason
 from tilecompile.runtime.generate import check_ids, check_max_new
 from tilecompile.runtime.replay.buffers import Arrays, find_operator, numbers_of, read_buffers, writes
 
 Order = Literal["program"] | int
 """Order of execution: that of the operators in the program, or a seed of random legal orders."""
-
-
-@dataclass(frozen=True)
-class _Step:
-    """What bodies and workers need of a step's record."""
-
-    run: int
-    position: int
-    logits: bool
 
 
 @dataclass
@@ -49,7 +41,7 @@ class _Worker:
 
 
 class Interpreter:
-    """An engine's decode program, executed instruction by instruction.
+    """An engine's step programs, executed instruction by instruction.
 
     `order` is "program" or the seed of random legal orders: each time any worker whose next instruction's waits are met
     by the counters may go on. Every request starts with fresh counters and with memory full of not-a-number. Needs the
@@ -68,7 +60,8 @@ class Interpreter:
         self._waits = [waits[b : b + n] for b, n in zip(*columns[2:4], strict=True)]
         self._notifies = [notifies[b : b + n] for b, n in zip(*columns[4:], strict=True)]
         self._io: dict[str, int] = self.manifest.data["io"]
-        self._stops = frozenset(self.manifest.eos_token_ids)
+        manifest = self.manifest
+        self._limits = Limits(manifest.programs, manifest.vocab_size, manifest.max_seq_len, manifest.eos_token_ids)
         self._reset()
 
     def score(self, ids: Iterable[int]) -> npt.NDArray[np.float32]:
@@ -113,11 +106,11 @@ class Interpreter:
         """Memory, counters and workers as at a launch."""
         self._evaluator.memory.poison()
         self._counters = [0] * len(self.tables["events"])
-        self._runs = [0] * len(self.manifest.data["programs"])
+        self._runs = [0] * len(self._limits.programs.rows)
         self._sequence = 0
-        self._steps: list[_Step] = [_Step(0, 0, False)] * 2
+        self._steps: list[Step] = [Step(self._limits.programs.first, 0, 0, 0, 0)] * 2
         streams: dict[int, dict[int, tuple[int, int]]] = {}
-        for s in self.tables["streams"]:
+        for s in launched_streams(self.manifest, self.tables):
             if s["agent"] == 0:
                 streams.setdefault(int(s["worker"]), {})[int(s["program"])] = (int(s["begin"]), int(s["end"]))
         self._workers = [_Worker(worker, own) for worker, own in sorted(streams.items())]
@@ -128,56 +121,61 @@ class Interpreter:
     def _request(self, ids: list[int], max_new: int, logits: bool, stop_after: Iterable[int] = ()) -> None:
         """Runs a request from position 0 to its end, or to the end of some operators in the last id's step."""
         self._reset()
-        self._prompt, self._max_new, self._want_logits = ids, max_new, logits
+        self._prompt, self._asked = ids, Asked(0, len(ids), max_new, logits)
         wanted = set(stop_after)
-        left = sum(self._ops[i] in wanted for w in self._workers for i in range(*w.streams[0]))
+        streams = [stream for worker in self._workers for stream in worker.streams.values()]
+        left = sum(self._ops[i] in wanted for stream in streams for i in range(*stream))
         self._running = True
-        self._publish(0, ids[0])
+        self._publish(first_step(self._asked, self._limits))
         with one_thread():
             while self._running:
                 worker = self._pick()
                 instruction, step = worker.pc, self._steps[worker.sequence % 2]
                 worker.pc += 1
                 self._execute(instruction, step)
-                if self._ops[instruction] in wanted and step.position == len(ids) - 1:
+                if self._ops[instruction] in wanted and step.context == len(ids):
                     left -= 1
                     self._running = left > 0
 
-    def _execute(self, instruction: int, step: _Step) -> None:
+    def _execute(self, instruction: int, step: Step) -> None:
         """Runs one instruction and tells those who wait for it."""
         if self._kinds[instruction] == COMMIT_KIND:
             return self._commit(step)
-        self._evaluator.run(instruction, step.logits)
+        self._evaluator.run(instruction, bool(step.flags & NEEDS_LOGITS))
         for event in self._notifies[instruction]:
             self._counters[event] += 1
         return None
 
-    def _publish(self, position: int, token: int) -> None:
-        """Starts the next step with one token. What a step has not written, the next one must not read: poison."""
+    def _publish(self, following: Next) -> None:
+        """Starts the next step. What a step has not written, the next one must not read: poison."""
+        program, position, tokens = following.program, following.position, following.tokens
+        if following.source == IdSource.PROMPT_IDS:
+            ids = self._prompt[position : position + tokens]
+        else:
+            ids = self._word("next")[following.row : following.row + tokens].tolist()
         self._sequence += 1
-        self._runs[0] += 1
-        wanted = self._want_logits or position >= len(self._prompt) - 1
-        self._steps[self._sequence % 2] = _Step(self._runs[0], position, wanted)
+        self._runs[program] += 1
+        self._steps[self._sequence % 2] = Step(program, self._runs[program], position, tokens, following.flags)
         self._evaluator.memory.poison("activation")
-        self._word("ids")[0] = token
+        self._word("ids")[:tokens] = ids
         self._word("position")[0] = position
 
-    def _commit(self, step: _Step) -> None:
-        """The sink: takes the sampled token and decides what comes next."""
-        context = step.position + 1
-        if self._want_logits:
-            self._logits.append(self._word("logits")[: self.manifest.vocab_size].copy())
-        if context < len(self._prompt):
-            return self._publish(context, self._prompt[context])
-        if self._max_new:
-            token = int(self._word("next")[0])
-            if not 0 <= token < self.manifest.vocab_size:
-                raise EngineError(f"{self.manifest.folder}: the program chose token {token}, which doesn't exist")
-            self._tokens.append(token)
-            if token not in self._stops and len(self._tokens) < self._max_new and context < self.manifest.max_seq_len:
-                return self._publish(context, token)
-        self._running = False
-        return None
+    def _commit(self, step: Step) -> None:
+        """The sink: takes what was sampled, and starts what comes next."""
+        if self._asked.every_logit:
+            fed = self._asked.fed(step.context) - self._asked.fed(step.position)
+            logits = self._word("logits").reshape(-1, self.manifest.vocab_size)
+            self._logits += list(logits[:fed].copy())
+        sampled = self._word("next")[: step.tokens].tolist()
+        following = decide(step, self._asked, self._limits, sampled)
+        self._tokens += sampled[following.row : following.row + following.taken]
+        self._asked = replace(self._asked, generated=len(self._tokens))
+        if following.reason == Reason.BAD_ID:
+            token = sampled[step.tokens - 1]
+            raise EngineError(f"{self.manifest.folder}: the program chose token {token}, which doesn't exist")
+        self._running = following.reason == Reason.NO_REASON
+        if self._running:
+            self._publish(following)
 
     def _word(self, name: str) -> npt.NDArray[Any]:
         """One of the buffers that the sink works with, flat."""
@@ -196,7 +194,7 @@ class Interpreter:
         """Whether a worker has an instruction; at the end of its step it takes up the next one."""
         if worker.pc == worker.end and worker.sequence != self._sequence:
             worker.sequence = self._sequence
-            worker.pc, worker.end = worker.streams[0]
+            worker.pc, worker.end = worker.streams[self._steps[self._sequence % 2].program]
         return worker.pc < worker.end
 
     def _missing(self, worker: _Worker) -> tuple[int, int] | None:

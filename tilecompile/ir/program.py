@@ -46,7 +46,7 @@ class PlacedBuffer:
 
 @dataclass
 class Program:
-    """A scheduled engine program: the tables of `runtime/format.py`, and what the packer and the listings need."""
+    """A scheduled engine program: the tables of `runtime/format`, and what the packer and the listings need."""
 
     tables: dict[str, npt.NDArray[np.void]]
     programs: list[str]

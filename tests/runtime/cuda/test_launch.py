@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from support.engines import tiny_model
 from support.fake_cuda import Done, run
 from support.host_kernel import compile_for_host
 from support.launched import IDS, NEW
+from support.two_programs import alternating
 from tilecompile.compile import compile_model
 from tilecompile.options import CompileOptions
 
@@ -102,6 +103,15 @@ def test_two_gpus_compute_what_cpus_do(two: Built, two_devices: Path, tmp_path: 
     both, done = launched("one_gpu", two, tmp_path)
     assert both["logits"].tobytes() == found["logits"].tobytes()
     assert done.calls["cuCtxCreate"] == 1
+
+
+def test_two_gpus_alternate_between_programs(two: Built, tmp_path: Path) -> None:
+    """Steps of two programs in turn, with epochs of their own, give the bits of one program."""
+    both = replace(two, path=alternating(two.path, tmp_path / "engine"))
+    found, _ = launched("generated", both, tmp_path, devices=2)
+    want, _ = launched("generated", two, tmp_path, devices=2)
+    assert found["tokens"].tolist() == want["tokens"].tolist()
+    assert found["logits"].tobytes() == want["logits"].tobytes()
 
 
 def test_own_selections_replayed_on_gpus_give_the_same_bits(two: Built, tmp_path: Path) -> None:

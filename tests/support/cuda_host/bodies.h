@@ -25,7 +25,7 @@ extern "C" void run(const Instruction* ins, const Step* step, const uint64_t* op
                     char* scratch, uint32_t seed) {
   using namespace tc;
   slots = Slots{};
-  for (int i = 0; i < Slots::STAGES; ++i) slots.poison(i);
+  for (int i = 0; i < Slots::HELD; ++i) slots.poison(i);
   for (int i = 0; i < count; ++i) {
     const char* begin = reinterpret_cast<const char*>(runs[2 * i]);
     for (uint64_t at = 0; at < runs[2 * i + 1]; at += SLOT)

@@ -14,12 +14,13 @@ struct Program {
   const Buffer* buffers;
   const uint64_t* pools;       // by device
   const uint32_t* device_of;   // by instruction
-  const uint32_t* order;       // instructions in an order that the program allows, the sink last
+  const uint32_t* order;       // instructions of each program, in an order that it allows, the sink last
+  const uint32_t* order_begin; // of each program
   uint32_t* memory;            // all arenas
   uint32_t* twin;              // the same, for the reference
   uint64_t memory_words;
   const DeviceLaunch* launches;
-  uint32_t devices, count, experts, vocab;
+  uint32_t devices, experts, vocab;
 };
 struct Ask {
   int32_t ids[8];
@@ -39,8 +40,6 @@ static uint32_t mix(uint32_t h, uint32_t v) {
   return h ^ (h >> 15);
 }
 
-enum Kinds { PLAIN = 1, DISPATCH = 2, NEXT = 3 };
-
 // One instruction over some memory. `A` reads, writes, and gives the weights.
 template <class A>
 static void task(A& a, const Instruction& ins, const Step& step, int warp, int warps) {
@@ -53,7 +52,7 @@ static void task(A& a, const Instruction& ins, const Step& step, int warp, int w
   };
   uint32_t h = mix(mix(1, ins.op), step.position);
   for (int i = 0; i < ins.region_count; ++i)
-    if (regions[i].mode == 0) words(regions[i], [&](uint64_t p) { h = mix(h, a.read(p)); });
+    if (regions[i].mode == READ) words(regions[i], [&](uint64_t p) { h = mix(h, a.read(p)); });
   for (int i = 0; i < ins.tape_count; ++i) {
     const TapeRun& run = program->tape[ins.tape_begin + i];
     int32_t expert = 0;
@@ -63,7 +62,7 @@ static void task(A& a, const Instruction& ins, const Step& step, int warp, int w
   a.meet();
   uint32_t element = 0;
   for (int i = 0; i < ins.region_count; ++i)
-    if (regions[i].mode == 1)
+    if (regions[i].mode == WRITE)
       words(regions[i], [&](uint64_t p) {
         uint32_t v = mix(h, element);
         if (ins.kind == DISPATCH) v = v % (program->experts + 1) - 1;
@@ -119,40 +118,49 @@ struct InTwin {
 // What a request gives, after those before it; `answer` holds how far the kernel came.
 static std::string check(const Ask& ask, const Answer& answer) {
   const DeviceLaunch& l = program->launches[0];
+  const auto* programs = reinterpret_cast<const StepProgram*>(l.programs);
   std::vector<int32_t> tokens;
-  uint32_t fed = 0, reason = 0;
-  int32_t id = ask.ids[0];
-  const auto in = [&](uint64_t p) -> uint32_t& { return InTwin{program->instructions[0]}.at(p); };
-  for (uint32_t position = ask.position; !reason; ++position) {
+  const uint32_t end = ask.position + ask.count;
+  uint32_t fed = 0, reason = 0, position = ask.position, p = l.first_program;
+  const auto in = [&](uint64_t at) -> uint32_t& { return InTwin{program->instructions[0]}.at(at); };
+  const auto prompt = [&] {
+    const int32_t* next = ask.ids + (position - ask.position);
+    return std::vector<int32_t>(next, next + std::min(end - position, programs[p].tokens));
+  };
+  for (std::vector<int32_t> ids = prompt(); !reason;) {
     Step s = {};
     s.position = position;
-    s.flags = ask.logits || fed + 1 >= ask.count;
-    in(l.ids) = uint32_t(id), in(l.position) = position;
-    for (uint32_t i = 0; i < program->count; ++i) {
+    s.flags = ask.logits || position + ids.size() >= end ? NEEDS_LOGITS : 0;
+    for (size_t i = 0; i < ids.size(); ++i) in(l.ids + 4 * i) = ids[i];
+    in(l.position) = position;
+    for (uint32_t i = program->order_begin[p]; i < program->order_begin[p + 1]; ++i) {
       const Instruction& ins = program->instructions[program->order[i]];
       if (ins.kind == COMMIT_KIND || ((ins.flags & GATED) && !s.flags)) continue;
       InTwin a{ins};
       task(a, ins, s, 0, 1);
     }
-    if (position < ask.position + ask.count) ++fed;
-    const uint32_t end = ask.position + ask.count;
-    if (ask.logits && position < end)
-      for (uint32_t v = 0; v < l.vocab; ++v)
-        if (memcmp(&ask.logits[(position - ask.position) * l.vocab + v], &in(l.logits + 4 * v), 4)) return "other logits";
-    if (answer.reason == tc::ABORTED && fed == answer.fed && tokens.size() == answer.generated) {
-      reason = tc::ABORTED;
-    } else if (position + 1 < end) {
-      id = ask.ids[position + 1 - ask.position];
+    for (uint32_t row = 0; row < ids.size() && position + row < end; ++row, ++fed)
+      for (uint32_t v = 0; ask.logits && v < l.vocab; ++v)
+        if (memcmp(&ask.logits[fed * l.vocab + v], &in(l.logits + 4 * (row * l.vocab + v)), 4)) return "other logits";
+    position += uint32_t(ids.size());
+    const int32_t id = int32_t(in(l.next + 4 * (ids.size() - 1)));
+    if (answer.reason == ABORTED && fed == answer.fed && tokens.size() == answer.generated) {
+      reason = ABORTED;
+    } else if (position < end) {
+      p = programs[p].on_prompt;
+      ids = prompt();
     } else if (!ask.max_new) {
-      reason = tc::MAX_NEW;
-    } else if (id = int32_t(in(l.next)); uint32_t(id) >= l.vocab) {
-      reason = tc::BAD_ID;
+      reason = MAX_NEW;
+    } else if (uint32_t(id) >= l.vocab) {
+      reason = BAD_ID;
     } else {
       tokens.push_back(id);
       for (uint32_t i = 0; i < l.stop_count; ++i)
-        if (reinterpret_cast<const int32_t*>(l.stops)[i] == id) reason = tc::STOP_ID;
-      if (!reason && tokens.size() >= ask.max_new) reason = tc::MAX_NEW;
-      if (!reason && position + 1 >= l.max_seq_len) reason = tc::CONTEXT_FULL;
+        if (reinterpret_cast<const int32_t*>(l.stops)[i] == id) reason = STOP_ID;
+      if (!reason && tokens.size() >= ask.max_new) reason = MAX_NEW;
+      if (!reason && position >= l.max_seq_len) reason = CONTEXT_FULL;
+      p = programs[p].on_token;
+      ids = {id};
     }
   }
   if (reason != answer.reason || fed != answer.fed || tokens.size() != answer.generated)
@@ -182,8 +190,8 @@ static void host_thread(Ask* asks, Answer* answers, uint32_t count) {
       const bool mine = tc::load_acquire_sys(&status.request) == n;
       answer.state = tc::load_acquire_sys(&status.state);
       answer.generated = tc::load_acquire_sys(&status.generated);
-      if (answer.state == tc::STALLED) return;
-      if (mine && answer.state == tc::IDLE) break;
+      if (answer.state == STALLED) return;
+      if (mine && answer.state == IDLE) break;
       if (mine && answer.generated >= ask.abort_at) tc::store_relaxed_sys(&mail.abort, n);
       if (mine && answer.generated >= ask.stop_at) {
         tc::store_relaxed_sys(&mail.stop, 1);
@@ -233,9 +241,9 @@ extern "C" int tc_try(const Program* p, Ask* asks, Answer* answers, uint32_t req
   s.run();
   for (char* m : s.shared) free(m);
   host::simulation = nullptr;
-  about[0] = s.operations, about[1] = s.hints;
+  about[0] = s.operations, about[1] = s.hints, about[2] = s.all_copies;
   std::string error = s.error;
-  if (error.empty() && reinterpret_cast<const Status*>(p->launches[0].status)->state == tc::STALLED) error = "stalled";
+  if (error.empty() && reinterpret_cast<const Status*>(p->launches[0].status)->state == STALLED) error = "stalled";
   for (uint32_t n = 0; n < requests && error.empty() && answers[n].reason; ++n) error = check(asks[n], answers[n]);
   if (error.empty() && memcmp(p->twin, p->memory, p->memory_words * 4)) error = "other memory";
   snprintf(message, 256, "%s", error.c_str());

@@ -75,7 +75,7 @@ static void run_resident(Job& launch, uint32_t grid, uint32_t block, const int* 
   if (grid != l.blocks || block != BLOCK_THREADS) host::fail("a launch of another size");
   const auto* streams = reinterpret_cast<const DeviceStream*>(l.streams);
   const auto* instructions = reinterpret_cast<const Instruction*>(l.instructions);
-  for (uint32_t s = 0; s < l.programs * l.blocks; ++s)
+  for (uint32_t s = 0; s < l.program_count * l.blocks; ++s)
     for (uint32_t r = streams[s].run_begin; r < streams[s].run_end; ++r) {
       const auto* run = reinterpret_cast<const DeviceRun*>(l.runs) + r;
       launch.runs[instructions[run->instruction].tape_begin].push_back(run);

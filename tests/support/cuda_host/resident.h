@@ -146,8 +146,6 @@ namespace tc {
 
 using host::blocks;
 
-constexpr int LANES = 1;
-
 inline int thread() { return blocks->self().warp; }
 inline int lane() { return 0; }
 inline int fresh_thread() { return thread(); }

@@ -9,8 +9,6 @@ namespace tc {
 
 using host::sim;
 
-constexpr int LANES = 1;
-
 inline int thread() { return sim().self().warp; }
 inline int lane() { return 0; }
 inline int fresh_thread() { return thread(); }
@@ -160,6 +158,7 @@ inline void bulk_copy(void* to, const void* from, uint32_t bytes, uint64_t* b) {
   for (host::Copy& other : sim().copies)
     if (other.barrier == b) sim().fail("two copies into one stage at a time");
   sim().copies.push_back(c);
+  ++sim().all_copies;
 }
 inline void prefetch(const void*, uint32_t) { ++sim().hints; }
 inline void async_fence() {}

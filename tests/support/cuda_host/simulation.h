@@ -54,7 +54,7 @@ struct Simulation {
   std::unordered_map<uint64_t, Barrier> barriers;  // by block and name
   std::vector<Copy> copies;
   std::vector<Late> late;
-  uint64_t random, operations = 0, hints = 0;
+  uint64_t random, operations = 0, hints = 0, all_copies = 0;
   uint32_t agents = 0, copy_odds = 24, late_odds = 4;  // one in so many: that a copy, a late store is done before others go on
   int me = 0;
   ucontext_t outside;

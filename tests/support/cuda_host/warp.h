@@ -16,7 +16,6 @@
 
 #define TC_DEVICE inline
 #define TC_UNROLL
-#define TC_SLOT_BYTES 16384
 
 struct alignas(16) uint4 {
   uint32_t x, y, z, w;
@@ -34,9 +33,6 @@ inline uint32_t __float_as_uint(float f) {
 }
 
 namespace tc {
-
-constexpr int LANES = 32, CONSUMER_WARPS = 8, CONSUMERS = CONSUMER_WARPS * LANES;
-constexpr uint32_t SLOT = TC_SLOT_BYTES;
 
 // --- fibers ----------------------------------------------------------------------------------------------------------
 
@@ -221,37 +217,36 @@ inline void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2
 // --- the ring --------------------------------------------------------------------------------------------------------
 
 struct Slots {
-  static constexpr int STAGES = 3;
+  static constexpr int HELD = 3;
   std::vector<std::vector<char>> given;  // slot by slot, what the loader copies
-  alignas(16) char memory[STAGES][SLOT];
-  uint32_t filled = 0, released = 0, leaving[STAGES] = {};
+  alignas(16) char memory[HELD][SLOT];
+  uint32_t filled = 0, released = 0, leaving[HELD] = {};
 
   void poison(int stage) { memset(memory[stage], 0xff, SLOT); }
   const char* wait(uint32_t n) {
     if (n >= given.size()) fail("a body waits for more slots than its weights have");
     while (filled <= n) {  // any fiber may fill a slot meanwhile
-      if (filled >= released + STAGES) {
+      if (filled >= released + HELD) {
         yield();
         continue;
       }
-      memcpy(memory[filled % STAGES], given[filled].data(), given[filled].size());
+      memcpy(memory[filled % HELD], given[filled].data(), given[filled].size());
       ++filled;
       ++fibers.moves;
     }
-    return memory[n % STAGES];
+    return memory[n % HELD];
   }
   void release(uint32_t n) {
     ++fibers.moves;
-    if (++leaving[n % STAGES] < CONSUMER_WARPS) return;
-    leaving[n % STAGES] = 0;
-    poison(n % STAGES);
+    if (++leaving[n % HELD] < CONSUMER_WARPS) return;
+    leaving[n % HELD] = 0;
+    poison(n % HELD);
     ++released;
   }
 };
 inline Slots slots;
 
-template <int STAGES>
-struct RingOf {
+struct Ring {
   uint32_t n = 0;
   const char* wait() { return slots.wait(n); }
   void release() {

@@ -18,7 +18,8 @@ from tilecompile.cli.app import app
 from tilecompile.errors import InputError
 from tilecompile.ir.node import OpNode, View
 from tilecompile.runtime.folder.contract import MARK
-from tilecompile.targets.cuda.build import ARCHITECTURES, SHARED_BYTES
+from tilecompile.runtime.format import SHARED_BYTES
+from tilecompile.targets.cuda.build import ARCHITECTURES
 from tilecompile.targets.cuda.emit import GpuKind, task_kinds
 from tilecompile.targets.cuda.kernel import Kernel, make_kernel
 

@@ -24,6 +24,7 @@ from tilecompile.measure.timeline.record import Recording, profiling_library, re
 from tilecompile.runtime.engine import Engine
 from tilecompile.runtime.folder.manifest import read_manifest
 from tilecompile.runtime.folder.tables import load_tables
+from tilecompile.runtime.format import PREFETCH_BYTES
 from tilecompile.runtime.load import load
 from tilecompile.runtime.machine import free_memory, usable_cores
 from tilecompile.runtime.progress import Count, Progress, silent
@@ -31,7 +32,7 @@ from tilecompile.schedules.machine import Machine, OpCost, Simulator, load_machi
 
 SETS = tuple(int(2**n) for n in (18, 20, 21, 22, 23, 24, 25, 26, 28, 30))
 """Working sets in bytes, from the first caches to memory."""
-LIKE_BODIES = ReadKernel(streams=1, locality=3, ahead=4096, huge_pages=True)
+LIKE_BODIES = ReadKernel(streams=1, locality=3, ahead=PREFETCH_BYTES, huge_pages=True)
 """Reads as the bodies of linear operators do."""
 TRIES = 5
 PART = 4

@@ -11,7 +11,7 @@ template <class S, int SLOTS, class Epilogue>
 TC_DEVICE void expert_combine_rows(const Call& c, const float* x, int x_token, int x_slot, const int32_t* expert,
                                    const float* weight, int weight_token, Epilogue&& epilogue) {
   const int begin = c.tile(0), end = c.tile(1), groups = (end - begin + PANEL - 1) / PANEL;
-  float* sums = reinterpret_cast<float*>(c.scratch + S::FIXED + S::head_blocks(groups) * BLOCK_BYTES);  // [groups][T][16]
+  float* sums = reinterpret_cast<float*>(c.scratch + S::FIXED + S::head_blocks(groups) * FRAGMENT_BYTES);  // [groups][T][16]
   for (int i = c.thread; i < groups * S::T * PANEL; i += CONSUMERS) sums[i] = 0.f;
   body_barrier();  // a sum's later owner is another thread, but the same in every slot
   for (int slot = 0; slot < SLOTS; ++slot) {

@@ -18,7 +18,7 @@ from tilecompile.ir.tiling import Access, Tiling, whole
 from tilecompile.ops.base import CPP_TYPES, Distribution, Indices, RowsRead, TaskWork, TileOp, register
 from tilecompile.ops.context import Context, cpp_context, parts_of, rows_of
 from tilecompile.ops.index_score.gpu import gpu
-from tilecompile.runtime.format import DTYPE_BYTES
+from tilecompile.runtime.format import DTYPE_BYTES, SCORE_KEYS
 
 UNIT = 128
 """Blocks of positions are multiples of this."""
@@ -77,7 +77,7 @@ def tile(node: OpNode, parts: int) -> Tiling:
         writes=(Access(4, ((0, tokens), (lo, hi))),),
         weights=((),) * len(lo),
         cost=np.asarray((hi - lo) * width * (element + 2 * tokens * heads / FLOPS_PER_BYTE), np.float64),
-        scratch=4 * 32 * width,
+        scratch=4 * SCORE_KEYS * width,
     )
 
 

@@ -6,14 +6,13 @@
 // tokens.
 #pragma once
 
-constexpr int KEYS = 32;
 
-// The first n keys of `rows` (missing ones as zero) to `out`, as [D][KEYS]. Half of the next keys, those at `ahead`,
+// The first n keys of `rows` (missing ones as zero) to `out`, as [D][SCORE_KEYS]. Half of the next keys, those at `ahead`,
 // are brought into the cache meanwhile; add_heads fetches the other half, so that the memory always has something to
 // do.
 template <int D, class E>
 inline void transpose_keys(const E* rows, size_t stride, int n, const E* ahead, float* out) {
-  for (int g = 0; g < KEYS; g += 16)
+  for (int g = 0; g < SCORE_KEYS; g += 16)
     each_block(0, D, [&](int d, int width) INLINED {
       v16 m[16];
       repeat<16>([&](int r) INLINED {
@@ -21,11 +20,11 @@ inline void transpose_keys(const E* rows, size_t stride, int n, const E* ahead, 
         if (r % 2 == 0) prefetch(ahead + size_t((g + r) / 2) * stride + d);
       });
       transpose(m);
-      for (int i = 0; i < width; ++i) store(out + (d + i) * KEYS + g, m[i]);
+      for (int i = 0; i < width; ++i) store(out + (d + i) * SCORE_KEYS + g, m[i]);
     });
 }
 
-// Adds heads 0..HEADS of one token to the scores of 32 keys, bringing the D * KEYS / 2
+// Adds heads 0..HEADS of one token to the scores of 32 keys, bringing the D * SCORE_KEYS / 2
 // elements at `ahead` into the cache meanwhile.
 template <int HEADS, int D, bool PREFETCH, class E>
 inline void add_heads(const float* query, int q_head, const float* weight, const float* keys, const E* ahead,
@@ -34,8 +33,8 @@ inline void add_heads(const float* query, int q_head, const float* weight, const
   repeat<HEADS>([&](int h) INLINED { dot[h][0] = dot[h][1] = zero(); });
   for (int d = 0; d < D; ++d) {
     if constexpr (PREFETCH)
-      prefetch(ahead + d * (KEYS / 2));
-    const v16 k0 = load(keys + d * KEYS), k1 = load(keys + d * KEYS + 16);
+      prefetch(ahead + d * (SCORE_KEYS / 2));
+    const v16 k0 = load(keys + d * SCORE_KEYS), k1 = load(keys + d * SCORE_KEYS + 16);
     repeat<HEADS>([&](int h) INLINED {
       const v16 q = splat(query[h * q_head + d]);
       dot[h][0] = fma(q, k0, dot[h][0]);
@@ -57,9 +56,9 @@ inline void index_score(const Call& c, Share share, const float* query, int q_to
   if (first >= T) return;
   c.scratch->norm_x = nullptr;
   float* keys = reinterpret_cast<float*>(c.scratch->base);
-  for (int s = c.tile(0); s < end; s += KEYS) {
+  for (int s = c.tile(0); s < end; s += SCORE_KEYS) {
     const E* rows = cache + size_t(s) * row;
-    const E* ahead = s + KEYS < end ? rows + KEYS * row : rows;
+    const E* ahead = s + SCORE_KEYS < end ? rows + SCORE_KEYS * row : rows;
     transpose_keys<D>(rows, row, end - s, ahead, keys);
     for (int t = first; t < T; ++t) {
       const float* q = query + t * q_token;
@@ -67,7 +66,7 @@ inline void index_score(const Call& c, Share share, const float* query, int q_to
       v16 score[2] = {zero(), zero()};
       int h = 0;
       if (t == first && HEADS <= H) {
-        add_heads<HEADS, D, true>(q, q_head, w, keys, ahead + KEYS / 2 * row, score);
+        add_heads<HEADS, D, true>(q, q_head, w, keys, ahead + SCORE_KEYS / 2 * row, score);
         h = HEADS;
       }
       for (; h + HEADS <= H; h += HEADS) add_heads<HEADS, D, false>(q + h * q_head, q_head, w + h, keys, ahead, score);

@@ -1,6 +1,6 @@
 """How an op states its GPU body: written in TileLang, or by hand over the weight ring.
 
-A body is run by the 256 threads of the eight consumer warps of a block; all of them enter it and all of them leave it.
+A body is run by the THREADS threads of the consumer warps of a block; all of them enter it and all of them leave it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-THREADS = 256
+from tilecompile.runtime.format import BLOCK
+
+THREADS = BLOCK.body_threads
 """Threads that run a body."""
 
 STORED = {"f32": "float32", "bf16": "uint16", "i32": "int32"}

@@ -8,13 +8,14 @@ of positions, counts what it holds of them, and writes it behind what the thread
 from typing import Any
 
 from tilecompile.ops.kit.body import THREADS, Flavor
+from tilecompile.runtime.format import INTERVAL_BITS
 
-BITS = 11
+BITS = INTERVAL_BITS
 """An interval's number."""
 
 BINS = 1 << BITS
 EACH = BINS // THREADS
-ROUNDS = 3
+ROUNDS = -(-32 // BITS)
 
 LOWEST, HIGHEST = -(2**31), 2**31 - 1
 

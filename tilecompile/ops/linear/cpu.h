@@ -6,8 +6,6 @@
 // (0+1)+(2+3).
 #pragma once
 
-constexpr int PREFETCH_BYTES = 4096;
-
 // One panel times T tokens whose activations are `stride` floats apart. `next` is what will be read after the panel, into
 // which the prefetches run on; without it, what lies behind the panel.
 template <int T, class W>

@@ -16,18 +16,13 @@
 
 namespace tc {
 
-constexpr int PANEL = 16;            // rows
-constexpr int BLOCK_BYTES = 512;     // of a k-block
-constexpr int SLOT_BLOCKS = SLOT / BLOCK_BYTES;
-constexpr int RESIDUES = 8;          // partial sums of a row
-constexpr int SCALE_BLOCK = 128;     // columns that share a scale
-constexpr int PARTIAL_BYTES = 16384;  // of scratch memory for partial sums, or one panel of each weight
-static_assert(RESIDUES == CONSUMER_WARPS && SLOT % BLOCK_BYTES == 0);
+constexpr int SLOT_BLOCKS = SLOT / FRAGMENT_BYTES;
+static_assert(RESIDUES == CONSUMER_WARPS && SLOT % FRAGMENT_BYTES == 0);
 
 // A lane's part of a k-block of activations as the second operand takes it, two neighbours in a word: `High`, and `Low`,
 // what those leave, as it is stored. `rest` is what a packed number leaves of x.
 struct Bf16 {
-  static constexpr int COLS = 16;
+  static constexpr int COLS = FRAGMENT_COLS_BF16;
   static constexpr bool SCALED = false;
   struct High {
     uint32_t b[2];
@@ -41,7 +36,7 @@ struct Bf16 {
   }
 };
 struct Fp8 {
-  static constexpr int COLS = 32;
+  static constexpr int COLS = FRAGMENT_COLS_FP8;
   static constexpr bool SCALED = true;
   struct High {
     uint32_t b[4];
@@ -77,7 +72,7 @@ struct Shape {
   static constexpr int LOW_BYTES = BLOCKS * T * 4 * sizeof(typename W::Low);
   static constexpr int PANEL_BYTES = RESIDUES * COLUMNS * PANEL * 4;  // of partial sums
   static constexpr int GROUPS = PARTIAL_BYTES / (N * PANEL_BYTES) > 1 ? PARTIAL_BYTES / (N * PANEL_BYTES) : 1;
-  static_assert(PHASE % 16 == 0 && T <= 8);
+  static_assert(PHASE % 16 == 0 && T <= MAX_TOKENS);
 
   // Scratch memory, in this order; scales, and behind them what the op wants a panel, take what the largest tile needs.
   static constexpr int SUMS = 0;        // 2 x [warps][T]
@@ -86,7 +81,7 @@ struct Shape {
   static constexpr int LOW = HIGH + HIGH_BYTES;       // the same
   static constexpr int PARTIAL = LOW + LOW_BYTES;     // [GROUPS][N][RESIDUES][COLUMNS][PANEL]
   static constexpr int FIXED = PARTIAL + GROUPS * N * PANEL_BYTES;
-  TC_DEVICE static int head_blocks(int panels) { return (panels * SCALES * 4 + BLOCK_BYTES - 1) / BLOCK_BYTES; }
+  TC_DEVICE static int head_blocks(int panels) { return (panels * SCALES * 4 + FRAGMENT_BYTES - 1) / FRAGMENT_BYTES; }
 };
 
 // The sum and the maximum over all consumers of what each has for a token, in a fixed order.
@@ -176,7 +171,7 @@ struct Blocks {
       slot = c.ring.wait();
       begin += SLOT_BLOCKS;
     }
-    return slot + (i - begin) * BLOCK_BYTES;
+    return slot + (i - begin) * FRAGMENT_BYTES;
   }
   TC_DEVICE void end(int count) {
     at(count - 1);
@@ -204,12 +199,12 @@ TC_DEVICE void add_block(float (&acc)[S::PRODUCTS][4], const char* block, const 
       const uint32_t x0[2] = {x.b[0], x.b[1]}, x1[2] = {x.b[2], x.b[3]};
       float sum[4] = {}, other[4] = {};
       mma_f16(sum, first, x0);
-      const float scale = scales[(S::PHASE + b * 32) / SCALE_BLOCK];
-      if constexpr (S::PHASE % 32 == 0) {
+      const float scale = scales[(S::PHASE + b * W::COLS) / SCALE_BLOCK];
+      if constexpr (S::PHASE % W::COLS == 0) {
         mma_f16(sum, second, x1);
         TC_UNROLL for (int i = 0; i < 4; ++i) acc[p][i] += scale * sum[i];
       } else {  // a block of scales may end within the k-block, and with it the panel's last
-        const int at = (S::PHASE + b * 32 + 16) / SCALE_BLOCK;
+        const int at = (S::PHASE + b * W::COLS + W::COLS / 2) / SCALE_BLOCK;
         const float next = scales[at < S::SCALES ? at : S::SCALES - 1];
         mma_f16(other, second, x1);
         TC_UNROLL for (int i = 0; i < 4; ++i) acc[p][i] += scale * sum[i] + next * other[i];
@@ -240,7 +235,7 @@ struct Stream {
   }
 
   // Behind the scales, for the op.
-  TC_DEVICE char* more() const { return c.scratch + S::FIXED + head * BLOCK_BYTES; }
+  TC_DEVICE char* more() const { return c.scratch + S::FIXED + head * FRAGMENT_BYTES; }
 
   TC_DEVICE float* partial(int panel, int residue) const {
     return reinterpret_cast<float*>(c.scratch + S::PARTIAL + panel * S::PANEL_BYTES) + residue * S::COLUMNS * PANEL;
@@ -256,7 +251,7 @@ struct Stream {
       const int there = blocks.begin + SLOT_BLOCKS - head - panel * S::BLOCKS;
       const int end = there < S::BLOCKS ? there : S::BLOCKS;
 #pragma unroll 4
-      for (; b < end; b += RESIDUES, block += RESIDUES * BLOCK_BYTES)
+      for (; b < end; b += RESIDUES, block += RESIDUES * FRAGMENT_BYTES)
         add_block<S>(acc, block, c, b, scales + panel * S::SCALES);
     }
     float* to = to_panel + residue * S::COLUMNS * PANEL;

@@ -8,15 +8,21 @@ from typing import TYPE_CHECKING
 from tilecompile.errors import InputError
 from tilecompile.ir.expr import to_scalar
 from tilecompile.ops.kit.body import StreamBody
-from tilecompile.runtime.format import FRAGMENT_BYTES, FRAGMENT_COLS, PANEL, SCALE_BLOCK, scale_count
+from tilecompile.runtime.format import (
+    FRAGMENT_BYTES,
+    FRAGMENT_COLS,
+    PANEL,
+    PARTIAL_BYTES,
+    RESIDUES,
+    SCALE_BLOCK,
+    scale_count,
+)
 
 if TYPE_CHECKING:
     from tilecompile.ir.node import OpNode, View
 
 TYPES = {"bf16": "Bf16", "fp8": "Fp8"}
 ACTIVATION_BYTES = {"bf16": 4, "fp8": 3}
-RESIDUES = 8
-PARTIAL_BYTES = 16384
 
 
 @dataclass(frozen=True)

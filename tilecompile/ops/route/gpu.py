@@ -7,8 +7,9 @@ from typing import Any
 
 from tilecompile.ir.node import OpNode
 from tilecompile.ops.kit.body import THREADS, Flavor, PrimFunc, TileBody
+from tilecompile.runtime.format import BLOCK
 
-WARPS, LANES = 8, 32
+WARPS, LANES = BLOCK.warps, BLOCK.lanes
 
 
 def gpu(node: OpNode) -> TileBody:

@@ -15,9 +15,7 @@ from tilecompile.ir.tiling import Tiling, whole
 from tilecompile.ops.base import Indices, TaskWork, TileOp, register
 from tilecompile.ops.context import Context, rows_of
 from tilecompile.ops.topk_candidates.gpu import gpu
-
-FIELDS = 2
-"""Words of a key: complement of the position, ordered score (little-endian 64 bits)."""
+from tilecompile.runtime.format import INTERVAL_BITS
 
 
 def ordered(scores: torch.Tensor) -> torch.Tensor:
@@ -35,7 +33,7 @@ def tile(node: OpNode, parts: int) -> Tiling:
         writes=(whole(node, 2),),
         weights=((),),
         cost=np.array([16.0 * tokens * size]),
-        scratch=4 * (2 * size + 2048),
+        scratch=4 * (2 * size + (1 << INTERVAL_BITS)),
     )
 
 

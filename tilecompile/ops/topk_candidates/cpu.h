@@ -20,9 +20,9 @@ inline void topk_candidates(const Call& c, Share share, const float* scores, siz
     }
     for (int i = count - 1; i >= 0; --i) {
       const int row = rows[i];
-      keys[2 * i] = ~uint32_t(share.position(row));
-      keys[2 * i + 1] = order_key(scores[row]);
+      keys[KEY_WORDS * i] = ~uint32_t(share.position(row));
+      keys[KEY_WORDS * i + 1] = order_key(scores[row]);
     }
-    memset(keys + 2 * count, 0, size_t(K - count) * 2 * sizeof(uint32_t));
+    memset(keys + KEY_WORDS * count, 0, size_t(K - count) * KEY_WORDS * sizeof(uint32_t));
   }
 }

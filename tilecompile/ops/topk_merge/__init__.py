@@ -14,6 +14,7 @@ from tilecompile.ir.tiling import Tiling, whole
 from tilecompile.ops.base import TileOp, register
 from tilecompile.ops.context import Context
 from tilecompile.ops.topk_merge.gpu import gpu
+from tilecompile.runtime.format import INTERVAL_BITS, KEY_WORDS
 
 
 def tile(node: OpNode, parts: int) -> Tiling:
@@ -25,7 +26,7 @@ def tile(node: OpNode, parts: int) -> Tiling:
         writes=(whole(node, 2),),
         weights=((),),
         cost=np.array([32.0 * tokens * shares * room]),
-        scratch=8 * shares * room + 4 * 2048,
+        scratch=4 * (KEY_WORDS * shares * room + (1 << INTERVAL_BITS)),
     )
 
 

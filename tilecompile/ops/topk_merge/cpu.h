@@ -45,10 +45,10 @@ inline void topk_merge(const Call& c, Share share, const uint32_t* keys, size_t 
       uint64_t* all = reinterpret_cast<uint64_t*>(c.scratch->base);
       memcpy(all, keys, size_t(SHARES) * ROOM * sizeof(uint64_t));
       const uint64_t least = nth_key(all, SHARES * ROOM, TOPK, reinterpret_cast<uint32_t*>(all + SHARES * ROOM));
-      const uint32_t* own = keys + size_t(share.index) * ROOM * 2;
+      const uint32_t* own = keys + size_t(share.index) * ROOM * KEY_WORDS;
       for (int i = 0; i < ROOM; ++i) {
-        const uint64_t key = uint64_t(own[2 * i + 1]) << 32 | own[2 * i];
-        if (key >= least) out[taken++] = share.rows(int(~own[2 * i]));
+        const uint64_t key = uint64_t(own[KEY_WORDS * i + 1]) << 32 | own[KEY_WORDS * i];
+        if (key >= least) out[taken++] = share.rows(int(~own[KEY_WORDS * i]));
       }
     }
     for (; taken < K; ++taken) out[taken] = -1;

@@ -12,9 +12,10 @@ from tilecompile.ir.placement import Split
 from tilecompile.ir.tiling import Tiling, whole
 from tilecompile.ops.base import Distribution, Indices, TaskWork, TileOp, register
 from tilecompile.ops.context import parts_of, rows_of
-from tilecompile.ops.topk_candidates import FIELDS, TOPK_CANDIDATES
+from tilecompile.ops.topk_candidates import TOPK_CANDIDATES
 from tilecompile.ops.topk_merge import TOPK_MERGE
 from tilecompile.ops.topk_select.gpu import gpu
+from tilecompile.runtime.format import INTERVAL_BITS, KEY_WORDS
 from tilecompile.runtime.names import MERGE, PART
 
 
@@ -50,7 +51,7 @@ def tile(node: OpNode, parts: int) -> Tiling:
         writes=(whole(node, 2),),
         weights=((),),
         cost=np.array([16.0 * tokens * size]),
-        scratch=4 * (2 * size + 2048),
+        scratch=4 * (2 * size + (1 << INTERVAL_BITS)),
     )
 
 
@@ -82,7 +83,7 @@ def by_context(distribution: Distribution, node: OpNode, split: Split) -> None:
     tokens, topk = selection.shape
     parts = list(parts_of(node, split))
     room = min(topk, parts[0][1].rows(scores.shape[1]))
-    keys = distribution.make(f"{selection.tensor}.candidates", (tokens, len(parts), room, FIELDS), "i32")
+    keys = distribution.make(f"{selection.tensor}.candidates", (tokens, len(parts), room, KEY_WORDS), "i32")
     for device, context, own in parts:
         inputs = (distribution.share(scores.tensor, device, context), position)
         candidates = replace(own, name=f"{node.name}.candidates", op=TOPK_CANDIDATES.name, role=PART)

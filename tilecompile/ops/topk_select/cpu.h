@@ -4,8 +4,6 @@
 // the TOPK-th largest lies; the scores in that interval are the candidates of the next round, at most three in all.
 #pragma once
 
-constexpr int INTERVAL_BITS = 11;
-
 // Integers that compare as the scores do; -0 equals 0.
 inline uint32_t order_key(float x) {
   const float y = x + 0.f;

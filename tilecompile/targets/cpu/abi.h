@@ -84,7 +84,7 @@ int32_t tc_submit(void* handle, const Request* request) {
   e->prompt.assign(ids, ids + request->count);
   e->fed = e->generated = e->reason = e->abort = 0;
   e->state.store(RUNNING);
-  e->publish(request->position, e->prompt[0]);
+  e->publish(first_step(e->asked(), e->limits()));
   return 0;
 }
 

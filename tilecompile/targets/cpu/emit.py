@@ -21,6 +21,9 @@ from tilecompile.targets.kind import Kind
 Label = TypeVar("Label", bound=Hashable)
 
 HERE = Path(__file__).parent
+RULES = HERE.parent / "commit_rules.h"
+"""What follows a step of a request, for all targets."""
+
 KIT = Path(__file__).parents[2] / "ops" / "kit" / "cpu"
 
 FRONT = ("simd.h", "call.h")
@@ -37,7 +40,7 @@ def task_kinds(nodes: Mapping[Label, OpNode]) -> tuple[list[Kind], dict[Label, K
     for label, node in nodes.items():
         if op_of(node).is_sink:
             continue
-        guard = "if (!(c.step->flags & 1)) return;  // only where the logits are wanted\n  "
+        guard = "if (!(c.step->flags & NEEDS_LOGITS)) return;\n  "
         key = (node.op, (guard if node.predicate else "") + op_of(node).cpu(node))
         if key not in kinds:
             shapes = " ".join(str(v) for v in (*node.inputs, *node.weights)) + " -> " + " ".join(map(str, node.outputs))
@@ -74,7 +77,7 @@ def bodies_source(kinds: list[Kind]) -> str:
 
 def kernel_source(kinds: list[Kind], title: str, contract: Mapping[str, Any]) -> str:
     """The whole kernel: bodies, resident loop, what the runtime calls, and what it is for (`folder/contract.py`)."""
-    tail = [(HERE / name).read_text().replace("#pragma once\n", "") for name in LOOP]
+    tail = [path.read_text().replace("#pragma once\n", "") for path in (RULES, *(HERE / name for name in LOOP))]
     head = f"// {title}\n// One resident megakernel: task bodies specialised to shapes, and the loop over the tables.\n"
     stated = json.dumps(MARK + json.dumps(contract))
     about = f'extern "C" {{\nextern const char tc_contract[];\nconst char tc_contract[] = {stated};\n}}\n'

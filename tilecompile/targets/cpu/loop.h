@@ -50,24 +50,29 @@ struct Engine {
     }
   }
 
-  // Starts the next step with one token; the step before it is complete.
-  void publish(uint32_t position, int32_t id) {
+  // The request, as the rules see it.
+  Asked asked() const {
+    return {request.position, request.count, request.max_new, request.logits != 0, generated.load(std::memory_order_relaxed),
+            abort.load(std::memory_order_relaxed)};
+  }
+  Limits limits() const {
+    return {table<StepProgram>(launch.programs), launch.first_program, launch.vocab, launch.max_seq_len, launch.stop_count};
+  }
+
+  // Starts the next step; the step before it is complete.
+  void publish(const Next& next) {
     const uint32_t n = sequence.load(std::memory_order_relaxed) + 1;
     // Who sees this step's program also sees the number of the step before.
     std::atomic_thread_fence(std::memory_order_release);
-    programs[n % 2].store(0, std::memory_order_relaxed);
+    programs[n % 2].store(next.program, std::memory_order_relaxed);
     TC_CHAOS("within a step's record")
     Step& s = steps[n % 2];
-    s.program = 0;
-    s.run = ++runs[0];
-    s.sequence = n;
-    s.position = position;
-    s.tokens = 1;
-    s.context = position + 1;
-    s.flags = request.logits != 0 || fed.load(std::memory_order_relaxed) + 1 >= request.count;
-    s.ids[0] = id;
-    buffer<int32_t>(launch.ids_buffer)[0] = id;
-    buffer<int32_t>(launch.position_buffer)[0] = int32_t(position);
+    describe(s, next, ++runs[next.program], n);
+    const int32_t* ids = next.source == PROMPT_IDS ? prompt.data() + (next.position - request.position)
+                                                   : buffer<int32_t>(launch.next_buffer) + next.row;
+    int32_t* to = buffer<int32_t>(launch.ids_buffer);
+    for (uint32_t i = 0; i < next.tokens; ++i) s.ids[i] = to[i] = ids[i];
+    buffer<int32_t>(launch.position_buffer)[0] = int32_t(next.position);
     TC_CHAOS("before a step begins")
     TC_PROFILED(profile.publish(n);)
     sequence.store(n, std::memory_order_seq_cst);
@@ -75,7 +80,7 @@ struct Engine {
     if (parked.load(std::memory_order_seq_cst)) sequence.notify_all();
   }
 
-  void finish(Reason why) {
+  void finish(uint32_t why) {
     reason.store(why, std::memory_order_relaxed);
     TC_CHAOS("before a request ends")
     uint32_t running = RUNNING;
@@ -83,31 +88,28 @@ struct Engine {
     signal(true);
   }
 
-  // The sink: every other instruction of the step is done. Takes the sampled token and decides what comes next.
+  // The sink: every other instruction of the step is done. Takes what was sampled, and starts what comes next.
   void commit(const Step& s) {
     step_count.fetch_add(1, std::memory_order_relaxed);
     if (state.load(std::memory_order_relaxed) != RUNNING) return;
-    const uint32_t done = fed.load(std::memory_order_relaxed) + (s.position < request.position + request.count);
+    const Asked now = asked();
+    const uint32_t before = fed_of(now, s.position), done = fed_of(now, s.context);
     fed.store(done, std::memory_order_relaxed);
-    if (request.logits && s.position < request.position + request.count) {
-      float* out = reinterpret_cast<float*>(request.logits) + size_t(s.position - request.position) * launch.vocab;
-      memcpy(out, table<float>(launch.logits), size_t(launch.vocab) * sizeof(float));
+    if (request.logits && before < done) {
+      float* out = reinterpret_cast<float*>(request.logits) + size_t(before) * launch.vocab;
+      memcpy(out, table<float>(launch.logits), size_t(done - before) * launch.vocab * sizeof(float));
     }
-    if (abort.load(std::memory_order_relaxed)) return finish(ABORTED);
-    if (s.context < request.position + request.count)
-      return publish(s.context, prompt[s.context - request.position]);
-    if (request.max_new == 0) return finish(MAX_NEW);
-    const int32_t id = buffer<int32_t>(launch.next_buffer)[0];
-    if (uint32_t(id) >= launch.vocab) return finish(BAD_ID);  // bodies take ids on trust
-    const uint32_t count = generated.load(std::memory_order_relaxed);
-    tokens[count] = id;
-    generated.store(count + 1, std::memory_order_release);
-    for (uint32_t i = 0; i < launch.stop_count; ++i)
-      if (table<int32_t>(launch.stops)[i] == id) return finish(STOP_ID);
-    if (count + 1 >= request.max_new) return finish(MAX_NEW);
-    if (s.context >= launch.max_seq_len) return finish(CONTEXT_FULL);
-    signal(false);
-    publish(s.context, id);
+    const int32_t* sampled = buffer<int32_t>(launch.next_buffer);
+    const Next next = decide(
+        s, now, limits(), [&](uint32_t row) { return sampled[row]; },
+        [&](uint32_t i) { return table<int32_t>(launch.stops)[i]; });
+    if (next.taken) {
+      for (uint32_t i = 0; i < next.taken; ++i) tokens[now.generated + i] = sampled[next.row + i];
+      generated.store(now.generated + next.taken, std::memory_order_release);
+    }
+    if (next.reason != NO_REASON) return finish(next.reason);
+    if (next.taken) signal(false);
+    publish(next);
   }
 
   // Whether all events of the worker's instruction have arrived; counts those that have.

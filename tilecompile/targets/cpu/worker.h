@@ -21,9 +21,6 @@ inline void relax() { asm volatile("yield"); }
 inline void relax() {}
 #endif
 
-enum State : uint32_t { IDLE = 0, RUNNING = 1, STALLED = 2, CLOSED = 3 };
-enum Reason : uint32_t { NO_REASON = 0, STOP_ID = 1, MAX_NEW = 2, CONTEXT_FULL = 3, ABORTED = 4, BAD_ID = 5 };
-
 constexpr uint32_t SPIN = 64;             // polls without progress before a thread yields its core; more harms on a shared machine
 constexpr uint32_t PARK_POLLS = 1 << 12;  // polls between requests before a thread parks
 constexpr size_t HINT_BYTES = 2048;      // of the next weight run, fetched while a worker waits

@@ -16,16 +16,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tilecompile.errors import InputError
-from tilecompile.runtime.format import BLOCK_THREADS
+from tilecompile.runtime.format import BLOCK, SHARED_BYTES
 from tilecompile.targets.cuda.compile_cache import cached, key_of
 
 ARCHITECTURES = ("sm_90a", "sm_100a")
 
 REGISTERS = 65536
 """Registers of an SM, a quarter for each of its four schedulers, over which a block's warps are divided."""
-
-SHARED_BYTES = 232448
-"""Shared memory that one block can have: 227 KB."""
 
 FORBIDDEN = ("ld.local", "st.local", "ld.global.nc", "call")
 """Instructions that no kernel may hold: local memory, loads that may miss what another SM has just written, calls."""
@@ -182,7 +179,7 @@ def parse_log(log: str) -> dict[str, Resources]:
     return kernels
 
 
-def check_resources(what: str, used: Resources, dynamic: int = 0, threads: int = BLOCK_THREADS) -> None:
+def check_resources(what: str, used: Resources, dynamic: int = 0, threads: int = BLOCK.threads) -> None:
     """InputError unless one block of a kernel fits on an SM, with `dynamic` bytes of shared memory, without spills."""
     if used.spills or used.local:
         raise InputError(f"{what} keeps {used.local} bytes a thread in local memory and spills {used.spills}, want 0")

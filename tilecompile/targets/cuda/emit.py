@@ -15,7 +15,7 @@ from tilecompile.ir.node import OpNode
 from tilecompile.ir.tasks import TaskGrids
 from tilecompile.ops.base import REGISTRY, op_of
 from tilecompile.ops.kit.body import Body, StreamBody
-from tilecompile.runtime.format import c_header
+from tilecompile.runtime.format import BlockShape, block_header, c_header
 from tilecompile.targets.cuda.lower import Lowered, to_cuda
 from tilecompile.targets.kind import Kind
 
@@ -27,7 +27,7 @@ OPS = Path(__file__).parents[2] / "ops"
 FRONT = ("sync.cuh", "ring.cuh", "call.cuh", "scalar.cuh", "reduce.cuh")
 """What bodies are written over."""
 
-LOOP = ("worker.cuh", "control.cuh", "loader.cuh", "loop.cuh", "fill.cuh")
+LOOP = ("commit_rules.h", "worker.cuh", "control.cuh", "loader.cuh", "loop.cuh", "fill.cuh")
 """The resident loop, and what fills memory for measurements."""
 
 
@@ -100,15 +100,14 @@ def _function(kind: GpuKind, statement: str) -> str:
 
 
 def header(name: str) -> str:
-    """The text of a hand-written header: of `ops/kit/cuda`, or of this folder."""
-    kit = OPS / "kit" / "cuda" / name
-    return (kit if kit.exists() else HERE / name).read_text()
+    """The text of a hand-written header: of `ops/kit/cuda`, of this folder, or of all targets."""
+    folders = (OPS / "kit" / "cuda", HERE, HERE.parent)
+    return next(folder / name for folder in folders if (folder / name).exists()).read_text()
 
 
-def front(scratch_bytes: int, names: Iterable[str] = FRONT) -> str:
-    """The records, and what bodies are written over, with so much shared memory for them."""
-    parts = [c_header(), *(header(name) for name in names)]
-    return f"#define TC_SCRATCH_BYTES {scratch_bytes}\n" + "\n".join(parts)
+def front(shape: BlockShape, names: Iterable[str] = FRONT) -> str:
+    """The text of the records, the block's shape, and what bodies are written over."""
+    return "\n".join([c_header(), block_header(shape), *(header(name) for name in names)])
 
 
 def once(text: str) -> str:

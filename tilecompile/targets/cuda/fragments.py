@@ -16,10 +16,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from tilecompile.runtime.format import FRAGMENT_BYTES, FRAGMENT_COLS, PANEL, SCALE_BLOCK
-
-E4M3_MAX = 448.0
-"""Largest number of e4m3."""
+from tilecompile.runtime.format import E4M3_MAX, FRAGMENT_BYTES, FRAGMENT_COLS, PANEL, SCALE_BLOCK
 
 
 def fragments(matrix: torch.Tensor) -> torch.Tensor:

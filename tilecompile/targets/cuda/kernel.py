@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from tilecompile.errors import InputError
 from tilecompile.ops.kit.body import StreamBody
 from tilecompile.runtime.folder.contract import MARK
-from tilecompile.runtime.format import FILL, FILL_THREADS, MEGAKERNEL
+from tilecompile.runtime.format import BLOCK, FILL, FILL_THREADS, LEAST_SLOTS, MEGAKERNEL, SHARED_BYTES
 from tilecompile.targets.cuda.build import (
-    SHARED_BYTES,
     Built,
     Resources,
     build,
@@ -22,9 +21,6 @@ from tilecompile.targets.cuda.build import (
     toolkit,
 )
 from tilecompile.targets.cuda.emit import FRONT, LOOP, GpuKind, bodies, front, once
-
-FRONT_BYTES, SLOT_BYTES, LEAST_SLOTS = 2048, 16384, 2
-"""Shared memory of the loop, of a slot of the ring, and the fewest slots: see call.cuh and ring.cuh."""
 
 BULK = "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"
 """How weights come into shared memory."""
@@ -57,32 +53,30 @@ def make_kernel(
     """
     shared = min(shared_bytes or SHARED_BYTES, SHARED_BYTES)
     made = bodies(kinds, panels, architecture)
-    most = max(made.scratch.values(), default=0)
-    room = shared - FRONT_BYTES - LEAST_SLOTS * SLOT_BYTES
+    room = shared - BLOCK.front_bytes - LEAST_SLOTS * BLOCK.slot_bytes
     for kind in kinds:
-        takes, node = -(-made.scratch[kind.index] // 1024) * 1024, kind.comment.split(":")[0]
+        takes, node = replace(BLOCK, scratch_bytes=made.scratch[kind.index]).scratch, kind.comment.split(":")[0]
         if takes > room:
             raise InputError(
                 f"{kind.function} ({node}) takes {takes} bytes of shared memory beside the ring, {room} are free"
             )
     head = f"// {title}\n// One resident megakernel: task bodies specialised to shapes, and the loop over the tables.\n"
-    limits = f"#define TC_SHARED_BYTES {shared}\n{front(most)}"
-    probes = build(once("\n".join([limits, made.source, *map(_probe, kinds)])), architecture)
+    shape = replace(BLOCK, scratch_bytes=max(made.scratch.values(), default=0), shared_bytes=shared)
+    probes = build(once("\n".join([front(shape), made.source, *map(_probe, kinds)])), architecture)
     of_kind = [_check(kind, probes) for kind in kinds]
     stated = json.dumps(MARK + json.dumps(contract))
     about = f'extern "C" __device__ const char tc_contract[] = {stated};\n'
-    loop = front(most, (*FRONT, *LOOP))
-    source = once("\n".join([head, f"#define TC_SHARED_BYTES {shared}", loop, made.source, _entry(kinds), about]))
+    loop = front(shape, (*FRONT, *LOOP))
+    source = once("\n".join([head, loop, made.source, _entry(kinds), about]))
     whole = build(source, architecture)
     used = whole.kernels[MEGAKERNEL]
     check_resources(MEGAKERNEL, used, shared)
     check_instructions(MEGAKERNEL, instructions(whole.ptx)[MEGAKERNEL], (BULK, "mbarrier.try_wait", "red.release.gpu"))
-    slots = (shared - FRONT_BYTES - -(-most // 1024) * 1024) // SLOT_BYTES
     kinds_of = [
         {**asdict(resources), "shared": made.scratch[kind.index], "kind": kind.function}
         for kind, resources in zip(kinds, of_kind, strict=True)
     ]
-    ring = {"slot_bytes": SLOT_BYTES, "slots": slots}
+    ring = {"slot_bytes": shape.slot_bytes, "slots": shape.slots}
     taken = {**asdict(used), "shared": used.shared + shared, "dynamic_shared": shared}
     resources = {"toolkit": toolkit(), "kernel": taken, "ring": ring, "kinds": kinds_of}
     return Kernel(source, whole.cubin, resources)

@@ -2,8 +2,8 @@
 //
 // It waits for nothing but free slots, except at a conditional run: whether a step skips it, and which expert it reads, is
 // known once the step has begun and the expert's event has arrived. Consumers tell nobody that the instruction is done
-// before it has decided, so that it is never a step behind them. With several programs it begins a step when they do, with
-// one as early as the ring allows.
+// before it has decided, so that it is never a step behind them. Where several programs are launched it begins a step when
+// they do, with one as early as the ring allows.
 #pragma once
 
 namespace tc {
@@ -11,7 +11,7 @@ namespace tc {
 struct Loader {
   const Worker& w;
   char* slots;
-  Place<STAGES> place;
+  Place place;
   uint32_t steps = 0, passed = 0;
 
   // Waits until the consumers have begun the loader's step. False if the block ends.
@@ -30,7 +30,7 @@ struct Loader {
     }
     if (!await_step()) return false;
     const Step* step = &w.b.steps[steps % 2];
-    if ((run.flags & GATED) && !(load(&step->flags) & 1)) {
+    if ((run.flags & GATED) && !(load(&step->flags) & NEEDS_LOGITS)) {
       source = nullptr;
     } else if (run.expert) {
       const uint32_t want = load(&step->run) * run.count;
@@ -59,14 +59,14 @@ struct Loader {
 
   TC_DEVICE bool step() {
     ++steps;
-    uint32_t program = 0;
-    if (w.l.programs > 1) {
+    uint32_t program = w.l.only_program;
+    if (program == NONE) {
       if (!await_step()) return false;
       program = load(&w.b.steps[steps % 2].program);
       store_release_block(&w.b.begun, steps);
     }
     const DeviceStream stream = w.stream(program);
-    if (w.l.programs == 1 && stream.run_begin == stream.run_end) return false;
+    if (w.l.only_program != NONE && stream.run_begin == stream.run_end) return false;
     DeviceRun ahead = {};
     if (stream.run_begin < stream.run_end) ahead = load(at<DeviceRun>(w.l.runs) + stream.run_begin);
     for (uint32_t r = stream.run_begin; r < stream.run_end; ++r) {

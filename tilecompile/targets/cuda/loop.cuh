@@ -79,7 +79,7 @@ struct Consumers {
   TC_DEVICE bool await_step(uint32_t sequence) const {
     const Controller controller{w, w.b.control};
     uint32_t looks = 0, pause = 32;
-    if (w.l.programs > 1)  // the loader reads the record that the next one replaces
+    if (w.l.only_program == NONE)  // the loader reads the record that the next one replaces
       if (!w.await_agent(&w.b.begun, steps, NONE, sequence)) return false;
     Step& to = w.b.steps[(steps + 1) % 2];
     for (;;) {
@@ -153,12 +153,14 @@ struct Consumers {
     }
   }
 
-  // The logits of a prompt's position, for a request that asks for all of them.
+  // The logits of the prompt's positions in a step, for a request that asks for all of them.
   TC_DEVICE void keep_logits(const Step& step) const {
-    const Mailbox& mail = w.b.control.mail;
-    if (!mail.logits || step.position >= mail.position + mail.count) return;
-    float* to = at<float>(mail.logits) + size_t(step.position - mail.position) * w.l.vocab;
-    for (uint32_t i = thread(); i < w.l.vocab; i += CONSUMERS) store(to + i, load(at<float>(w.l.logits) + i));
+    const Controller controller{w, w.b.control};
+    const Asked asked = controller.asked();
+    const uint32_t before = fed_of(asked, step.position), count = fed_of(asked, step.context) - before;
+    if (!asked.every_logit || !count) return;
+    float* to = at<float>(w.b.control.mail.logits) + size_t(before) * w.l.vocab;
+    for (uint32_t i = thread(); i < count * w.l.vocab; i += CONSUMERS) store(to + i, load(at<float>(w.l.logits) + i));
     body_barrier();
   }
 
@@ -179,7 +181,7 @@ struct Consumers {
     if (load(&ins.kind) == COMMIT_KIND) {
       keep_logits(step);
       if (thread() == 0) Controller{w, w.b.control}.commit(step);
-    } else if (!(load(&ins.flags) & GATED) || (load(&step.flags) & 1)) {
+    } else if (!(load(&ins.flags) & GATED) || (load(&step.flags) & NEEDS_LOGITS)) {
       Bodies::run(load(&ins.kind),
                   Call{&ins, &step, at<uint64_t>(w.l.operands) + load(&ins.operand_begin), shared_memory() + FRONT_BYTES, ring});
     }
@@ -225,6 +227,8 @@ TC_DEVICE void resident(const DeviceLaunch& l) {
     mbarrier_init_fence();
     b.taken = b.begun = b.passed = b.leave = b.go = b.reported = 0;
     b.control = {};
+    TC_ROLLED for (uint32_t p = 0; p < l.program_count; ++p)
+      b.control.programs[p] = load(at<StepProgram>(l.programs) + p);
   }
   barrier<0, THREADS>();
   char* slots = shared_memory() + FRONT_BYTES + SCRATCH_BYTES;

@@ -19,6 +19,7 @@ from typing import Any
 
 from tilecompile.ops.base import REGISTRY
 from tilecompile.ops.kit.body import THREADS, Flavor, TileBody
+from tilecompile.runtime.format import BLOCK, SCRATCH_ALIGN, shared_constants
 from tilecompile.targets.cuda.compile_cache import cached, key_of
 
 CONFIG = {
@@ -42,7 +43,7 @@ C_TYPES = {
 REDUCTIONS = {"tl::SumOp": "tc::Sum", "tl::MaxOp": "tc::Max", "tl::MinOp": "tc::Min"}
 """TileLang's operations of reductions, and those of `reduce.cuh`, which takes the place of its library."""
 
-REDUCE_BYTES = THREADS // 32 * 4
+REDUCE_BYTES = 4 * BLOCK.warps
 """Shared memory of a reduction over all threads: an element of 4 bytes a warp."""
 
 CALLS = {
@@ -126,7 +127,7 @@ def to_c(body: TileBody) -> Lowered:
 
 
 def _cached(body: TileBody, target: str) -> Lowered:
-    key = key_of([*_sources(), _version(), target, _identity(body)])
+    key = key_of([*_sources(), repr((BLOCK, shared_constants())), _version(), target, _identity(body)])
     text = cached("tilelang", key, lambda: _dumps(_lower_c(body) if target == "c" else _lower_cuda(body, target)))
     fields = json.loads(text)
     return Lowered(fields["source"], fields["shared_bytes"], tuple(fields["order"]))
@@ -209,7 +210,7 @@ def rewrite(source: str, names: Sequence[str], shared_bytes: int) -> Lowered:
     declared = SHARED.findall(text)
     _require(len(declared) == (1 if shared_bytes else 0), f"states {shared_bytes} bytes of shared memory", text)
     for alignment, kind, name in declared:
-        _require(int(alignment) <= 1024, f"aligns shared memory to {alignment} bytes", text)
+        _require(int(alignment) <= SCRATCH_ALIGN, f"aligns shared memory to {alignment} bytes", text)
         text = SHARED.sub(f"{kind}* {name} = reinterpret_cast<{kind}*>(scratch);", text)
     text = re.sub(r"/\*[^*]*\*/", "", text)  # TileLang writes each number twice, for people
     text = text.replace("__syncthreads();", "tc::body_barrier();")
@@ -251,7 +252,7 @@ def _one_workspace(text: str, declared: Sequence[str], shared_bytes: int) -> tup
 def _reduction(found: re.Match[str]) -> str:
     operation, width, threads = found.groups()
     _require(operation in REDUCTIONS, f"reduces by {operation}", found[0])
-    _require(int(width) <= 32 or width == threads == str(THREADS), f"reduces over {width} threads", found[0])
+    _require(int(width) <= BLOCK.lanes or width == threads == str(THREADS), f"reduces over {width} threads", found[0])
     return f"tc::reduce<{REDUCTIONS[operation]}, {width}>("
 
 

@@ -3,11 +3,7 @@
 
 namespace tc {
 
-enum State : uint32_t { IDLE = 0, RUNNING = 1, STALLED = 2, CLOSED = 3 };
-enum Reason : uint32_t { NO_REASON = 0, STOP_ID = 1, MAX_NEW = 2, CONTEXT_FULL = 3, ABORTED = 4, BAD_ID = 5 };
-
 constexpr uint32_t FETCHED = 8;          // waits and notifies of an instruction that are fetched ahead
-constexpr uint32_t HINT_BYTES = 65536;   // of the next weights, fetched into the L2 while the loader waits for experts
 constexpr uint32_t EAGER_LOOKS = 65536;  // for the next step, before a block naps between looks
 constexpr uint32_t LONGEST_NAP = 20000;  // ns
 
@@ -21,7 +17,11 @@ static_assert(sizeof(Board) == BOARD_BYTES && offsetof(Board, leave) == LEAVE_OF
 
 // The controller's own state.
 struct Control {
-  uint32_t request, running, fed, generated, sequence, run, steps;
+  uint32_t request, running, generated, sequence, steps;
+  uint32_t runs[MAX_PROGRAMS];  // of each program
+  StepProgram programs[MAX_PROGRAMS];
+  int32_t sampled[MAX_TOKENS];  // what the last step chose: once the next one has begun, the buffer of that is the next one's
+  Step step;  // the record that is published
   Mailbox mail;
 };
 
@@ -33,7 +33,7 @@ struct Block {
   DeviceNotify notifies[2][FETCHED];
   Step steps[2];    // the block's step n, from 1, in steps[n % 2]
   uint32_t taken;   // steps that the consumers have begun
-  uint32_t begun;   // steps that the loader has begun; kept only if there are several programs
+  uint32_t begun;   // steps that the loader has begun; kept only if several programs are launched
   uint32_t passed;  // conditional runs that the loader has decided about
   uint32_t leave;   // the block ends
   uint32_t go;      // whether the consumers go on, between two of their barriers

@@ -19,7 +19,6 @@ constexpr int LANES = 8;
 constexpr int LANES = 4;
 #endif
 constexpr int PARTS = 16 / LANES;
-constexpr int PANEL = 16;  // rows of a weight panel
 
 typedef float vf __attribute__((vector_size(4 * LANES)));
 typedef uint32_t vu __attribute__((vector_size(4 * LANES)));

@@ -2,25 +2,12 @@
 //
 // Slots are numbered from the launch on and never begin anew: slot n lies at n mod STAGES, in phase n / STAGES. Both
 // sides count them for themselves, so each must take exactly the slots that the other one gives: a run of weights is cut
-// in pieces of SLOT bytes, of which the last may be short.
+// in pieces of SLOT bytes, of which the last may be short. Their number and size are the block's (runtime/format/block.py).
 #pragma once
-
-#ifndef TC_CONSUMER_WARPS
-#define TC_CONSUMER_WARPS 8
-#endif
-#ifndef TC_SLOT_BYTES
-#define TC_SLOT_BYTES 16384
-#endif
 
 namespace tc {
 
-constexpr int CONSUMER_WARPS = TC_CONSUMER_WARPS;
-constexpr int CONSUMERS = CONSUMER_WARPS * LANES;  // threads that run bodies
-constexpr int THREADS = CONSUMERS + LANES;         // and a warp that loads
-constexpr uint32_t SLOT = TC_SLOT_BYTES;
-
 // Where a thread is in the ring.
-template <int STAGES>
 struct Place {
   uint32_t stage = 0, parity = 0;
   TC_DEVICE void next() {
@@ -52,14 +39,13 @@ struct Patience {
 //   const char* w = c.ring.wait();   // the next slot's bytes, once they are there
 //   ...
 //   c.ring.release();                // the warp has read them
-template <int STAGES>
-struct RingOf {
+struct Ring {
   char* slots;
   uint64_t* full;         // one a stage: ends a phase when the bytes are there
   uint64_t* empty;        // one a stage: ends a phase when all consumer warps have released
   uint32_t* leave;        // the block is about to end: what waits gets what isn't there
   uint64_t stall_ns;      // time after which no weights will come any more
-  Place<STAGES> place;
+  Place place;
 
   TC_DEVICE const char* wait() {
     Patience patience;

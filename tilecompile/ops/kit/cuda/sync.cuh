@@ -10,8 +10,6 @@
 
 namespace tc {
 
-constexpr int LANES = 32;  // threads that a warp runs in step
-
 // Where a thread is.
 TC_DEVICE int thread() { return threadIdx.x; }
 TC_DEVICE int lane() { return threadIdx.x & (LANES - 1); }
@@ -23,9 +21,9 @@ TC_DEVICE int fresh_thread() {
 }
 TC_DEVICE uint32_t block() { return blockIdx.x; }
 
-// The block's dynamic shared memory, 1024-byte aligned.
+// The block's dynamic shared memory.
 TC_DEVICE char* shared_memory() {
-  extern __shared__ __align__(1024) char memory[];
+  extern __shared__ __align__(SCRATCH_ALIGN) char memory[];
   return memory;
 }
 TC_DEVICE uint32_t shared(const void* p) { return uint32_t(__cvta_generic_to_shared(p)); }

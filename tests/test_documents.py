@@ -1,4 +1,4 @@
-"""The documents describe the repository as it is: paths, links, commands, words, and the tutorial as a reader tries it."""
+"""The documents describe the repository as it is, and the tutorial's commands print what it shows."""
 
 from __future__ import annotations
 
@@ -7,198 +7,34 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 
-import click
 import pytest
-import typer
-
-from tilecompile.cli.app import app
-
-ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = sorted(
-    path
-    for path in ROOT.rglob("*.md")
-    if not any(part.startswith(".") or part.endswith(".egg-info") for part in path.relative_to(ROOT).parts)
+from support.documents import (
+    DOCUMENTS,
+    ROOT,
+    broken_links,
+    console_steps,
+    forbidden_words,
+    missing_paths,
+    not_shown,
+    wrong_commands,
 )
-MAP = ROOT / "ARCHITECTURE.md"
+
 MAP_LINES = 150
 
-SOURCES = (".py", ".h", ".cuh", ".cpp", ".toml", ".md", ".txt", ".json", ".npy", ".bin", ".so")
-"""Endings of names that are files."""
-
-FORBIDDEN = {
-    r"(?<![\w.])/(?:home|tmp|root|mnt|opt|srv|work)/": "a path of one machine",
-    r"\bnot-a-number\b": "NaN",
-    r"\b[Ll]ies\b": "is stored, is laid out",
-    r"\b[Ii]n turn\b": "alternately",
-    r"\b[Nn]obody\b": "nothing, unused",
-    r"\bcomes? into being\b": "is created",
-    r"\b[Pp]rocessors?\b(?! sharing)": "CPU",
-    r"\bwanted\b": "required, expected",
-    r"\bpace\b": "rate",
-}
-"""What no document says, and what it says instead."""
-
-
-# --- Parts of a document
-
-
-def code_blocks(text: str) -> Iterator[list[str]]:
-    """The lines of each fenced or indented block of code."""
-    block: list[str] = []
-    fenced, blank = False, True
-    for line in [*text.splitlines(), ""]:
-        if line.lstrip().startswith("```"):
-            fenced = not fenced
-        elif fenced or (line.startswith("    ") and (blank or block)):
-            block.append(line.strip())
-            continue
-        if block:
-            yield block
-            block = []
-        blank = not line.strip()
-
-
-def code_spans(text: str) -> list[str]:
-    """The inline code of a document, without its backticks."""
-    prose = re.sub(r"^ *```.*?^ *```", "", text, flags=re.MULTILINE | re.DOTALL)
-    return [" ".join(span.split()) for span in re.findall(r"`([^`\n]+(?:\n[^`\n]+)?)`", prose)]
-
-
-def commands(text: str) -> list[str]:
-    """Every `tilecompile …` command that a document names, in code spans and in blocks."""
-    found = code_spans(text)
-    for block in code_blocks(text):
-        lines = "\n".join(block).replace("\\\n", " ").splitlines()
-        found += [re.sub(r"\s+#.*| … .*", "", line.removeprefix("$ ")) for line in lines]
-    return [line for line in found if re.match(r"tilecompile [a-z]", line)]
-
-
-# --- Faults of a document; each function returns one line a fault
-
-
-@cache
-def file_names() -> frozenset[str]:
-    """Names of all files of the repository."""
-    skipped = (".git", ".venv", ".venv-base")
-    return frozenset(p.name for p in ROOT.rglob("*") if not any(part in skipped for part in p.parts))
-
-
-def missing_paths(document: Path, text: str, engine: Path) -> list[str]:
-    """Paths in inline code and in commands that are neither in the repository nor in the tutorial's folder."""
-    bases = (ROOT, ROOT / "tilecompile", document.parent, engine, engine / "tiny.engine", engine / "dump")
-    words = [(word, " " not in span) for span in code_spans(text) for word in span.split()]
-    words += [(word, False) for block in code_blocks(text) for line in block for word in line.split()]
-    faults = []
-    for word, alone in words:
-        path = re.sub(r"<\w+>", "*", word.strip("\"',:;()"))
-        if not re.fullmatch(r"[\w.*-]+(?:/[\w.*-]+)*/?", path) or path.count("..") or path.startswith("*"):
-            continue
-        file = path.endswith(SOURCES)
-        if "/" not in path:
-            known = path in file_names() or any((base / path).exists() for base in bases)
-            if alone and file and not path.startswith(".") and not known:
-                faults.append(f"{word}: no file has that name")
-            continue
-        rooted = any((base / path.split("/")[0]).exists() for base in bases)
-        if (file or path.endswith("/") or rooted) and not any(any(base.glob(path)) for base in bases):
-            faults.append(f"{word}: there is no such path")
-    return faults
-
-
-def broken_links(document: Path, text: str) -> list[str]:
-    """Relative links whose file, or whose heading, doesn't exist."""
-    faults = []
-    for target in re.findall(r"\]\(([^)\s]+)\)", text):
-        if re.match(r"https?://", target):
-            continue
-        name, _, anchor = target.partition("#")
-        path = document.parent / name if name else document
-        if not path.exists():
-            faults.append(f"{target}: leads nowhere")
-        elif anchor:
-            headings = re.findall(r"^#+ (.*)", path.read_text() if name else text, flags=re.MULTILINE)
-            if anchor not in {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}:
-                faults.append(f"{target}: has no such heading")
-    return faults
-
-
-def wrong_commands(text: str) -> list[str]:
-    """Commands that the command line doesn't have, or options that they don't take."""
-    root = typer.main.get_command(app)
-    assert isinstance(root, click.Group) or hasattr(root, "commands")
-    faults = []
-    for line in commands(text):
-        try:
-            _, name, *args = shlex.split(line)
-        except ValueError as error:
-            faults.append(f"{line}: {error}")
-            continue
-        if name not in root.commands:
-            faults.append(f"{line}: there is no command {name}")
-            continue
-        options = {option: p for p in root.commands[name].params for option in (*p.opts, *p.secondary_opts)}
-        options |= {"--help": None, "-h": None}
-        most = sum(99 if p.nargs == -1 else 1 for p in root.commands[name].params if p.param_type_name == "argument")
-        while args:
-            word = args.pop(0).split("=")[0]
-            if not word.startswith("-"):
-                most -= word not in ("…", "|", "2>&1")
-            elif word not in options:
-                faults.append(f"{line}: {name} has no option {word}")
-            elif not getattr(options[word], "is_flag", True) and args:
-                args.pop(0)
-        if most < 0:
-            faults.append(f"{line}: too many arguments")
-    return faults
-
-
-def forbidden_words(text: str) -> list[str]:
-    """Words that no document says."""
-    return [
-        f"{found[0]!r}: say {instead}"
-        for word, instead in FORBIDDEN.items()
-        for found in [re.search(word, text)]
-        if found
-    ]
-
-
-# --- The tutorial, run as a reader runs it
-
-
-def tutorial_steps() -> list[tuple[str, list[str]]]:
-    """The tutorial's commands, each with the lines that are shown of its output."""
-    steps: list[tuple[str, list[str]]] = []
-    text = (ROOT / "docs" / "tutorial.md").read_text()
-    for block in re.findall(r"^```console\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL):
-        for line in block.splitlines():
-            if line.startswith("$ "):
-                steps.append((line[2:], []))
-            else:
-                steps[-1][1].append(line)
-    return steps
-
-
-def not_shown(shown: list[str], output: str) -> list[str]:
-    """Lines that are shown, but don't occur in an output in that order; `…` stands for any text of a line."""
-    lines = iter(output.splitlines())
-    patterns = [
-        ".*".join(re.escape(part) for part in line.rstrip().split("…")) for line in shown if line.strip() != "…"
-    ]
-    return [pattern for pattern in patterns if not any(re.fullmatch(pattern, line.rstrip()) for line in lines)]
+Tutorial = tuple[Path, list[tuple[str, list[str], str]]]
+"""The folder in which the tutorial's commands ran, and each command with the lines shown and its output."""
 
 
 @pytest.fixture(scope="module")
-def tutorial(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[str, list[str], str]]]:
-    """The folder in which the tutorial's commands ran, and each command with the lines shown and its output."""
+def tutorial(tmp_path_factory: pytest.TempPathFactory) -> Tutorial:
     folder = tmp_path_factory.mktemp("tutorial")
     for entry in ROOT.iterdir():
         if not entry.name.startswith(".") and not entry.name.endswith(".engine"):
             (folder / entry.name).symlink_to(entry)
-    return folder, [(command, shown, run(command, folder)) for command, shown in tutorial_steps()]
+    steps = console_steps((ROOT / "docs" / "tutorial.md").read_text())
+    return folder, [(command, shown, run(command, folder)) for command, shown in steps]
 
 
 def run(command: str, folder: Path) -> str:
@@ -223,9 +59,6 @@ def run(command: str, folder: Path) -> str:
     )
     assert done.returncode == 0, f"$ {command}\n{done.stdout}"
     return done.stdout
-
-
-Tutorial = tuple[Path, list[tuple[str, list[str], str]]]
 
 
 def test_tutorial_commands_print_the_lines_shown(tutorial: Tutorial) -> None:
@@ -265,7 +98,7 @@ def test_document_names_what_exists(document: Path, tutorial: Tutorial) -> None:
 
 
 def test_map_is_short() -> None:
-    assert len(MAP.read_text().splitlines()) <= MAP_LINES
+    assert len((ROOT / "ARCHITECTURE.md").read_text().splitlines()) <= MAP_LINES
 
 
 @pytest.mark.parametrize("folder", ["docs/decisions", "docs/lab"])

@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from support.documents import (
     DOCUMENTS,
-    ROOT,
     broken_links,
     console_steps,
     forbidden_words,
@@ -20,6 +20,7 @@ from support.documents import (
     not_shown,
     wrong_commands,
 )
+from support.paths import ROOT
 
 MAP_LINES = 150
 

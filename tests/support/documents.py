@@ -9,9 +9,9 @@ from pathlib import Path
 
 import typer
 
+from support.paths import ROOT
 from tilecompile.cli.app import app
 
-ROOT = Path(__file__).resolve().parents[2]
 FILES = [
     file
     for top in ROOT.iterdir()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from support.gqa_attention import GQA_ATTENTION, gqa_attention
 from support.graph_eval import evaluate, on_devices, random_tensors
+from support.opharness import RUNNABLE, assert_close, build_bodies, expected, run_body
 from tilecompile import ops
 from tilecompile.cost.device_reads import device_reads
 from tilecompile.cost.graph_reads import reads
@@ -19,9 +20,11 @@ from tilecompile.cost.simulate.work import Work, work_of
 from tilecompile.cost.step_time.spans import tasks_of
 from tilecompile.errors import InputError
 from tilecompile.ir.graph import OpGraph
+from tilecompile.ir.node import OpNode, View
 from tilecompile.ir.placement import PlacedGraph
 from tilecompile.ir.program import Program, graph_of
 from tilecompile.ops.base import REGISTRY, TileOp, TraitError, register
+from tilecompile.ops.testing import Case
 from tilecompile.passes.events import events
 from tilecompile.passes.fuse import fuse
 from tilecompile.passes.place.place import place
@@ -29,6 +32,7 @@ from tilecompile.passes.schedule import schedule
 from tilecompile.passes.tile import tile
 from tilecompile.passes.trace import trace
 from tilecompile.runtime.folder.manifest import Manifest
+from tilecompile.targets.cpu.build import Isa
 from tilecompile.targets.cpu.emit import task_kinds
 from tilecompile.verify.proof import verify
 
@@ -127,6 +131,23 @@ def test_query_and_key_value_heads_are_divided_together(devices: int, shares: li
         assert [view.shape[1] for view in node.inputs[:3]] == [end - begin, (end - begin) // 2, (end - begin) // 2]
     axes = {name: split.axis for name, split in found.placement.splits.items()}
     assert [axes[f"layers.0.{name}"] for name in ("q_proj", "k_proj", "o_proj")] == ["rows", None, "cols"]
+
+
+@pytest.mark.parametrize("isa", RUNNABLE, ids=lambda isa: isa.name)
+def test_the_body_agrees_with_the_reference(isa: Isa) -> None:
+    generator = torch.Generator().manual_seed(1)
+    shapes = {"q": (2, HEADS, WIDTH), "k": (ROWS, GROUPS, WIDTH), "v": (ROWS, GROUPS, WIDTH)}
+    views = [View.of(name, shape, "f32") for name, shape in shapes.items()]
+    y, position = View.of("y", shapes["q"], "f32"), View.of("position", (1,), "i32")
+    node = OpNode("new", GQA_ATTENTION.name, (*views, position), (), (y,), {"scale": WIDTH**-0.5})
+    library, kinds = build_bodies([node], isa)
+    for at in (0, 5, ROWS - 2):
+        tensors = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+        tensors["k"][at + 2 :], tensors["v"][at + 2 :] = torch.nan, torch.nan  # behind the context
+        case = Case(node, {**tensors, "position": torch.tensor([at], dtype=torch.int32)})
+        for parts in (1, 2, 5):
+            for got, want in zip(run_body(library, kinds["new"], case, parts), expected(case), strict=True):
+                assert_close(got, want, case.tolerance, f"at {at} in {parts} parts")
 
 
 def test_traffic_counts_the_rows_of_the_context() -> None:

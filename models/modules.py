@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from tilecompile import ops
-from tilecompile.ops.dtypes import TORCH_DTYPES
+from tilecompile.ops.dtypes import torch_dtype
 
 
 def weight(*shape: int, dtype: str = "f32") -> nn.Parameter:
     """A parameter without values, of an element type or weight format."""
-    return nn.Parameter(torch.empty(shape, dtype=TORCH_DTYPES[dtype]), requires_grad=False)
+    return nn.Parameter(torch.empty(shape, dtype=torch_dtype(dtype)), requires_grad=False)
 
 
 class Matrix(nn.Module):

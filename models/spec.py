@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 from tilecompile.runtime.format import PROGRAMS
+from tilecompile.runtime.weight_formats import FORMATS
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -103,8 +104,8 @@ class Storage:
 
     @property
     def exact(self) -> str:
-        """The format of matrices that stay in bf16 where others are fp8, as in the published checkpoints."""
-        return "bf16" if self.weights == "fp8" else self.weights
+        """The format of matrices that published checkpoints don't quantise: bf16 where others are fp8."""
+        return FORMATS[self.weights].exact
 
 
 @dataclass(frozen=True)

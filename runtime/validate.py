@@ -13,7 +13,7 @@ A schema is data:
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +47,7 @@ class Number:
 class Choice:
     """One of these strings."""
 
-    of: tuple[str, ...]
+    of: Collection[str]
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class MapOf:
     """An object whose values all have one schema, under any keys or some of `names`."""
 
     values: Schema
-    names: tuple[str, ...] = ()
+    names: Collection[str] = ()
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,12 @@ needs (0.1 % of GLM-5's bytes), and the embedding's row, which device 0 reads.
 
 from __future__ import annotations
 
-from math import prod
-
 from tilecompile.ir.graph import OpGraph
 from tilecompile.ir.node import OpNode, View
 from tilecompile.ir.placement import CONTEXT, Part, Placement, Split
 from tilecompile.ir.tiling import PANEL
 from tilecompile.ops.base import op_of
-from tilecompile.runtime.format import DTYPE_BYTES
+from tilecompile.runtime.weight_formats import stack_bytes
 from tilecompile.schedules.shares import COLS, HEADS, ROWS, attentions, looks_up, mlps, summed, takes_cols
 
 BLOCK = 64
@@ -128,6 +126,6 @@ def _by_heads(node: OpNode) -> bool:
 
 def _bytes(node: OpNode) -> int:
     """Bytes of weights that a step reads."""
-    total = sum(prod(w.shape) * DTYPE_BYTES[w.dtype] for w in node.weights)
+    total = sum(stack_bytes(w.shape, w.dtype) for w in node.weights)
     slots = op_of(node).slots
     return total * slots(node).shape[1] // node.weights[0].shape[0] if slots else total

@@ -16,11 +16,11 @@ from typing import Any
 from tilecompile.errors import InputError
 from tilecompile.runtime.machine import usable_cores
 from tilecompile.runtime.validate import TOML, Choice, MapOf, Number, Schema, Table, mismatch
+from tilecompile.runtime.weight_formats import FORMATS
 from tilecompile.schedules.this_machine import cache_bytes, memory_bytes
 
 FOLDER = Path(__file__).parent / "machines"
 FAMILIES = ("cpu", "sm_90a", "sm_100a")
-WEIGHT_TYPES = ("f32", "bf16", "fp8")
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Machine:
 _NS, _WHOLE, _ABOVE = Number(), Number(1, whole=True), Number(above=True)
 _OP: dict[str, Schema] = {
     **dict.fromkeys(("task_ns", "run_ns", "product_ns", "element_ns"), _NS),
-    "byte_ns": MapOf(_NS, WEIGHT_TYPES),
+    "byte_ns": MapOf(_NS, FORMATS),
 }
 _SIMULATOR: dict[str, Schema] = {
     "read": [[_ABOVE, _ABOVE, _ABOVE]],
@@ -119,7 +119,7 @@ MACHINE = Table(
         **dict.fromkeys(("workers", "shared_memory_bytes", "registers", "memory_bytes"), _WHOLE),
         **dict.fromkeys(("bandwidth_gbs", "link_gbs"), _ABOVE),
         "link_latency_ns": _NS,
-        "weight_types": [Choice(WEIGHT_TYPES)],
+        "weight_types": [Choice(FORMATS)],
         "cores": _WHOLE,
         "cache_bytes": [_WHOLE],
         "simulator": Table(_SIMULATOR, ("read", "task_ns", "event_ns", "remote_event_ns")),

@@ -11,6 +11,7 @@ from tilecompile.models.registry import NAMED
 from tilecompile.runtime.folder.manifest import NAME as MANIFEST
 from tilecompile.runtime.format import MAX_TOKENS
 from tilecompile.runtime.machine import cpu_features, usable_cores
+from tilecompile.runtime.weight_formats import FORMATS
 from tilecompile.schedules import PLACEMENTS, REDUCTIONS
 from tilecompile.schedules.machine import Machine, load_machine
 from tilecompile.targets.cpu.build import ISAS, Isa
@@ -30,7 +31,6 @@ Those without are GPUs.
 MACHINES = {"sm_90a": "h100", "sm_100a": "b200"}
 """The machine that a target is for if none is named; the others are for this one."""
 
-WEIGHT_DTYPES = ("bf16", "f32", "fp8")
 CACHE_DTYPES = ("f32", "bf16")
 
 MAX_DEVICES = 1024
@@ -98,7 +98,7 @@ class CompileOptions:
         _one_of("--placement", self.placement, PLACEMENTS)
         _one_of("--reduction", self.reduction, REDUCTIONS)
         _one_of("--target", self.target, TARGETS)
-        _one_of("--weights", self.weights, WEIGHT_DTYPES)
+        _one_of("--weights", self.weights, FORMATS)
         _one_of("--cache", self.cache, CACHE_DTYPES)
         _in_range("--devices", self.devices, 1, MAX_DEVICES)
         _in_range("--workers", self.workers, 1, MAX_WORKERS)

@@ -9,7 +9,7 @@ from tilecompile import ops
 from tilecompile.models.glm5.config import Glm5Config
 from tilecompile.models.modules import LayerNorm, Matrix, RmsNorm, weight
 from tilecompile.models.spec import Storage
-from tilecompile.ops.dtypes import TORCH_DTYPES
+from tilecompile.ops.dtypes import torch_dtype
 
 
 class Indexer(nn.Module):
@@ -24,7 +24,7 @@ class Indexer(nn.Module):
         self.wk = Matrix(self.width, c.hidden_size, dtype=s.weights)
         self.k_norm = LayerNorm(self.width, c.index_norm_eps)
         self.weights_proj = Matrix(self.heads, c.hidden_size, dtype=s.exact)
-        cache = torch.zeros(s.max_seq_len, self.width, dtype=TORCH_DTYPES[s.cache])
+        cache = torch.zeros(s.max_seq_len, self.width, dtype=torch_dtype(s.cache))
         self.register_buffer("index_cache", cache, persistent=False)
 
     def forward(self, h: Tensor, q_latent: Tensor, angles: Tensor, position: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ class Attention(nn.Module):
         self.w_uv = weight(self.heads, self.value, self.latent, dtype=s.weights)
         self.o_proj = Matrix(c.hidden_size, self.heads * self.value, dtype=s.weights)
         self.indexer = Indexer(c, s) if indexer else None
-        cache = torch.zeros(s.max_seq_len, c.kv_width, dtype=TORCH_DTYPES[s.cache])
+        cache = torch.zeros(s.max_seq_len, c.kv_width, dtype=torch_dtype(s.cache))
         self.register_buffer("kv_cache", cache, persistent=False)
 
     def forward(

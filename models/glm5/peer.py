@@ -11,7 +11,7 @@ from transformers.models.glm_moe_dsa import modeling_glm_moe_dsa as glm
 
 from tilecompile.models.glm5.config import Glm5Config
 from tilecompile.models.spec import PeerModel
-from tilecompile.ops.dtypes import TORCH_DTYPES
+from tilecompile.ops.dtypes import torch_dtype
 
 OURS = {"architectures", "model_type", "latent_norm_eps", "index_norm_eps", "dtype", "num_nextn_predict_layers"}
 """Fields that transformers' configuration doesn't have, or takes in another form. It doesn't run the MTP layer."""
@@ -21,7 +21,7 @@ def make(config: Glm5Config) -> GlmMoeDsaForCausalLM:
     """transformers' model of a configuration."""
     values = {key: value for key, value in config.to_dict().items() if key not in OURS}
     values["num_key_value_heads"] = config.num_attention_heads
-    dtype = TORCH_DTYPES[config.weight_type]
+    dtype = torch_dtype(config.weight_type)
     return GlmMoeDsaForCausalLM(GlmMoeDsaConfig(**values, pad_token_id=None, bos_token_id=None, dtype=dtype))
 
 

@@ -11,40 +11,38 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tilecompile.runtime.errors import EngineError
 from tilecompile.runtime.folder.rows import expanded, owners
 from tilecompile.runtime.folder.tables import Table, Tables
-from tilecompile.runtime.format import (
-    ARENAS,
-    DEVICE_FILL,
-    DTYPES,
-    E4M3_MAX,
-    FILL_BF16,
-    FILL_E4M3,
-    FILL_F32,
-    FRAGMENT_BYTES,
-    NONE,
-    PANEL,
-    SCALE_BLOCK,
-)
+from tilecompile.runtime.format import ARENAS, DEVICE_FILL, DTYPES, FILL_F32, NONE, PANEL
+from tilecompile.runtime.weight_formats import FORMATS
 
 PIECE = 1 << 20
 """Bytes that one block of the kernel fills."""
-
-_TYPES = {"f32": FILL_F32, "bf16": FILL_BF16, "fp8": FILL_E4M3}
-_TYPE_OF = np.array([_TYPES.get(name, 0) for name in DTYPES])
 
 Numbers = npt.NDArray[Any]
 
 
 def weight_fills(tables: Tables, device: int, pool: int) -> Table:
-    """DeviceFill records for the weights of a device whose pool lies at an address."""
+    """DeviceFill records for the weights of a device whose pool lies at an address.
+
+    EngineError for weights of a format that GPUs can't draw.
+    """
     weights, buffers, tiles = tables["weights"], tables["buffers"], tables["tiles"]
     tiles = tiles[tiles["device"] == device]
     dtype = weights["dtype"][tiles["tensor"]]
-    fp8 = dtype == DTYPES.index("fp8")
+    panels, cols, col_begin = _panels(tiles), *(tiles[key].astype(np.int64) for key in ("cols", "col_begin"))
     most = np.sqrt(3.0 / tiles["cols"])
-    scales = np.where(fp8, -(-_scales(tiles) * 4 // FRAGMENT_BYTES) * FRAGMENT_BYTES, 0)
-    limit, scale = np.where(fp8, E4M3_MAX, most), most / E4M3_MAX
+    scales, kind = np.zeros(len(tiles), np.int64), np.zeros(len(tiles), np.int64)
+    limit, scale = most.copy(), most.copy()
+    for name, stored in FORMATS.items():
+        mine = dtype == stored.code
+        if mine.any() and (stored.fill is None or stored.scale != "f32" or stored.matrix_scale):
+            raise EngineError(f"weights are {name}, and GPUs draw no such numbers")
+        scales[mine] = stored.head_bytes(panels[mine], cols[mine], col_begin[mine])
+        kind[mine] = stored.fill or 0
+        if stored.largest is not None:
+            limit[mine], scale[mine] = stored.largest, most[mine] / stored.largest
     # Of each copy of a tile its scales, which may be none, and the rest.
     copies = tiles["copies"].astype(np.int64)
     tile, copy = owners(copies), expanded(0, copies)
@@ -55,7 +53,7 @@ def weight_fills(tables: Tables, device: int, pool: int) -> Table:
     return _records(
         np.append(_pairs(begin, begin + scales[tile]), pool + constants["offset"].astype(np.int64)),
         np.append(_pairs(scales[tile], (size - scales)[tile]), -(-constants["bytes"].astype(np.int64) // 16) * 16),
-        np.append(_pairs(np.full(len(tile), FILL_F32), _TYPE_OF[dtype][tile]), _TYPE_OF[constants["dtype"]]),
+        np.append(_pairs(np.full(len(tile), FILL_F32), kind[tile]), _fill(constants["dtype"])),
         np.append(_pairs(scale[tile], -limit[tile]), np.where(row, 0.5, -1.0)),
         np.append(_pairs(scale[tile], limit[tile]), np.where(row, 1.5, 1.0)),
     )
@@ -67,16 +65,19 @@ def cache_fills(tables: Tables, device: int, cache: int) -> Table:
     mine = buffers[(buffers["device"] == device) & (buffers["arena"] == ARENAS.index("cache"))]
     size = -(-mine["bytes"].astype(np.int64) // 16) * 16
     most = np.full(len(mine), 1.7)
-    return _records(cache + mine["offset"].astype(np.int64), size, _TYPE_OF[mine["dtype"]], -most, most)
+    return _records(cache + mine["offset"].astype(np.int64), size, _fill(mine["dtype"]), -most, most)
 
 
-def _scales(tiles: Table) -> Numbers:
-    """How many scales an fp8 tile begins with: see `tilecompile/targets/cuda/fragments.py`."""
+def _fill(dtype: Numbers) -> Numbers:
+    """How the elements of buffers are drawn, by index into DTYPES."""
+    return np.array([FORMATS[name].fill if name in FORMATS else FILL_F32 for name in DTYPES])[dtype]
+
+
+def _panels(tiles: Table) -> Numbers:
+    """Panels of one copy of each tile."""
     rows = tiles["row_end"].astype(np.int64) - tiles["row_begin"]
-    panels = -(-rows // PANEL) * np.where(tiles["second"] != NONE, 2, 1)
     matrices = np.where(tiles["gathered"], 1, tiles["end"].astype(np.int64) - tiles["begin"])
-    first = tiles["col_begin"].astype(np.int64) % SCALE_BLOCK  # as scale_count
-    return np.asarray(panels * matrices * -(-(first + tiles["cols"]) // SCALE_BLOCK))
+    return np.asarray(-(-rows // PANEL) * np.where(tiles["second"] != NONE, 2, 1) * matrices)
 
 
 def _pairs(first: Numbers, second: Numbers) -> Numbers:

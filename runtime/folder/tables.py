@@ -13,6 +13,7 @@ from tilecompile.runtime.folder.repeat import expand
 from tilecompile.runtime.folder.rows import SPANS, range_sums
 from tilecompile.runtime.folder.schema import SCHEMA
 from tilecompile.runtime.format import ARENAS, COMMIT_KIND, DTYPES, LINES, NONE, TABLES
+from tilecompile.runtime.weight_formats import FORMATS
 
 Table = npt.NDArray[np.void]
 Tables = dict[str, Table]
@@ -138,7 +139,10 @@ def _check(manifest: Manifest, tables: Tables) -> None:
     below("tiles", "device", manifest.devices, "devices")
     below("tiles", "tensor", len(tables["weights"]), "weights")
     below("tiles", "second", len(tables["weights"]), "weights", optional=True)
-    below("weights", "dtype", len(DTYPES), "dtypes")
+    codes = [stored.code for stored in FORMATS.values()]
+    for i in np.flatnonzero(~np.isin(tables["weights"]["dtype"], codes))[:1].tolist():
+        found = f"dtype of entry {i} is {tables['weights']['dtype'][i]}"
+        raise EngineError(f"{manifest.table('weights')}: {found}, want one of {codes} (weight formats)")
     for name in ("buffers", "tape", "tiles"):
         for field in ("offset", "bytes"):
             below(name, field, 1 << 62, "62 bits")

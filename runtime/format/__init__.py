@@ -119,10 +119,6 @@ from tilecompile.runtime.format.weights import (
     PANEL,
     RESIDUES,
     SCALE_BLOCK,
-    matrix_bytes,
-    panel_bytes,
-    scale_count,
-    tile_bytes,
 )
 
 __all__ = [
@@ -205,10 +201,6 @@ __all__ = [
     "State",
     "block_header",
     "c_header",
-    "matrix_bytes",
-    "panel_bytes",
     "program_table",
-    "scale_count",
     "shared_constants",
-    "tile_bytes",
 ]

@@ -36,7 +36,8 @@ from tilecompile.passes.place.place import place
 from tilecompile.passes.repetition import shortened
 from tilecompile.runtime.folder.manifest import read_manifest
 from tilecompile.runtime.folder.tables import load_tables
-from tilecompile.runtime.format import LINES, matrix_bytes, panel_bytes
+from tilecompile.runtime.format import LINES
+from tilecompile.runtime.weight_formats import BF16, FP8
 from tilecompile.schedules.machine import load_machine
 
 LAYERS = 12
@@ -212,10 +213,10 @@ def test_bytes_of_glm5_in_fp8_are_the_published_ones() -> None:
 
 
 def test_matrix_and_tile_bytes_in_fp8_include_scales() -> None:
-    assert matrix_bytes(256, 384, "fp8") == 256 * 384 + 2 * 3 * 4
-    assert matrix_bytes(257, 385, "fp8") == 257 * 385 + 3 * 4 * 4
-    assert matrix_bytes(7, 9, "bf16") == 7 * 9 * 2
-    assert panel_bytes(384, "fp8") == 16 * 384 + 3 * 4
+    assert FP8.matrix_bytes(256, 384) == 256 * 384 + 2 * 3 * 4
+    assert FP8.matrix_bytes(257, 385) == 257 * 385 + 3 * 4 * 4
+    assert BF16.matrix_bytes(7, 9) == 7 * 9 * 2
+    assert FP8.tile_bytes(1, 384, 0, "rows") == 16 * 384 + 3 * 4
     tile = WeightTile(("w", "v"), 0, 1, 0, 40, 130)
     assert tile.bytes("fp8") == 2 * 3 * (16 * 130 + 2 * 4)
     assert Needs(1, 2, 3).total == 6

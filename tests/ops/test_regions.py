@@ -41,7 +41,7 @@ from tilecompile.ir.graph import Tensor
 from tilecompile.ir.node import OpNode, View
 from tilecompile.ir.tiling import Access, Bound, Tiling
 from tilecompile.ops.base import REGISTRY
-from tilecompile.ops.dtypes import TORCH_DTYPES
+from tilecompile.ops.dtypes import torch_dtype
 from tilecompile.ops.testing import Case
 from tilecompile.passes.schedule import ALIGN
 from tilecompile.passes.tile import region_of
@@ -221,7 +221,7 @@ def initial(case: Case) -> dict[str, Raw]:
         if view.tensor in case.tensors:
             contents[view.tensor] = raw(case.tensors[view.tensor])
         else:
-            empty = torch.empty(view.shape, dtype=TORCH_DTYPES[view.dtype])
+            empty = torch.empty(view.shape, dtype=torch_dtype(view.dtype))
             contents[view.tensor] = filling(empty.nbytes, UNWRITTEN).view(raw(empty).dtype)
     return contents
 
@@ -448,7 +448,7 @@ def test_writes_that_leave_gaps_or_overlap_are_caught(op: str) -> None:
 def with_less(case: Case, name: str) -> Case:
     """The case with one tensor that ends before the last element that the node sees of it."""
     view = next(v for v in case.node.operands if v.tensor == name)
-    tensor = case.tensors.get(name, torch.zeros(view.shape, dtype=TORCH_DTYPES[view.dtype]))
+    tensor = case.tensors.get(name, torch.zeros(view.shape, dtype=torch_dtype(view.dtype)))
     last = view.offset + sum((n - 1) * stride for n, stride in zip(view.shape, view.strides, strict=True))
     return dataclasses.replace(case, tensors={**case.tensors, name: tensor.flatten()[:last].clone()})
 

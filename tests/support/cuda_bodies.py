@@ -19,10 +19,11 @@ from tilecompile.ir.tiling import Tiling, WeightTile
 from tilecompile.ops.base import REGISTRY, reference_values
 from tilecompile.ops.testing import Case
 from tilecompile.runtime import format as fmt
+from tilecompile.runtime.weight_formats import FP8
+from tilecompile.targets.codecs import CODECS, Copy, Quantised
 from tilecompile.targets.cpu.build import find_compiler
 from tilecompile.targets.cuda.emit import GpuKind, bodies, header, largest_tiles, once, task_kinds
-from tilecompile.targets.cuda.fragments import Quantised, pack_copy
-from tilecompile.targets.tiles import unpack_tile
+from tilecompile.targets.cuda.fragments import pack_copy
 
 HOST = Path(__file__).parent / "cuda_host"
 
@@ -64,7 +65,7 @@ class Bench:
         self.tasks = range(len(self.tiling.coords))[tasks]
         self.col_begin = col_begin
         self.values = {v.tensor: torch.full(_stack(v), float("nan"), dtype=torch.float64) for v in self.node.weights}
-        self.quantised = Quantised(self._rows, lambda name: self._whole(name).shape[1])
+        self.quantised = Quantised(FP8, self._read, lambda name: self._whole(name).shape[1])
         self.tiles: dict[WeightTile, list[torch.Tensor]] = {}
 
     def _whole(self, name: str) -> torch.Tensor:
@@ -73,6 +74,9 @@ class Bench:
 
     def _rows(self, name: str, matrix: int, begin: int, end: int) -> torch.Tensor:
         return self._whole(name)[matrix, begin:end].float()
+
+    def _read(self, name: str, matrix: int, begin: int, end: int, dtype: torch.dtype) -> torch.Tensor:
+        return self._rows(name, matrix, begin, end).to(dtype)
 
     def packed(self, tile: WeightTile, matrix: int) -> torch.Tensor:
         """The bytes of a tile's copy: of one expert, or of all its matrices."""
@@ -86,8 +90,8 @@ class Bench:
             data = pack_copy([[w[:, cols] for w, _ in tensors] for tensors in found], scales)
         else:
             data = pack_copy([[self._rows(n, m, *rows)[:, cols].bfloat16() for n in tile.tensors] for m in matrices])
-        shape = (rows[1] - rows[0], tile.cols, self.col_begin, self.dtype, "fragments")
-        for m, found_values in zip(matrices, unpack_tile(data, len(tile.tensors), len(matrices), *shape), strict=True):
+        copy = Copy(len(tile.tensors), len(matrices), rows[1] - rows[0], tile.cols, self.col_begin, "fragments")
+        for m, found_values in zip(matrices, CODECS[self.dtype].unpack(data, copy), strict=True):
             for name, values in zip(tile.tensors, found_values, strict=True):
                 self.values[name][m, slice(*rows), cols] = values.double()
         return data

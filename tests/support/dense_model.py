@@ -25,7 +25,7 @@ from tilecompile.models.spec import (
     Storage,
     Window,
 )
-from tilecompile.ops.dtypes import TORCH_DTYPES
+from tilecompile.ops.dtypes import torch_dtype
 
 ARCHITECTURE = "SmallDenseForCausalLM"
 
@@ -94,7 +94,7 @@ class Block(nn.Module):
         self.out = Matrix(c.width, c.heads * c.latent, dtype=s.weights)
         self.mlp = GatedMlp(c.width, c.inner, s.weights)
         for name, width in (("cache", c.latent + c.rotated), ("keys", c.rotated)):
-            self.register_buffer(name, torch.zeros(s.max_seq_len, width, dtype=TORCH_DTYPES[s.cache]), persistent=False)
+            self.register_buffer(name, torch.zeros(s.max_seq_len, width, dtype=torch_dtype(s.cache)), persistent=False)
 
     def forward(self, x: Tensor, angles: Tensor, position: Tensor) -> Tensor:
         c, h, tokens = self.c, self.before(x), x.shape[0]

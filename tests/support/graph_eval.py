@@ -9,7 +9,7 @@ from tilecompile.ir.graph import OpGraph
 from tilecompile.ir.node import View
 from tilecompile.ops.base import op_of, reference_values
 from tilecompile.ops.context import Context
-from tilecompile.ops.dtypes import TORCH_DTYPES
+from tilecompile.ops.dtypes import torch_dtype
 
 
 def window(tensors: dict[str, Tensor], view: View) -> Tensor:
@@ -29,7 +29,7 @@ def random_tensors(graph: OpGraph, seed: int) -> dict[str, Tensor]:
             tensors[name] = value + torch.arange(t.rows, dtype=torch.int32) if name == "ids" else value
         else:
             scale = t.cols**-0.5 if len(t.shape) > 1 else 1.0
-            tensors[name] = (torch.randn(t.shape, generator=generator) * scale).to(TORCH_DTYPES[t.dtype])
+            tensors[name] = (torch.randn(t.shape, generator=generator) * scale).to(torch_dtype(t.dtype))
     return tensors
 
 
@@ -43,7 +43,7 @@ def evaluate(graph: OpGraph, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         weights = [window(values, v) for v in node.weights]
         for view, value in zip(node.outputs, reference_values(node, inputs, weights), strict=True):
             assert value.shape == view.shape, f"{node.name}: {tuple(value.shape)}, stated {view.shape}"
-            assert value.dtype == TORCH_DTYPES[view.dtype], f"{node.name}: {value.dtype}, stated {view.dtype}"
+            assert value.dtype == torch_dtype(view.dtype), f"{node.name}: {value.dtype}, stated {view.dtype}"
             values[view.tensor] = value.contiguous()
     return values
 
@@ -53,7 +53,7 @@ def on_devices(placed: OpGraph, tensors: dict[str, Tensor]) -> dict[str, Tensor]
     values = {}
     for name, t in placed.tensors.items():
         if t.role == "activation":
-            values[name] = torch.full(t.shape, -1 if t.dtype == "i32" else torch.nan, dtype=TORCH_DTYPES[t.dtype])
+            values[name] = torch.full(t.shape, -1 if t.dtype == "i32" else torch.nan, dtype=torch_dtype(t.dtype))
         elif t.shard:
             context = Context(*t.shard)
             values[name] = tensors[t.undivided][[context.position(row) for row in range(t.rows)]]

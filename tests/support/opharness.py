@@ -24,7 +24,7 @@ import tilecompile.ops  # noqa: F401  (registers the ops)
 from tilecompile.ir.node import OpNode, View
 from tilecompile.ir.tiling import WeightTile
 from tilecompile.ops.base import REGISTRY, reference_values
-from tilecompile.ops.dtypes import TORCH_DTYPES
+from tilecompile.ops.dtypes import torch_dtype
 from tilecompile.ops.testing import Case
 from tilecompile.passes.schedule import ALIGN
 from tilecompile.runtime import format as fmt
@@ -285,7 +285,7 @@ def as_view(tensor: torch.Tensor, view: View) -> torch.Tensor:
 def poison(view: View) -> torch.Tensor:
     """An output tensor full of not-a-number, or of a number that no index has."""
     value = -(2**31) + 7 if view.dtype == "i32" else float("nan")
-    return torch.full(view.shape, value, dtype=TORCH_DTYPES[view.dtype])
+    return torch.full(view.shape, value, dtype=torch_dtype(view.dtype))
 
 
 def expected(case: Case) -> list[torch.Tensor]:

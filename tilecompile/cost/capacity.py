@@ -8,7 +8,8 @@ from math import prod
 
 from tilecompile.errors import InputError
 from tilecompile.ir.placement import PlacedGraph
-from tilecompile.runtime.format import DTYPE_BYTES, matrix_bytes
+from tilecompile.runtime.format import DTYPE_BYTES
+from tilecompile.runtime.weight_formats import FORMATS
 from tilecompile.schedules.machine import Machine
 
 
@@ -41,7 +42,7 @@ def needs(placed: Sequence[PlacedGraph], copies: Callable[[int | None], int] = l
                 if key not in seen:
                     seen.add(key)
                     *matrices, rows, cols = w.shape
-                    size = prod(matrices) * matrix_bytes(rows, cols, w.dtype)
+                    size = prod(matrices) * FORMATS[w.dtype].matrix_bytes(rows, cols)
                     out[node.device].weights += size * copies(tensors[w.tensor].layer)
             for view in node.operands:
                 tensor = tensors[view.tensor]

@@ -9,7 +9,8 @@ from math import prod
 from tilecompile.cost.traffic import CacheReads, Reads
 from tilecompile.ir.graph import OpGraph
 from tilecompile.ops.base import cache_reads, op_of
-from tilecompile.runtime.format import DTYPE_BYTES, matrix_bytes
+from tilecompile.runtime.format import DTYPE_BYTES
+from tilecompile.runtime.weight_formats import FORMATS
 
 
 def reads(graph: OpGraph, max_seq_len: int, copies: Callable[[int | None], int] = lambda layer: 1) -> Reads:
@@ -30,7 +31,7 @@ def reads(graph: OpGraph, max_seq_len: int, copies: Callable[[int | None], int] 
                 continue
             seen.add(w.tensor)
             *matrices, rows, cols = w.shape
-            size = prod(matrices) * matrix_bytes(rows, cols, w.dtype) * copies(graph.tensors[w.tensor].layer)
+            size = prod(matrices) * FORMATS[w.dtype].matrix_bytes(rows, cols) * copies(graph.tensors[w.tensor].layer)
             total += size if slots is None else size * slots // w.shape[0]
         stated = cache_reads(node, graph.caches(node))
         for i, view in enumerate(node.inputs):

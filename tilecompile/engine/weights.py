@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
@@ -13,12 +13,12 @@ from tilecompile.errors import InputError
 from tilecompile.ir.graph import Tensor
 from tilecompile.ir.program import PlacedBuffer, PlacedTile, Program
 from tilecompile.ir.tiling import WeightTile
-from tilecompile.ops.dtypes import TORCH_DTYPES
+from tilecompile.ops.dtypes import torch_dtype
 from tilecompile.runtime.folder.files import ChunkHasher
-from tilecompile.runtime.format import DTYPE_BYTES, PANEL, SCALE_BLOCK
+from tilecompile.runtime.format import DTYPE_BYTES
 from tilecompile.runtime.progress import Count
-from tilecompile.targets.cuda.fragments import Quantised, pack_copy
-from tilecompile.targets.tiles import pack_rows
+from tilecompile.runtime.weight_formats import ROWS
+from tilecompile.targets.codecs import CODECS
 
 if TYPE_CHECKING:
     from tilecompile.engine.plan import Plan
@@ -82,10 +82,8 @@ def pack(
     """
     before, total = sum(program.pool_bytes[:device]), sum(program.pool_bytes)
     dtype_of = {name: tensor.dtype for name, tensor in tensors.items()}
-    quantised = Quantised(
-        lambda name, matrix, begin, end: source.read(name, matrix, begin, end, torch.float32),
-        lambda name: tensors[name].shape[-2],
-    )
+    rows_of = {name: tensor.shape[-2] for name, tensor in tensors.items()}
+    packers = {dtype: CODECS[dtype].packer(source.read, rows_of.__getitem__) for dtype in set(dtype_of.values())}
     parts: list[PlacedTile | PlacedBuffer] = [t for t in program.tiles if t.device == device]
     parts += [b for b in program.buffers if b.device == device and b.arena == "weight"]
     hasher = ChunkHasher()
@@ -93,8 +91,9 @@ def pack(
         for part in sorted(parts, key=lambda p: p.offset):
             _pad(file, hasher, part.offset)
             if isinstance(part, PlacedTile):
-                for data in _copies(part, dtype_of, source, quantised):
-                    _write(file, hasher, data)
+                pack_copy = packers[dtype_of[part.tile.tensors[0]]]
+                for matrices in _copies(part.tile):
+                    _write(file, hasher, pack_copy(part.tile, matrices))
             else:
                 _table(file, hasher, part, source)
             progress(before + hasher.bytes, total)
@@ -102,44 +101,16 @@ def pack(
     return hasher.entry()
 
 
-def _copies(
-    placed: PlacedTile, dtype_of: Mapping[str, str], source: Source, quantised: Quantised
-) -> Iterator[torch.Tensor]:
-    """The bytes of a tile: of each copy, or in rows, where it makes no difference, of each matrix."""
-    tile = placed.tile
+def _copies(tile: WeightTile) -> list[range]:
+    """The matrices of each copy of a tile; in rows, where it makes no difference, each matrix by itself."""
     each = range(tile.begin, tile.end)
-    for matrices in [range(m, m + 1) for m in each] if tile.gathered or tile.layout == "rows" else [each]:
-        if dtype_of[tile.tensors[0]] == "fp8":
-            yield _fp8_copy(tile, matrices, quantised)
-            continue
-        dtypes = [TORCH_DTYPES[dtype_of[name]] for name in tile.tensors]
-        cols = slice(tile.col_begin, tile.col_begin + tile.cols)
-        rows = [
-            [
-                source.read(name, matrix, tile.row_begin, tile.row_end, dtype)[:, cols]
-                for name, dtype in zip(tile.tensors, dtypes, strict=True)
-            ]
-            for matrix in matrices
-        ]
-        yield pack_rows(rows[0]) if tile.layout == "rows" else pack_copy(rows)
-
-
-def _fp8_copy(tile: WeightTile, matrices: range, quantised: Quantised) -> torch.Tensor:
-    """The bytes of one copy of an fp8 tile, with the scales of its blocks."""
-    if tile.row_begin % PANEL:
-        name = " + ".join(tile.tensors)
-        raise InputError(f"{name}: a tile begins at row {tile.row_begin}, in fp8 it must be a multiple of {PANEL}")
-    end = tile.col_begin + tile.cols
-    blocks = slice(tile.col_begin // SCALE_BLOCK, -(-end // SCALE_BLOCK))
-    found = [[quantised.read(name, m, tile.row_begin, tile.row_end) for name in tile.tensors] for m in matrices]
-    rows = [[values[:, tile.col_begin : end] for values, _ in tensors] for tensors in found]
-    return pack_copy(rows, [[scales[:, blocks] for _, scales in tensors] for tensors in found])
+    return [range(m, m + 1) for m in each] if tile.gathered or tile.layout == ROWS else [each]
 
 
 def _table(file: BinaryIO, hasher: ChunkHasher, buffer: PlacedBuffer, source: Source) -> None:
     """A constant: small vectors whole, tables a few thousand rows at a time."""
     tensor = buffer.tensor
-    dtype = TORCH_DTYPES[tensor.dtype]
+    dtype = torch_dtype(tensor.dtype)
     if tensor.rows * tensor.cols * DTYPE_BYTES[tensor.dtype] < 1 << 20 or len(tensor.shape) != 2:
         return _write(file, hasher, source.full(tensor.name, dtype))
     for begin in range(0, tensor.rows, ROWS_AT_ONCE):

@@ -21,12 +21,13 @@ from tilecompile.engine.graph_json import read_graph
 from tilecompile.errors import EngineError
 from tilecompile.ir.node import OpNode, View
 from tilecompile.ops.base import op_of, reference_values
-from tilecompile.ops.dtypes import TORCH_DTYPES
+from tilecompile.ops.dtypes import torch_dtype
 from tilecompile.runtime.folder.manifest import Manifest
 from tilecompile.runtime.folder.rows import SPANS, span
 from tilecompile.runtime.folder.tables import Tables
-from tilecompile.runtime.format import ARENAS, DTYPES, LAYOUTS, NONE, PANEL, WRITE, tile_bytes
-from tilecompile.targets.tiles import unpack_tile
+from tilecompile.runtime.format import ARENAS, DTYPES, LAYOUTS, NONE, PANEL, WRITE
+from tilecompile.runtime.weight_formats import format_of
+from tilecompile.targets.codecs import CODECS, Copy
 
 POISON = 0x7FC07FC0
 """Not-a-number as f32 and as a pair of bf16, and an index that leads nowhere as i32."""
@@ -72,7 +73,7 @@ class Memory:
             b = self.tables["buffers"][index]
             area = self.areas[int(b["device"])][ARENAS[int(b["arena"])]]
             data = area[int(b["offset"]) : int(b["offset"]) + int(b["bytes"])]
-            self._buffers[index] = data.view(TORCH_DTYPES[DTYPES[int(b["dtype"])]])
+            self._buffers[index] = data.view(torch_dtype(DTYPES[int(b["dtype"])]))
         return self._buffers[index]
 
     def matrix(self, index: int, data: Tensor) -> Tensor:
@@ -84,7 +85,7 @@ class Memory:
         """A view of a buffer's flat tensor, from a byte offset on."""
         begin = offset // data.itemsize
         last = begin + sum((n - 1) * s for n, s in zip(view.shape, view.strides, strict=True))
-        if offset % data.itemsize or last >= data.numel() or data.dtype != TORCH_DTYPES[view.dtype]:
+        if offset % data.itemsize or last >= data.numel() or data.dtype != torch_dtype(view.dtype):
             raise ValueError(f"operand {view} at byte {offset} doesn't fit a buffer of {data.numel()} {data.dtype}")
         return data.as_strided(view.shape, view.strides, data.storage_offset() + begin)
 
@@ -122,8 +123,7 @@ class Evaluator:
         """A streamed weight as [matrices, rows, cols], all not-a-number; f32 where tiles have scales."""
         w = self._tables["weights"][number]
         shape = (int(w["matrices"]), int(w["rows"]), int(w["cols"]))
-        dtype = DTYPES[int(w["dtype"])]
-        return torch.full(shape, float("nan"), dtype=torch.float32 if dtype == "fp8" else TORCH_DTYPES[dtype])
+        return torch.full(shape, float("nan"), dtype=CODECS[format_of(int(w["dtype"])).name].values)
 
     def name(self, instruction: int) -> str:
         """An instruction in words."""
@@ -168,16 +168,16 @@ class Evaluator:
         begin, end, row_begin, row_end, col_begin, cols = (
             int(tile[key]) for key in ("begin", "end", "row_begin", "row_end", "col_begin", "cols")
         )
-        dtype, layout = DTYPES[int(self._tables["weights"]["dtype"][numbers[0]])], LAYOUTS[int(tile["layout"])]
+        stored, layout = format_of(int(self._tables["weights"]["dtype"][numbers[0]])), LAYOUTS[int(tile["layout"])]
         rows, count = row_end - row_begin, 1 if tile["gathered"] else end - begin  # matrices of a copy
-        size = tile_bytes(count * len(weights) * -(-rows // PANEL), cols, col_begin, dtype, layout)
+        size = stored.tile_bytes(count * len(weights) * -(-rows // PANEL), cols, col_begin, layout)
         if int(run["bytes"]) != size:
             raise ValueError(f"weight run of {run['bytes']} bytes for matrices of {size}")
-        filled = []
+        filled, copy = [], Copy(len(weights), count, rows, cols, col_begin, layout)
         for first in range(begin, end, count):
             at = int(run["offset"]) + (first - begin) * int(run["stride"])
             data = pool[at : at + size].clone()
-            for m, matrices in enumerate(unpack_tile(data, len(weights), count, rows, cols, col_begin, dtype, layout)):
+            for m, matrices in enumerate(CODECS[stored.name].unpack(data, copy)):
                 for weight, values in zip(weights, matrices, strict=True):
                     filled.append((weight[first + m, row_begin:row_end, col_begin : col_begin + cols], values))
         return filled

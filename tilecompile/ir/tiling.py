@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from tilecompile.ir.node import OpNode
 from tilecompile.runtime import format as fmt
+from tilecompile.runtime.weight_formats import FORMATS
 
 PANEL = fmt.PANEL
 """Rows of a weight panel: the lanes of a `v16`."""
@@ -62,7 +63,7 @@ class WeightTile:
 
     def bytes(self, dtype: str) -> int:
         """Bytes of the tile (of one expert, if gathered) with weights of a type."""
-        return fmt.tile_bytes(self.panels, self.cols, self.col_begin, dtype, self.layout)
+        return FORMATS[dtype].tile_bytes(self.panels, self.cols, self.col_begin, self.layout)
 
 
 @dataclass(frozen=True)

@@ -254,5 +254,5 @@ def register(op: TileOp) -> TileOp:
     return op
 
 
-CPP_TYPES = {"f32": "float", "bf16": "bf16", "i32": "int32_t", "fp8": "fp8"}
-"""Element types in C++. No CPU body takes fp8: engines without a kernel only tell their task kinds apart by it."""
+CPP_TYPES = {"f32": "float", "bf16": "bf16", "i32": "int32_t"}
+"""Types of the elements of buffers in C++."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from tilecompile.ir.node import OpNode, View
-from tilecompile.ops.dtypes import TORCH_DTYPES
+from tilecompile.ops.dtypes import torch_dtype
 
 
 @dataclass(frozen=True)
@@ -26,4 +26,4 @@ class Case:
 
 def normal(generator: torch.Generator, view: View, scale: float = 1.0) -> torch.Tensor:
     """A tensor of a view's shape and dtype, normally distributed."""
-    return (torch.randn(view.shape, generator=generator) * scale).to(TORCH_DTYPES[view.dtype])
+    return (torch.randn(view.shape, generator=generator) * scale).to(torch_dtype(view.dtype))

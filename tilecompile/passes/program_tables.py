@@ -19,6 +19,7 @@ from tilecompile.passes.repetition import Repeat
 from tilecompile.passes.table_builder import Rows, TableBuilder
 from tilecompile.runtime import format as fmt
 from tilecompile.runtime.format import ALIGN
+from tilecompile.runtime.weight_formats import FORMATS
 
 ARENA_OF_ROLE = {"activation": "activation", "cache": "cache", "weight": "weight", "constant": "weight", "input": "io"}
 """A weight that is streamed lies in the pool as tiles; where it is an operand as well, also as it is."""
@@ -133,7 +134,7 @@ class Layout:
                 matrices=int(np.prod(matrices, dtype=np.int64)),
                 rows=rows,
                 cols=cols,
-                dtype=fmt.DTYPES.index(tensors[name].dtype),
+                dtype=FORMATS[tensors[name].dtype].code,
                 programs=programs[name],
             )
 

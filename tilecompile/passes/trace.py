@@ -20,15 +20,13 @@ from tilecompile.ir.graph import OpGraph, Tensor
 from tilecompile.ir.node import OpNode, View
 from tilecompile.ops.base import REGISTRY, op_of
 from tilecompile.ops.commit import COMMIT
-from tilecompile.ops.dtypes import TORCH_DTYPES
+from tilecompile.ops.dtypes import dtype_names, torch_dtype
 from tilecompile.ops.map import MAP
 from tilecompile.passes.views import VIEWS
 from tilecompile.runtime.names import layer_of
 
 if TYPE_CHECKING:
     from tilecompile.models.spec import C, StepProgram, Storage
-
-DTYPES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 ELEMENTWISE = {
     "add.Tensor": "add",
@@ -56,7 +54,7 @@ def trace_program(step: StepProgram[C], config: C, storage: Storage, tokens: int
     count = step.tokens or tokens
     with torch.device("meta"):
         module = step.module(config, storage, count)
-        args = [torch.zeros(i.sizes(config, count), dtype=TORCH_DTYPES[i.dtype]) for i in step.inputs.values()]
+        args = [torch.zeros(i.sizes(config, count), dtype=torch_dtype(i.dtype)) for i in step.inputs.values()]
     return trace(module, tuple(args), tuple(step.inputs), step.outputs, step.name)
 
 
@@ -94,6 +92,7 @@ class _Tracer:
         self.graph = OpGraph(program, tokens)
         self.values: dict[torch.fx.Node, Any] = {}
         self.names: set[str] = set()
+        self.dtypes = dtype_names()
 
     def run(self) -> OpGraph:
         for node in self.exported.graph.nodes:
@@ -122,10 +121,11 @@ class _Tracer:
         self.values[node] = self.tensor(name, tuple(value.shape), value.dtype, role, node)
 
     def tensor(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, role: str, node: torch.fx.Node) -> View:
-        if dtype not in DTYPES:
-            raise InputError(f"{name} at {_module_path(node)}: dtype {dtype} has no mapping; there are {list(DTYPES)}")
-        self.graph.tensors[name] = Tensor(name, shape, DTYPES[dtype], role, layer=layer_of(name))
-        return View.of(name, shape, DTYPES[dtype])
+        if dtype not in self.dtypes:
+            known = list(self.dtypes)
+            raise InputError(f"{name} at {_module_path(node)}: dtype {dtype} has no mapping; there are {known}")
+        self.graph.tensors[name] = Tensor(name, shape, self.dtypes[dtype], role, layer=layer_of(name))
+        return View.of(name, shape, self.dtypes[dtype])
 
     def outputs(self, node: torch.fx.Node) -> None:
         # Buffers that were written in place come first among the outputs of some torch versions; ours come last.

@@ -13,9 +13,6 @@ import numpy.typing as npt
 import torch
 
 from tilecompile.ir.tiling import PANEL, WeightTile
-from tilecompile.ops.dtypes import TORCH_DTYPES
-from tilecompile.runtime import format as fmt
-from tilecompile.targets.cuda.fragments import unpack_copy
 
 
 def pack_rows(matrices: list[torch.Tensor]) -> torch.Tensor:
@@ -35,24 +32,6 @@ def unpack_rows(panels: torch.Tensor, matrices: int, rows: int, cols: int) -> li
     """The matrices [rows, cols] of which `pack_rows` made the panels (of any shape, contiguous)."""
     whole = _exchange(panels.view(-1, matrices, cols, PANEL), (2, PANEL)).transpose(2, 3)
     return [whole[:, i].reshape(-1, cols)[:rows] for i in range(matrices)]
-
-
-def unpack_tile(
-    data: torch.Tensor, tensors: int, count: int, rows: int, cols: int, col_begin: int, dtype: str, layout: str
-) -> list[list[torch.Tensor]]:
-    """The values [rows, cols] in one copy of a tile, by matrix (`count` of them) and tensor; of fp8 as f32.
-
-    `data` are the copy's bytes, `col_begin` the matrices' first column in the whole ones.
-    """
-    if layout == "rows":
-        each = data.view(TORCH_DTYPES[dtype]).view(count, -1)
-        return [unpack_rows(panels, tensors, rows, cols) for panels in each]
-    blocks = fmt.scale_count(cols, col_begin) if dtype == "fp8" else 0
-    matrices, scales = unpack_copy(data, tensors, count, rows, cols, TORCH_DTYPES[dtype], blocks)
-    if not blocks:
-        return matrices
-    at = (torch.arange(cols) + col_begin % fmt.SCALE_BLOCK) // fmt.SCALE_BLOCK
-    return [[w.float() * s[:, at] for w, s in zip(*both, strict=True)] for both in zip(matrices, scales, strict=True)]
 
 
 def _exchange(panels: torch.Tensor, to: tuple[int, int]) -> torch.Tensor:

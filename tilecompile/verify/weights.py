@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tilecompile.runtime import format as fmt
+from tilecompile.runtime.weight_formats import FORMATS, format_of
 from tilecompile.verify.base import Bools, Ints, Subject, VerifyError
 
 
@@ -25,7 +26,8 @@ class Coverage:
 def check_tiles(s: Subject) -> None:
     """Checks that each tile is a part of its tensors, and as long as that part is in panels."""
     weights, tiles = s.t["weights"], s.t["tiles"]
-    for i in np.flatnonzero(weights["dtype"] >= len(fmt.DTYPES))[:1].tolist():
+    codes = [stored.code for stored in FORMATS.values()]
+    for i in np.flatnonzero(~np.isin(weights["dtype"], codes))[:1].tolist():
         raise VerifyError(f"{s.weight(i)} has dtype {weights['dtype'][i]}")
     if not len(tiles):
         return
@@ -57,9 +59,9 @@ def check_tiles(s: Subject) -> None:
     for i, name in found((fields["layout"] >= len(fmt.LAYOUTS)) | (fields["layout"] != fields["layout"][0])):
         raise VerifyError(f"{name} has layout {tiles['layout'][i]}, the first {tiles['layout'][0]}")
     layout = fmt.LAYOUTS[int(fields["layout"][0])]
-    types = [code for code, name in enumerate(fmt.DTYPES) if layout == "rows" or name in fmt.FRAGMENT_COLS]
+    types = [stored.code for stored in FORMATS.values() if layout in stored.layouts]
     for i, name in found(~np.isin(w["dtype"], types)):
-        raise VerifyError(f"{name} is {fmt.DTYPES[w['dtype'][i]]} in {layout}, which has no such type")
+        raise VerifyError(f"{name} is {format_of(w['dtype'][i]).name} in {layout}, which has no such type")
     size = _tile_bytes(fields, stored * np.where(alone, 1, 2), w["dtype"], layout)
     for i, name in found((fields["copies"] != copies) | (fields["bytes"] != size)):
         t = tiles[i]
@@ -73,7 +75,7 @@ def _tile_bytes(tiles: dict[str, Ints], matrices: Ints, dtype: Ints, layout: str
     panels = -(-(tiles["row_end"] - tiles["row_begin"]) // fmt.PANEL) * matrices
     shapes = np.stack([panels, tiles["cols"], tiles["col_begin"], dtype], 1)
     distinct, which = np.unique(shapes, axis=0, return_inverse=True)
-    each = [fmt.tile_bytes(n, cols, begin, fmt.DTYPES[code], layout) for n, cols, begin, code in distinct.tolist()]
+    each = [format_of(code).tile_bytes(n, cols, begin, layout) for n, cols, begin, code in distinct.tolist()]
     return np.array(each, np.int64)[which]
 
 

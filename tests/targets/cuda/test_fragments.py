@@ -16,10 +16,11 @@ from tilecompile.errors import InputError
 from tilecompile.ir.graph import Tensor
 from tilecompile.ir.program import PlacedTile, Program
 from tilecompile.ir.tiling import WeightTile
-from tilecompile.runtime.format import FRAGMENT_BYTES, tile_bytes
+from tilecompile.runtime.format import FRAGMENT_BYTES
 from tilecompile.runtime.progress import silent
-from tilecompile.targets.cuda.fragments import Quantised, fragments, pack_copy, unfragmented
-from tilecompile.targets.tiles import unpack_tile
+from tilecompile.runtime.weight_formats import BF16, FP8
+from tilecompile.targets.codecs import CODECS, Copy, Quantised
+from tilecompile.targets.cuda.fragments import fragments, pack_copy, unfragmented
 
 E4M3 = torch.float8_e4m3fn
 
@@ -109,8 +110,8 @@ def test_pools_unpack_to_the_rows(
     rows, cols = slice(tile.row_begin, tile.row_end), slice(tile.col_begin, tile.col_begin + tile.cols)
     for copy in range(copies):
         part = data[64 + copy * size : 64 + (copy + 1) * size]
-        shape = (tile.row_end - tile.row_begin, tile.cols, tile.col_begin, dtype, tile.layout)
-        for m, found in enumerate(unpack_tile(part, len(tile.tensors), count, *shape)):
+        shape = (tile.row_end - tile.row_begin, tile.cols, tile.col_begin, tile.layout)
+        for m, found in enumerate(CODECS[dtype].unpack(part, Copy(len(tile.tensors), count, *shape))):
             for name, values in zip(tile.tensors, found, strict=True):
                 whole = tensors[name][tile.begin + copy * count + m]
                 wanted = whole.bfloat16() if dtype == "bf16" else quantised(whole)
@@ -129,7 +130,7 @@ def quantised(matrix: torch.Tensor) -> torch.Tensor:
 
 
 def test_scales_of_zero_blocks_are_one() -> None:
-    source = Quantised(lambda name, matrix, begin, end: torch.zeros(end - begin, 200), lambda name: 130)
+    source = Quantised(FP8, lambda name, matrix, begin, end, dtype: torch.zeros(end - begin, 200), lambda name: 130)
     values, scales = source.read("w", 0, 112, 130)
     assert not values.float().any()
     assert scales.shape == (18, 2)
@@ -138,12 +139,12 @@ def test_scales_of_zero_blocks_are_one() -> None:
 
 def test_tile_bytes_counts_whole_blocks_and_their_scales() -> None:
     """Whole k-blocks; the scales of all panels in front, of as many blocks as columns from col_begin on meet."""
-    assert tile_bytes(3, 17, 0, "bf16", "fragments") == 3 * 2 * FRAGMENT_BYTES
-    assert tile_bytes(1, 128, 0, "fp8", "fragments") == (4 + 1) * FRAGMENT_BYTES
-    assert tile_bytes(65, 128, 112, "fp8", "fragments") == (65 * 4 + 2) * FRAGMENT_BYTES
-    assert tile_bytes(64, 128, 0, "fp8", "fragments") == (64 * 4 + 1) * FRAGMENT_BYTES
+    assert BF16.tile_bytes(3, 17, 0, "fragments") == 3 * 2 * FRAGMENT_BYTES
+    assert FP8.tile_bytes(1, 128, 0, "fragments") == (4 + 1) * FRAGMENT_BYTES
+    assert FP8.tile_bytes(65, 128, 112, "fragments") == (65 * 4 + 2) * FRAGMENT_BYTES
+    assert FP8.tile_bytes(64, 128, 0, "fragments") == (64 * 4 + 1) * FRAGMENT_BYTES
     values = torch.ones(16, 33).to(E4M3)
-    assert len(pack_copy([[values, values]], [[torch.ones(16, 1)] * 2])) == tile_bytes(2, 33, 0, "fp8", "fragments")
+    assert len(pack_copy([[values, values]], [[torch.ones(16, 1)] * 2])) == FP8.tile_bytes(2, 33, 0, "fragments")
 
 
 def test_fp8_tiles_that_begin_within_a_panel_are_refused(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from tilecompile.ops.base import Indices, TaskWork, op_of
 from tilecompile.runtime.folder.rows import entries, sums
 from tilecompile.runtime.folder.tables import Tables
 from tilecompile.runtime.format import ARENAS, DTYPE_BYTES, DTYPES, WRITE
+from tilecompile.runtime.weight_formats import FORMATS
 
 Numbers = npt.NDArray[np.float64]
 
@@ -57,7 +58,9 @@ def work_of(tables: Tables, nodes: Sequence[OpNode], index: Indices, device: Ind
     tape, tiles = tables["tape"], tables["tiles"]
     dtype = tables["weights"]["dtype"][tiles["tensor"][tape["tile"]]] if len(tape) else np.zeros(0, np.int64)
     streamed = tape["bytes"].astype(np.float64)
-    weights = {name: sums(np.where(dtype == code, streamed, 0.0), rows, "tape") for code, name in enumerate(DTYPES)}
+    weights = {
+        name: sums(np.where(dtype == stored.code, streamed, 0.0), rows, "tape") for name, stored in FORMATS.items()
+    }
     regions, buffers = tables["regions"], tables["buffers"]
     arena = buffers["arena"][regions["buffer"]]
     area = (regions["row_end"].astype(np.float64) - regions["row_begin"]) * (

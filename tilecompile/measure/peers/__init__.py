@@ -22,6 +22,7 @@ from tilecompile.models.spec import ModelConfig
 from tilecompile.runtime.folder.manifest import Manifest
 from tilecompile.runtime.machine import usable_cores
 from tilecompile.runtime.progress import Progress
+from tilecompile.runtime.weight_formats import FORMATS
 
 
 class PeerError(TilecompileError):
@@ -47,8 +48,8 @@ def device_of(manifest: Manifest) -> str:
 
 
 def dtype_of(manifest: Manifest) -> str:
-    """The type that peers keep the engine's weights in: the engine's, but bf16 in the place of fp8."""
-    return str(manifest.data["weights"]["dtype"]).replace("fp8", "bf16")
+    """The type that peers keep the engine's weights in: the engine's, or bf16 in the place of a quantised one."""
+    return FORMATS[str(manifest.data["weights"]["dtype"])].exact
 
 
 def check_device(name: str, manifest: Manifest) -> None:

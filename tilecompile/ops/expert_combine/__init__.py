@@ -11,11 +11,11 @@ import torch
 
 from tilecompile.ir.node import OpNode
 from tilecompile.ir.tiling import PANEL, Access, Tiling, WeightTile, split, whole
-from tilecompile.ops.base import CPP_TYPES, SplitAxis, TileOp, register
+from tilecompile.ops.base import SplitAxis, TileOp, register
 from tilecompile.ops.elementwise import evaluate
 from tilecompile.ops.expert_combine.gpu import gpu
 from tilecompile.ops.linear import cpu_epilogue, epilogue_inputs, output_writes
-from tilecompile.runtime.format import DTYPE_BYTES
+from tilecompile.runtime.weight_formats import FORMATS
 
 OWN = 3
 """Inputs of the op itself: x, expert and slot_weight."""
@@ -53,7 +53,7 @@ def tile(node: OpNode, parts: int) -> Tiling:
     coords = np.zeros((len(lo), 4), np.int32)
     coords[:, 0], coords[:, 1] = lo, hi
     box = ((0, tokens), (lo, hi))
-    element = DTYPE_BYTES[weight.dtype]
+    stored = FORMATS[weight.dtype]
     tiles = [
         WeightTile((weight.tensor,), 0, weight.shape[0], int(a), int(b), cols, gathered=True)
         for a, b in zip(lo, hi, strict=True)
@@ -63,7 +63,7 @@ def tile(node: OpNode, parts: int) -> Tiling:
         reads=(*(whole(node, i) for i in range(OWN)), *(Access(i, box) for i in epilogue_inputs(node))),
         writes=output_writes(node, box),
         weights=tuple(tuple((t, slot) for slot in range(slots)) for t in tiles),
-        cost=np.asarray(slots * (hi - lo) * cols * element, np.float64),
+        cost=np.asarray(slots * stored.number_bytes(hi - lo, cols), np.float64),
         scratch=4 * tokens * PANEL * max(t.panels for t in tiles),
     )
 
@@ -74,7 +74,7 @@ def cpu(node: OpNode) -> str:
     tokens, slots, cols = x.shape
     epilogue = cpu_epilogue(node, OWN, lambda v: f"t * {v.strides[0]} + row")
     return (
-        f"expert_combine_rows<{tokens}, {cols}, {slots}, {CPP_TYPES[node.weights[0].dtype]}>"
+        f"expert_combine_rows<{tokens}, {cols}, {slots}, {FORMATS[node.weights[0].dtype].cpp}>"
         f"(c, c.arg<const float>(0), {x.strides[0]}, {x.strides[1]}, c.arg<const int32_t>(1), "
         f"c.arg<const float>(2), {slot_weight.strides[0]}, [&](const v16* a, int t, int row, int n) {{\n"
         f"{epilogue}\n  }});"

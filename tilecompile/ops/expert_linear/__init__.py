@@ -15,7 +15,7 @@ import torch
 
 from tilecompile.ir.node import OpNode, View
 from tilecompile.ir.tiling import PANEL, Access, Tiling, WeightTile, split
-from tilecompile.ops.base import CPP_TYPES, SplitAxis, TileOp, epilogue_begin, register
+from tilecompile.ops.base import SplitAxis, TileOp, epilogue_begin, register
 from tilecompile.ops.elementwise import evaluate
 from tilecompile.ops.expert_linear.gpu import gpu
 from tilecompile.ops.linear import (
@@ -26,7 +26,7 @@ from tilecompile.ops.linear import (
     norm_scratch,
     normed_input,
 )
-from tilecompile.runtime.format import DTYPE_BYTES
+from tilecompile.runtime.weight_formats import FORMATS
 
 OWN = 2
 """Inputs of the op itself: x and expert."""
@@ -68,7 +68,7 @@ def tile(node: OpNode, parts: int) -> Tiling:
     box = ((0, tokens), (slot, slot + 1), (lo, hi))
     expert = Access(epilogue_begin(node) - 1, ((0, 1), (slot, slot + 1)))
     names = tuple(w.tensor for w in node.weights)
-    element = DTYPE_BYTES[weight.dtype]
+    stored = FORMATS[weight.dtype]
     tiles = [
         WeightTile(names, 0, weight.shape[0], int(a), int(b), weight.shape[2], gathered=True)
         for a, b in pairwise(bounds)
@@ -78,7 +78,7 @@ def tile(node: OpNode, parts: int) -> Tiling:
         reads=(*norm_reads(node), expert, *(Access(i, box) for i in epilogue_inputs(node))),
         writes=(Access(len(node.inputs), box),),
         weights=tuple(((t, s),) for s in range(slots) for t in tiles),
-        cost=np.asarray((hi - lo) * weight.shape[2] * element * len(names), np.float64),
+        cost=np.asarray(stored.number_bytes(hi - lo, weight.shape[2]) * len(names), np.float64),
         scratch=norm_scratch(node),
     )
 
@@ -93,7 +93,7 @@ def cpu(node: OpNode) -> str:
         f"const int slot = c.tile(2), expert = c.arg<const int32_t>({first - 1})[slot];\n"
         f"  if (expert < 0) return;\n"
         f"  const float* x = {source};\n"
-        f"  expert_linear_rows<{x.shape[0]}, {x.shape[1]}, {len(node.weights)}, {CPP_TYPES[weight.dtype]}>"
+        f"  expert_linear_rows<{x.shape[0]}, {x.shape[1]}, {len(node.weights)}, {FORMATS[weight.dtype].cpp}>"
         f"(c, expert, x, {stride}, [&](const v16* a, int t, int row, int n) {{\n{epilogue}\n  }});"
     )
 

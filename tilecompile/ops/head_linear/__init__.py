@@ -8,9 +8,9 @@ import torch
 
 from tilecompile.ir.node import OpNode
 from tilecompile.ir.tiling import PANEL, Access, Tiling, WeightTile, split
-from tilecompile.ops.base import CPP_TYPES, SplitAxis, TileOp, register
+from tilecompile.ops.base import SplitAxis, TileOp, register
 from tilecompile.ops.head_linear.gpu import gpu
-from tilecompile.runtime.format import DTYPE_BYTES
+from tilecompile.runtime.weight_formats import FORMATS
 
 
 @torch.library.custom_op("tilecompile::head_linear", mutates_args=())
@@ -48,14 +48,14 @@ def tile(node: OpNode, parts: int) -> Tiling:
     head_lo, head_hi = np.repeat(head_bounds[:-1], cuts), np.repeat(head_bounds[1:], cuts)
     row_lo, row_hi = np.tile(row_bounds[:-1], len(head_bounds) - 1), np.tile(row_bounds[1:], len(head_bounds) - 1)
     coords = np.stack([head_lo, head_hi, row_lo, row_hi], 1).astype(np.int32)
-    element = DTYPE_BYTES[weight.dtype]
+    stored = FORMATS[weight.dtype]
     tiles = [WeightTile((weight.tensor,), a, b, lo, hi, cols) for a, b, lo, hi in coords.tolist()]
     return Tiling(
         coords=coords,
         reads=(Access(0, ((0, tokens), (head_lo, head_hi), (0, cols))),),
         writes=(Access(1, ((0, tokens), (head_lo, head_hi), (row_lo, row_hi))),),
         weights=tuple(((tile, -1),) for tile in tiles),
-        cost=np.asarray((head_hi - head_lo) * (row_hi - row_lo) * cols * element, np.float64),
+        cost=np.asarray(stored.number_bytes((head_hi - head_lo) * (row_hi - row_lo), cols), np.float64),
     )
 
 
@@ -64,7 +64,7 @@ def cpu(node: OpNode) -> str:
     x, y = node.operands
     weight = node.weights[0]
     return (
-        f"head_linear<{x.shape[0]}, {x.shape[2]}>(c.weights<{CPP_TYPES[weight.dtype]}>(0), "
+        f"head_linear<{x.shape[0]}, {x.shape[2]}>(c.weights<{FORMATS[weight.dtype].cpp}>(0), "
         f"c.arg<const float>(0), {x.strides[0]}, {x.strides[1]}, c.arg<float>(1), {y.strides[0]}, {y.strides[1]}, "
         "c.tile(0), c.tile(1), c.tile(2), c.tile(3));"
     )

@@ -15,11 +15,11 @@ import torch
 from tilecompile.ir.expr import to_cpp
 from tilecompile.ir.node import OpNode, View
 from tilecompile.ir.tiling import Access, Bound, Tiling, WeightTile, split, whole
-from tilecompile.ops.base import CPP_TYPES, SplitAxis, TileOp, epilogue_begin, register
+from tilecompile.ops.base import SplitAxis, TileOp, epilogue_begin, register
 from tilecompile.ops.elementwise import evaluate
 from tilecompile.ops.linear.gpu import gpu
 from tilecompile.ops.rms_norm import rms_norm
-from tilecompile.runtime.format import DTYPE_BYTES
+from tilecompile.runtime.weight_formats import FORMATS
 
 
 @torch.library.custom_op("tilecompile::linear", mutates_args=())
@@ -88,13 +88,13 @@ def tile(node: OpNode, parts: int) -> Tiling:
     coords[:, 0], coords[:, 1] = lo, hi
     extra = tuple(Access(i, ((0, x.shape[0]), (lo, hi))) for i in epilogue_inputs(node))
     names = tuple(w.tensor for w in node.weights)
-    element = DTYPE_BYTES[weight.dtype]
+    stored = FORMATS[weight.dtype]
     return Tiling(
         coords=coords,
         reads=norm_reads(node) + extra,
         writes=output_writes(node, ((0, x.shape[0]), (lo, hi))),
         weights=tuple(((WeightTile(names, 0, 1, int(a), int(b), cols), -1),) for a, b in zip(lo, hi, strict=True)),
-        cost=np.asarray((hi - lo) * cols * element * len(names), np.float64),
+        cost=np.asarray(stored.number_bytes(hi - lo, cols) * len(names), np.float64),
         scratch=norm_scratch(node),
     )
 
@@ -106,7 +106,7 @@ def cpu(node: OpNode) -> str:
     epilogue = cpu_epilogue(node, epilogue_begin(node), lambda v: f"t * {v.strides[0]} + row")
     return (
         f"const float* x = {source};\n"
-        f"  linear_rows<{x.shape[0]}, {x.shape[1]}, {len(node.weights)}>(c.weights<{CPP_TYPES[weight.dtype]}>(0), "
+        f"  linear_rows<{x.shape[0]}, {x.shape[1]}, {len(node.weights)}>(c.weights<{FORMATS[weight.dtype].cpp}>(0), "
         f"x, {stride}, c.tile(0), c.tile(1), [&](const v16* a, int t, int row, int n) {{\n{epilogue}\n  }});"
     )
 

@@ -8,28 +8,19 @@ from typing import TYPE_CHECKING
 from tilecompile.errors import InputError
 from tilecompile.ir.expr import to_scalar
 from tilecompile.ops.kit.body import StreamBody
-from tilecompile.runtime.format import (
-    FRAGMENT_BYTES,
-    FRAGMENT_COLS,
-    PANEL,
-    PARTIAL_BYTES,
-    RESIDUES,
-    SCALE_BLOCK,
-    scale_count,
-)
+from tilecompile.runtime.format import FRAGMENT_BYTES, PANEL, PARTIAL_BYTES, RESIDUES
+from tilecompile.runtime.weight_formats import FORMATS, CudaLoader, WeightFormat
 
 if TYPE_CHECKING:
     from tilecompile.ir.node import OpNode, View
-
-TYPES = {"bf16": "Bf16", "fp8": "Fp8"}
-ACTIVATION_BYTES = {"bf16": 4, "fp8": 3}
 
 
 @dataclass(frozen=True)
 class Shape:
     """`tc::Shape` of a product of a node: its C++ type, and the scratch memory that it takes."""
 
-    dtype: str
+    stored: WeightFormat
+    loader: CudaLoader
     tokens: int
     cols: int
     weights: int
@@ -39,34 +30,38 @@ class Shape:
     def of(node: OpNode, tokens: int, cols: int) -> Shape:
         """The shape for a node's weights. InputError for those that the body can't take."""
         weight = node.weights[0]
-        if weight.dtype not in TYPES:
-            raise InputError(f"{node.name}: weights are {weight.dtype}, the bodies for GPUs take {', '.join(TYPES)}")
-        phase = weight.offset % weight.strides[-2] % SCALE_BLOCK if weight.dtype == "fp8" else 0
+        stored = FORMATS[weight.dtype]
+        if stored.cuda is None:
+            taken = ", ".join(name for name, other in FORMATS.items() if other.cuda)
+            raise InputError(f"{node.name}: weights are {stored.name}, the bodies for GPUs take {taken}")
+        begin = weight.offset % weight.strides[-2]
+        phase = stored.phase(begin)
         if phase % PANEL:
             raise InputError(
-                f"{node.name} begins at column {weight.offset % weight.strides[-2]} of {weight.tensor}, "
-                f"in fp8 it must be a multiple of {PANEL}"
+                f"{node.name} begins at column {begin} of {weight.tensor}, "
+                f"in {stored.name} it must be a multiple of {PANEL}"
             )
-        return Shape(weight.dtype, tokens, cols, len(node.weights), phase)
+        return Shape(stored, stored.cuda, tokens, cols, len(node.weights), phase)
 
     @property
     def cpp(self) -> str:
         """The C++ type."""
-        return f"Shape<{TYPES[self.dtype]}, {self.tokens}, {self.cols}, {self.weights}, {self.phase}>"
+        return f"Shape<{self.loader.type}, {self.tokens}, {self.cols}, {self.weights}, {self.phase}>"
 
     @property
     def fixed(self) -> int:
         """Bytes of scratch memory but for what grows with the tile: `FIXED` in gpu.cuh."""
-        width = FRAGMENT_COLS[self.dtype]
-        staged = -(-self.cols // width) * width * self.tokens * ACTIVATION_BYTES[self.dtype]
+        width = self.stored.fragment_cols
+        staged = -(-self.cols // width) * width * self.tokens * self.loader.activation_bytes
         group = self.weights * RESIDUES * 2 * self.tokens * PANEL * 4
         return 576 + staged + max(1, PARTIAL_BYTES // group) * group
 
     def body(self, statement: str, headers: tuple[str, ...], panel_bytes: int = 0) -> StreamBody:
         """The body that a statement over the type `S` makes, with `panel_bytes` more for each panel of a tile."""
-        scales = 4 * scale_count(self.cols, self.phase) if self.dtype == "fp8" else 0
-        head = f"using S = {self.cpp};\n  static_assert(S::FIXED == {self.fixed} && S::SCALES == {scales // 4});\n  "
-        return StreamBody(head + statement, headers, self.fixed + FRAGMENT_BYTES, scales + panel_bytes)
+        scales = self.stored.panel_scales(self.cols, self.phase)
+        head = f"using S = {self.cpp};\n  static_assert(S::FIXED == {self.fixed} && S::SCALES == {scales});\n  "
+        each = self.stored.scale_bytes(1, self.cols, self.phase) + panel_bytes
+        return StreamBody(head + statement, headers, self.fixed + FRAGMENT_BYTES, each)
 
 
 def normed_input(node: OpNode) -> tuple[str, str]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import prod
 from pathlib import Path
 
 from tilecompile.cost.simulate.step import DEFAULT, simulate, simulator_of
@@ -25,8 +24,8 @@ from tilecompile.passes.place.split_attention import split_attention
 from tilecompile.passes.schedule import schedule
 from tilecompile.passes.tile import tile
 from tilecompile.runtime.folder.manifest import Manifest
-from tilecompile.runtime.format import DTYPE_BYTES
 from tilecompile.runtime.progress import Count, silent
+from tilecompile.runtime.weight_formats import stack_bytes
 from tilecompile.schedules import REDUCTIONS
 from tilecompile.schedules.auto import REPLICATE, Choice, Recipe, alternatives, family, otherwise, place
 from tilecompile.schedules.machine import Machine, OpCost
@@ -128,7 +127,7 @@ def may_pay(graph: OpGraph, name: str, how: str, machine: Machine, devices: int)
     Replicating can save a few hops at most, and dividing must save a good part of one.
     """
     costs = simulator_of(machine)
-    size = max(sum(prod(w.shape) * DTYPE_BYTES[w.dtype] for w in n.weights) for n in graph.nodes if family(n) == name)
+    size = max(sum(stack_bytes(w.shape, w.dtype) for w in n.weights) for n in graph.nodes if family(n) == name)
     saved = size * (1 - 1 / devices) * (devices if machine.is_cpu else 1) / costs.read[-1][2]
     most, least = MOST_HOPS * costs.remote_event_ns, LEAST_HOPS * costs.remote_event_ns
     return saved <= most if how == REPLICATE else saved >= least

@@ -12,11 +12,11 @@ of 128 x 128 that it meets. Zeros follow up to a multiple of 512 bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
-from tilecompile.runtime.format import E4M3_MAX, FRAGMENT_BYTES, FRAGMENT_COLS, PANEL, SCALE_BLOCK
+from tilecompile.runtime.format import FRAGMENT_BYTES, PANEL
 
 
 def fragments(matrix: torch.Tensor) -> torch.Tensor:
@@ -45,36 +45,6 @@ def unfragmented(blocks: torch.Tensor, rows: int, cols: int, dtype: torch.dtype)
     return whole[:rows, :cols].contiguous().view(dtype)
 
 
-class Quantised:
-    """fp8 matrices of any weights: e4m3 numbers with a scale (largest number / 448) for each block of 128 x 128.
-
-    `read(name, matrix, row_begin, row_end)` gives f32 rows. Blocks are those of the whole matrix, so neither numbers
-    nor scales depend on how it is cut.
-    """
-
-    def __init__(self, read: Callable[[str, int, int, int], torch.Tensor], rows_of: Callable[[str], int]) -> None:
-        self._read, self._rows_of = read, rows_of
-        self._scales: dict[tuple[str, int, int], torch.Tensor] = {}
-
-    def scales(self, name: str, matrix: int, block: int) -> torch.Tensor:
-        """The scales of row block `block` of a matrix, f32 [column blocks]."""
-        key = (name, matrix, block)
-        if key not in self._scales:
-            end = min((block + 1) * SCALE_BLOCK, self._rows_of(name))
-            most = self._read(name, matrix, block * SCALE_BLOCK, end).abs().amax(0)
-            padded = torch.nn.functional.pad(most, (0, -len(most) % SCALE_BLOCK))
-            found = padded.view(-1, SCALE_BLOCK).amax(1) / E4M3_MAX
-            self._scales[key] = torch.where(found > 0, found, 1.0)
-        return self._scales[key]
-
-    def read(self, name: str, matrix: int, row_begin: int, row_end: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rows of a matrix as e4m3, [rows, cols], and the scales of each row, f32 [rows, column blocks]."""
-        values = self._read(name, matrix, row_begin, row_end)
-        scales = torch.stack([self.scales(name, matrix, row // SCALE_BLOCK) for row in range(row_begin, row_end)])
-        wide = scales.repeat_interleave(SCALE_BLOCK, 1)[:, : values.shape[1]]
-        return (values / wide).to(torch.float8_e4m3fn), scales
-
-
 Matrices = Sequence[Sequence[torch.Tensor]]
 
 
@@ -96,7 +66,7 @@ def unpack_copy(
 ) -> tuple[list[list[torch.Tensor]], list[list[torch.Tensor]]]:
     """What `pack_copy` made a tile of: `count` matrices [rows, cols] of `tensors` tensors, and the scales by row."""
     panels = -(-rows // PANEL)
-    size = -(-cols // FRAGMENT_COLS["bf16" if dtype.itemsize == 2 else "fp8"])
+    size = -(-cols * dtype.itemsize // 32)
     heads = count * panels * tensors * scale_blocks
     begin = -(-heads * 4 // FRAGMENT_BYTES) * FRAGMENT_BYTES
     blocks = data[begin:].view(count, panels, tensors, size, 32, 16)

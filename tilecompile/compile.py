@@ -54,7 +54,7 @@ def compile_model(options: CompileOptions, progress: Progress = silent) -> Compi
     """Compiles a model to the engine folder `options.output`.
 
     `progress(stage, done, total)` is called as stages begin, and with bytes while weights are packed. Raises InputError
-    for anything wrong with the options, the model or the machine; then nothing is left behind.
+    for anything wrong with the options, the model or the machine, and leaves nothing behind then.
     """
     stages = Stages(options.dump, progress)
     settings = options.resolve()
@@ -71,7 +71,7 @@ def compile_model(options: CompileOptions, progress: Progress = silent) -> Compi
 
 
 def plan_repeated(source: ModelSource, recipe: Choice | str, settings: Settings, stages: Stages) -> Plan | None:
-    """The plan of a model by a few of its layers, of which some are repeated; None where layers aren't.
+    """The plan of a model from a few of its layers, of which some are repeated; None where no layers repeat.
 
     Large models are for GPUs and are planned without weights; what has weights is planned whole.
     """
@@ -88,7 +88,7 @@ def plan_repeated(source: ModelSource, recipe: Choice | str, settings: Settings,
 
 
 def plan_whole(source: ModelSource, recipe: Choice | str, settings: Settings, stages: Stages) -> Plan:
-    """The plan of a model by all of its layers."""
+    """The plan of a model from all of its layers."""
     return plan_graphs(source, source.config, recipe, settings, stages)
 
 
@@ -119,7 +119,7 @@ def plan_graphs(
     kinds = stages.run("kinds", kinds_of, placed, settings)
     # tile: operators to tasks, with the regions that they read and write and the weight tiles that they stream
     tiled = stages.each("tile", tile, placed, workers * settings.granularity, machine.layout)
-    # events: who waits for whom, from regions that overlap
+    # events: dependencies between tasks, from regions that overlap
     plans = stages.each("events", events, tiled)
     # schedule: tasks to workers in a fixed order, buffers and weight tiles to places: the tables that a kernel executes
     program = stages.run("schedule", schedule, plans, workers, kinds.index, kinds.names, repeat)

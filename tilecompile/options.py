@@ -23,13 +23,13 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "sm_90a": (),
     "sm_100a": (),
 }
-"""Targets, and the instruction sets of each; the first that this machine has is taken, or else the last.
+"""Targets, and the instruction sets of each: the first that this machine has is taken, or else the last.
 
-Those without are GPUs.
+Targets without instruction sets are GPUs.
 """
 
 MACHINES = {"sm_90a": "h100", "sm_100a": "b200"}
-"""The machine that a target is for if none is named; the others are for this one."""
+"""The default machine of a target; targets that aren't here are for this machine."""
 
 CACHE_DTYPES = ("f32", "bf16")
 
@@ -42,7 +42,8 @@ MAX_SEED = (1 << 63) - 1
 
 @dataclass(frozen=True)
 class Settings:
-    """What the options come to on this machine. `workers` counts those of one device, `context` is for `auto`.
+    """The options with every choice made for this machine. `workers` counts those of one device, `context`
+    is for placement `auto`.
 
     Operators are cut into about `workers` times `granularity` tasks on each device; a step is of `tokens` tokens.
     `kernel` says whether one is made. GPUs have no instruction set.

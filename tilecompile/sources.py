@@ -38,7 +38,7 @@ class ModelSource:
 
 
 def open_model(options: CompileOptions, settings: Settings) -> ModelSource:
-    """Opens the model that the options name. InputError for anything that is wrong with it, or with storing it so."""
+    """Opens the model that the options name. InputError where it is wrong or can't be stored as asked."""
     folder = None if options.model in NAMED else Path(options.model)
     weights: Weights[Any] | None = None
     if folder is not None and options.seed is None and not options.no_weights:

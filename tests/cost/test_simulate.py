@@ -52,8 +52,8 @@ def test_work_reads_what_the_model_must_read(plan: Plan, context: int) -> None:
         _, heads, width = node.inputs[0].shape
         layers = sum(n.op == "index_score" for n in nodes[: int(tables["instructions"]["op"][instruction].max()) + 1])
         assert work.products[ops == "index_score"].sum() == layers * context * heads * width
-    assert (work.gate >= 0).sum() == np.isin(ops, ["expert_linear", "expert_combine"]).sum()
-    assert set(ops[work.gate[work.gate >= 0]]) == {"dispatch"}
+    assert (work.filler >= 0).sum() == np.isin(ops, ["expert_linear", "expert_combine"]).sum()
+    assert set(ops[work.filler[work.filler >= 0]]) == {"dispatch"}
 
 
 def test_work_on_shares_of_the_context_adds_up(plan: Plan) -> None:

@@ -72,9 +72,9 @@ def test_a_ring_fetches_ahead_while_its_worker_waits() -> None:
 def test_a_loader_waits_before_experts_that_are_not_chosen() -> None:
     """A loader stands before experts that aren't chosen yet, and may fetch what follows meanwhile."""
     first = [{"body": 10, "notifies": "a"}]
-    second = [{"waits": "a", "bytes": 4, "gate": 0}, {"bytes": 6}, {"bytes": 5}]
+    second = [{"waits": "a", "bytes": 4, "filler": 0}, {"bytes": 6}, {"bytes": 5}]
     assert times(first, second, ring_bytes=99).end.tolist() == [10, 14, 20, 25]
-    assert times(first, second, ring_bytes=99, gate_ns=1).end.tolist() == [10, 15, 21, 26]
+    assert times(first, second, ring_bytes=99, filler_ns=1).end.tolist() == [10, 15, 21, 26]
     hinted = times(first, second, ring_bytes=99, hint_bytes=8)
     assert hinted.end.tolist() == [10, 14, 14, 17]
     assert hinted.read.tolist() == [15]
@@ -88,10 +88,10 @@ def test_pushes_share_a_devices_link() -> None:
 
 
 def test_a_thread_stays_with_a_worker_while_it_can_run() -> None:
-    """It stays with a worker while that can go on, then takes the next one that can; each look takes its time."""
+    """It stays with a worker while that can go on, then takes the next one that can; each poll takes its time."""
     streams = [[{"body": 3}, {"body": 3, "waits": "x"}], [{"body": 5}], [{"body": 1, "notifies": "x"}]]
     found = times(*streams, threads=[0, 0, 0], poll_ns=0.5)
-    # half a round of looks, worker 0, a look, worker 1, a look, worker 2, a look, worker 0 again
+    # half a round of polls, worker 0, a poll, worker 1, a poll, worker 2, a poll, worker 0 again
     assert found.begin.tolist() == [0.5, 11, 4, 9.5]
     assert found.before.tolist() == [-1, 3, 0, 2]
     other = times(*streams, threads=[0, 0, 1], first_thread=0, wake_ns=7, event_ns=2)

@@ -177,7 +177,7 @@ def test_the_example_programs_report_their_steps(
     assert given.get("max_model_len", given.get("context_length")) == 165
 
 
-# Engines for GPUs. Their kernel is a processor's here; what is tested is what bench does around it.
+# Engines for GPUs. Their kernel is a CPU's here; what is tested is what bench does around it.
 
 
 @pytest.fixture
@@ -234,8 +234,8 @@ def test_peers_on_a_gpu_run_after_the_engine_is_closed(
 
 
 def test_options_for_cpus_are_refused_on_a_gpu(tiny: Path, on_gpu: list[Any]) -> None:
-    assert "--ablate changes a processor's kernel, and" in refused(tiny, "--ablate")
-    assert "--threads is for processors, and" in refused(tiny, "--threads", "2")
+    assert "--ablate changes a CPU's kernel, and" in refused(tiny, "--ablate")
+    assert "--threads is for CPUs, and" in refused(tiny, "--threads", "2")
 
 
 def test_the_stated_roof_is_that_of_the_engines_machine(tiny: Path, tmp_path: Path) -> None:

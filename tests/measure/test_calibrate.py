@@ -16,7 +16,7 @@ from support.engines import Built
 from support.paths import TINY_CHECKPOINT
 from support.simulated import Plan, cpu, plan_of, work_at
 from tilecompile.compile import compile_model
-from tilecompile.cost.simulate.step import at_pace, simulate, simulator_of
+from tilecompile.cost.simulate.step import at_rate, simulate, simulator_of
 from tilecompile.cost.step_time.spans import tasks_of
 from tilecompile.errors import InputError
 from tilecompile.measure.calibrate import calibrate as calibrating
@@ -69,12 +69,12 @@ def test_description_is_read_again(tmp_path: Path) -> None:
     assert load_machine(str(tmp_path / "m.toml")) == machine
 
 
-def test_at_pace_scales_the_memorys_rate_alone(plan: Plan) -> None:
+def test_at_rate_scales_the_memorys_rate_alone(plan: Plan) -> None:
     """Memory that is read twice as fast halves a step that does nothing else, and leaves one that doesn't read."""
     bound = cpu(task_ns=0.0, event_ns=0.0, poll_ns=0.0, ops={"default": OpCost()})
-    assert simulate(*plan, at_pace(bound, 2.0), 16, 1).ms == pytest.approx(simulate(*plan, bound, 16, 1).ms / 2)
+    assert simulate(*plan, at_rate(bound, 2.0), 16, 1).ms == pytest.approx(simulate(*plan, bound, 16, 1).ms / 2)
     free = dataclasses.replace(bound, simulator=dataclasses.replace(simulator_of(bound), read=((1e6, 1e9, 1e9),)))
-    assert simulate(*plan, at_pace(free, 0.5), 16, 1).ms < 1e-3 * simulate(*plan, bound, 16, 1).ms
+    assert simulate(*plan, at_rate(free, 0.5), 16, 1).ms < 1e-3 * simulate(*plan, bound, 16, 1).ms
 
 
 def test_recordings_that_were_disturbed_are_told_from_slow_ones(plan: Plan) -> None:
@@ -87,7 +87,7 @@ def test_recordings_that_were_disturbed_are_told_from_slow_ones(plan: Plan) -> N
         return calibrating.Steps(tasks, 16, 1.0, empty, empty, empty.reshape(0, 2), attended, (paces[0], paces[1]))
 
     assert steps(0.95, 0.6, 0.62).disturbance < 1
-    assert steps(0.95, 0.6, 0.62).pace == pytest.approx(0.61, abs=1e-3)
+    assert steps(0.95, 0.6, 0.62).memory_rate == pytest.approx(0.61, abs=1e-3)
     assert steps(0.95, 0.6, 0.7).disturbance > 1
     assert steps(0.95, 0.7, 0.6).disturbance == pytest.approx(steps(0.95, 0.6, 0.7).disturbance)
     assert steps(0.5, 1.0, 1.0).disturbance > 1
@@ -143,11 +143,12 @@ def test_predictions_for_unseen_plans_are_within_15_percent(tmp_path: Path) -> N
         for threads in (1, 2) if contexts else ():
             with load(tmp_path / name, threads) as engine:
                 for steps in calibrating.record_steps(engine, contexts, simulator_of(machine).read):
-                    then = at_pace(machine, steps.pace)
+                    then = at_rate(machine, steps.memory_rate)
                     predicted = simulate(*plan_of(tmp_path / name), then, steps.context, threads).ms
                     pairs.append((name, threads, steps.context, steps.step_ns / 1e6, predicted))
-                    off, pace = predicted / pairs[-1][3] - 1, f"pace {steps.paces[0]:.2f} to {steps.paces[1]:.2f}"
-                    print(*pairs[-1], f"{off:+.1%}, {pace}, attended {steps.attended:.2f}", flush=True)
+                    off = predicted / pairs[-1][3] - 1
+                    rate = "memory rate {:.2f} to {:.2f}".format(*steps.memory_rates)
+                    print(*pairs[-1], f"{off:+.1%}, {rate}, attended {steps.attended:.2f}", flush=True)
     wrong = [p for p in pairs if not 0.85 < p[4] / p[3] < 1.15]
     assert not wrong, wrong
     for a in pairs:

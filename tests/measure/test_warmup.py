@@ -171,7 +171,7 @@ def test_vllm_and_sglang_where_they_are_installed(tmp_path: Path, monkeypatch: p
 
 def test_a_system_for_gpus_is_refused_beside_a_cpu_engine(engine: str) -> None:
     line = refused("warmup", engine, "--against", "transformers,cuda-graphs")
-    assert f"--against: cuda-graphs runs on a GPU, and {engine} is for a processor" in line
+    assert f"--against: cuda-graphs runs on a GPU, and {engine} is for a CPU" in line
 
 
 def test_peers_of_an_engine_for_gpus_fail_without_a_gpu(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_no_cold_start_where_eviction_fails(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(cache, "evict", lambda _: None)
     assert cold() == {"unavailable": "100% of what was in the file cache stayed there"}
     monkeypatch.setattr(cache, "_may_ask", lambda _: False)
-    assert cold() == {"unavailable": "the system doesn't tell what of the files is in its cache"}
+    assert cold() == {"unavailable": "the system doesn't report what of the files is in its cache"}
 
 
 def test_eviction_includes_pages_that_the_measuring_process_maps(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def loop(streams: list[list[dict[str, Any]]], **machine: Any) -> Loop:
         body_ns=each("body"),
         bytes=each("bytes"),
         link_ns=each("link"),
-        gate=np.array([t.get("gate", -1) for t in tasks], np.int64),
+        filler=np.array([t.get("filler", -1) for t in tasks], np.int64),
         single_rate=np.full(places, float(machine.pop("single", 1))),
         total_rate=np.full(places, float(machine.pop("total", 1e9))),
         **machine,
@@ -48,7 +48,7 @@ def loop(streams: list[list[dict[str, Any]]], **machine: Any) -> Loop:
 
 
 def by_small_steps(given: Loop, step: float) -> tuple[np.ndarray, np.ndarray]:
-    """(begin, end) of every task, right to a few steps of time; for a thread a worker, without links and gates."""
+    """(begin, end) of every task, right to a few steps of time; for a thread a worker, without links and fillers."""
     tasks, workers = len(given.bytes), len(given.worker_thread)
     begin, end = np.full(tasks, np.nan), np.full(tasks, np.nan)
     came = np.zeros(tasks)

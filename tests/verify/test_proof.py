@@ -80,7 +80,7 @@ def test_a_second_agent_is_a_stream_of_its_own(parts: Parts) -> None:
 def test_a_second_stream_of_an_agent_is_refused(parts: Parts) -> None:
     first = parts.of(0)[0]
     parts.streams.append(type(first)(0, 0, first.worker, 0, [first.instructions.pop()]))
-    assert refused(parts) == "program 0 has two streams for agent 0 of worker 0, wanted 1"
+    assert refused(parts) == "program 0 has two streams for agent 0 of worker 0, want 1"
 
 
 def test_races_name_both_tasks_the_tensor_and_the_edge(parts: Parts) -> None:
@@ -177,20 +177,20 @@ def test_tapes_with_wrong_runs_are_refused(gathered: bool) -> None:
     for field, value in ((0, 64 * 1000), (1, 1), (2, 7), (3, -1 if gathered else 0), (3, -2)):
         parts, tape, k = first()
         change(tape, k, field, value)
-        assert "it lies on device 0 at" in refused(parts)
+        assert "it is on device 0 at" in refused(parts)
     parts, tape, k = first()
     tape.append(tape[k])
-    assert "reads too, wanted once" in refused(parts)
+    assert "reads too, want once" in refused(parts)
     parts, tape, k = first()
     tape.pop(k)
-    assert "read 0 times, wanted 1" in refused(parts) or "no instruction reads it" in refused(parts)
+    assert "read 0 times, want 1" in refused(parts) or "no instruction reads it" in refused(parts)
     if gathered:
         parts, tape, k = first(1)
         change(tape, k, 3, 0)
-        assert "reads too, wanted once" in refused(parts)
+        assert "reads too, want once" in refused(parts)
         parts, tape, k = first(1)
         change(tape, k, 3, 2)
-        assert "read 0 times, wanted 1" in refused(parts)
+        assert "read 0 times, want 1" in refused(parts)
 
 
 def test_a_streamed_tensor_that_no_tape_reads_is_refused(parts: Parts) -> None:

@@ -332,8 +332,8 @@ def test_malformed_tables_are_refused() -> None:
         mine = np.flatnonzero(buffers["arena"] == 0)
         buffers["offset"][mine[1]] = buffers["offset"][mine[0]]
 
-    assert "is in 2 streams, wanted 1" in with_table("streams", longer)
-    assert "is in 0 streams, wanted 1" in with_table("streams", shorter)
+    assert "is in 2 streams, want 1" in with_table("streams", longer)
+    assert "is in 0 streams, want 1" in with_table("streams", shorter)
     assert re.search(r"buffer \d+ and buffer \d+ overlap in arena activation", with_table("buffers", overlapping))
 
 

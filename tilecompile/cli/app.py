@@ -43,8 +43,8 @@ def main() -> None:
     app()
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(requested: bool) -> None:
+    if requested:
         print(f"tilecompile {__version__}")
         raise typer.Exit
 

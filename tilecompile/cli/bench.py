@@ -34,17 +34,17 @@ def bench(
     gpus: Gpus = None,
     on_one_gpu: OnOneGpu = False,
     weights: DrawnWeights = None,
-    rounds: Annotated[int, typer.Option(help="How often everything is measured in turn.")] = DEFAULT_ROUNDS,
+    rounds: Annotated[int, typer.Option(help="Rounds; each measures everything once.")] = DEFAULT_ROUNDS,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Measure an engine's steps against the bandwidth of this machine's memory.
 
-    The caches are filled with random numbers up to the context. In turn, round by round: the best of several kernels
-    that only read, on a working set of a step's size, and the engine. The roof fraction is the bytes that a step must
+    The caches are filled with random numbers up to the context. Each round measures the best of several kernels that
+    only read, on a working set of a step's size, and the engine. The roof fraction is the bytes that a step must
     read (no padding, no replication) over what the machine reads in the same time.
 
     --ablate runs the same bodies with a barrier after every operator; without prefetch hints, which needs a C++
-    compiler and leaves the processor's own prefetchers on; and without tapes, that is with the weights in the order of
+    compiler and leaves the CPU's own prefetchers on; and without tapes, that is with the weights in the order of
     the checkpoint, which takes memory for them once more.
 
     Peers run in processes of their own, each at the fastest of its settings, and get the engine's weights from --model,

@@ -1,4 +1,4 @@
-"""tilecompile calibrate: what this machine's model is, for simulate."""
+"""tilecompile calibrate: measures the costs that `tilecompile simulate` needs of this machine."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def calibrate(
     Measured are the read bandwidth of one thread and of all, by working set, and on steps of the engines, recorded as
     `tilecompile timeline` does, how long an event takes to be seen and what the tasks of each op cost. Ops that the
     engines don't have cost nothing, so give engines of the models that will be simulated: two or three that differ in
-    size and in their workers. The machine should do nothing else meanwhile: the recorded steps are shown beside what
-    the simulation makes of them, and where these differ much, something else had the cores. A recording is repeated, up
-    to twelve times, while others take cores or the memory's rate changes; `memory` is that rate, in parts of what was
-    measured first, and the simulation beside it is for memory of that rate.
+    size and in their workers. The machine should do nothing else meanwhile: the recorded steps are shown beside
+    their simulation, and where these differ much, something else had the cores. A recording is repeated, up to twelve
+    times, while others take cores or the memory's rate changes; `memory` is that rate, relative to the one measured
+    first, and the simulation beside it is for memory of that rate.
     """
     import tilecompile.ops  # noqa: F401  (registers the tile ops)
     from tilecompile.cli.files import check_target, write_whole
@@ -76,7 +76,7 @@ def calibrate(
 
 
 def _print_filled(machine: Machine, output: Path, as_json: bool) -> None:
-    """What of a description was measured."""
+    """Prints which values of a description were measured."""
     from tilecompile.cli.output import note, print_json
 
     costs = machine.simulator

@@ -32,7 +32,9 @@ def compile_command(
     on_one_gpu: Annotated[
         bool, typer.Option("--on-one-gpu", help="Let the devices share one GPU, to test a node's plan.")
     ] = False,
-    tokens: Annotated[int, typer.Option(help="Tokens of a step; more than one to look at, not to run, so far.")] = 1,
+    tokens: Annotated[
+        int, typer.Option(help="Tokens of a step; more than one only to inspect so far.")
+    ] = 1,
     granularity: Annotated[int, typer.Option(help="Tasks a worker that an operator is cut into, about.")] = 1,
     placement: Annotated[
         str | None,
@@ -51,7 +53,7 @@ def compile_command(
     weights: Annotated[str | None, typer.Option(help="f32, bf16, fp8.  [default: as in the checkpoint]")] = None,
     cache: Annotated[str | None, typer.Option(help="f32 or bf16.  [default: f32 on a CPU, else bf16]")] = None,
     seed: Annotated[int | None, typer.Option(help="Draw the weights from this seed.")] = None,
-    no_weights: Annotated[bool, typer.Option("--no-weights", help="Leave the weights out, to look at.")] = False,
+    no_weights: Annotated[bool, typer.Option("--no-weights", help="Leave the weights out: to inspect only.")] = False,
     no_kernel: Annotated[bool, typer.Option("--no-kernel", help="Leave the kernel out: only plan and prove.")] = False,
     dump: Annotated[Path | None, typer.Option(metavar="DIR", help="Write the value of every stage there.")] = None,
 ) -> None:

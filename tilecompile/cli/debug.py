@@ -1,4 +1,4 @@
-"""tilecompile debug: what lies in an engine's buffers after an operator, and which operator goes wrong first."""
+"""tilecompile debug: the contents of an engine's buffers after an operator, and the first operator that goes wrong."""
 
 from __future__ import annotations
 

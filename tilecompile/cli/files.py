@@ -1,4 +1,4 @@
-"""Files that a command writes for its user: refused before the work where they can't be, whole or not at all."""
+"""Files that a command writes for its user: checked before the work, and created atomically."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tilecompile.runtime.errors import InputError
 
 
 def check_target(option: str, path: Path) -> None:
-    """InputError, with the name of the option, if a file can't come into being there."""
+    """InputError, with the name of the option, if no file can be created there."""
     folder = path.absolute().parent
     if path.is_dir():
         raise InputError(f"{option} {path}: is a folder, want a file")
@@ -23,7 +23,7 @@ def check_target(option: str, path: Path) -> None:
 
 
 def write_whole(option: str, path: Path, text: str) -> None:
-    """Writes a file whole or not at all. InputError, with the name of the option, if that fails."""
+    """Writes a file atomically. InputError, with the name of the option, if that fails."""
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         partial.write_text(text, encoding="utf-8")

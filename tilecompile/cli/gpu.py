@@ -29,5 +29,5 @@ def numbers(option: str, text: str) -> list[int]:
 
 
 def gpu_numbers(text: str | None) -> list[int] | None:
-    """What --gpus says. InputError if it isn't numbers."""
+    """The numbers of --gpus. InputError if they aren't numbers."""
     return None if text is None else numbers("--gpus", text)

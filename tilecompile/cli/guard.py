@@ -1,4 +1,4 @@
-"""What every command of the command line goes through: an error is one line and an exit code, never a traceback."""
+"""Wraps every command: an error is one line and an exit code, never a traceback."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on: end quietly
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader is gone: end quietly
             raise typer.Exit(1) from None
         except Exception as error:
             if os.environ.get("TILECOMPILE_TRACEBACK"):

@@ -111,7 +111,7 @@ def engine_summary(manifest: Manifest) -> dict[str, Any]:
 
 
 def _placement_tables(manifest: Manifest) -> dict[str, Any]:
-    """What each program reads and exchanges on several devices."""
+    """The placement table of each program, for engines of several devices."""
     names = [program["name"] for program in manifest.data["programs"]] if manifest.data["devices"] > 1 else []
     return {name: read_table(manifest, name) for name in names}
 
@@ -155,7 +155,7 @@ def print_engine(manifest: Manifest) -> None:
 
 
 def _print_resources(console: Console, about: dict[str, Any]) -> None:
-    """What the kernel of a GPU takes of an SM, and each of its kinds by itself."""
+    """Prints what a GPU kernel takes of an SM, and each of its task kinds alone."""
     from rich.table import Table
     from rich.text import Text
 
@@ -169,11 +169,11 @@ def _print_resources(console: Console, about: dict[str, Any]) -> None:
 
 
 PLACEMENT_COLUMNS = 118
-"""Width of a placement's table at least: names that are cut off would be of no use."""
+"""Least width of a placement's table, so that names aren't cut off."""
 
 
 def _print_placement(console: Console, program: str, about: dict[str, Any]) -> None:
-    """Where a program's operators lie, and what that costs in exchanges."""
+    """Prints where a program's operators are placed, and the exchanges that this costs."""
     from rich.table import Table
     from rich.text import Text
 

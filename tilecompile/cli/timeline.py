@@ -33,8 +33,8 @@ def timeline(
     """Show where the time of one decode step goes.
 
     The engine's kernel is built once more so that it records when each task began and ended, which needs a C++
-    compiler, and steps run on both kernels in turn; the engine itself stays as it is. The caches are filled with random
-    numbers up to the context. Of the recorded steps the one that is nearest to the mean is shown.
+    compiler, and steps alternate between both kernels; the engine itself stays as it is. The caches are filled with
+    random numbers up to the context. The recorded step that is nearest to the mean is shown.
 
     The trace has a track for each worker, by device, with its tasks and what it waited for in between: an event, its
     thread (busy with another worker), the loop, or the end of the step. An arrow leads to each task from the one that

@@ -1,4 +1,4 @@
-"""tilecompile verify: whether an engine's files are what they should be, and the proof of its schedule once more."""
+"""tilecompile verify: checks an engine's files, and proves its schedule again."""
 
 from __future__ import annotations
 

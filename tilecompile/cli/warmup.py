@@ -84,12 +84,12 @@ def _report(
 
     if any(system.gpu_only for system in systems):
         check_device(systems, device_of(read_manifest(engine)), str(engine))
-    wanted = any(system.needs_model() and system.unavailable() is None for system in systems)
+    need_checkpoint = any(system.needs_model() and system.unavailable() is None for system in systems)
     with tempfile.TemporaryDirectory(prefix="tilecompile-checkpoint-") as temporary:
-        about = measure.describe(engine, model, threads, wanted)
-        if wanted and about["checkpoint"] is None:
+        about = measure.describe(engine, model, threads, need_checkpoint)
+        if need_checkpoint and about["checkpoint"] is None:
             progress("checkpoint for peers", 0, 1)
-            about = measure.describe(engine, model, threads, wanted, Path(temporary))
+            about = measure.describe(engine, model, threads, need_checkpoint, Path(temporary))
         ids = [token % about["vocab_size"] for token in measure.PROMPT]
         values = {
             "engine": str(engine),
@@ -124,7 +124,7 @@ def _report(
 
 
 def _print(report: dict[str, Any]) -> None:
-    """The table, and what must be known beside it."""
+    """Prints the table and the notes to it."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

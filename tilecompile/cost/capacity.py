@@ -1,4 +1,4 @@
-"""fit: whether a machine has the memory for a placed model, before anything is planned."""
+"""fit: checks that a machine has the memory for a placed model, before anything is planned."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Needs:
 
 
 def needs(placed: Sequence[PlacedGraph], copies: Callable[[int | None], int] = lambda layer: 1) -> list[Needs]:
-    """What each device needs. `copies` says for how many layers of the whole model one of a short model stands.
+    """What each device needs. `copies` gives how many layers of the whole model one of a short model stands for.
 
     A part of a weight that several operators or programs of a device read counts once.
     """

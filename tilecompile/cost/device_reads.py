@@ -1,8 +1,8 @@
 """What each device reads in a step.
 
-Bytes of weights are those of the tapes, padding of panels and expert slots included. Of a cache in shares of the
-context a device reads its own rows; of the positions that attention selects it is taken to hold as large a part as it
-holds of the context.
+Bytes of weights are those of the tapes, padding of panels and expert slots included. Of a cache that is
+sharded by context a device reads its own rows; its part of the positions that attention selects is taken to be its
+part of the context.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def node_reads(graph: OpGraph, node: OpNode, context: int) -> float:
 
 
 def _rows(node: OpNode, stated: RowsRead, context: int) -> float:
-    """Rows that a node reads of a cache, on the average where it holds a share of the context only."""
+    """Rows that a node reads of a cache: the average where the cache is a shard of the context."""
     rows = stated.at(context)
     return rows if Context.of(node) is None else rows * rows_of(node, context) / max(1, context)
 
@@ -55,7 +55,7 @@ def device_reads(placed: PlacedGraph, context: int) -> list[float]:
 
 
 def distinct_reads(graph: OpGraph, context: int) -> Iterable[tuple[OpNode, float]]:
-    """Operators with the bytes that they are the first of their device to read."""
+    """Each operator with the bytes that no earlier operator of its device reads."""
     seen: set[tuple[int, str]] = set()
     for node in graph.nodes:
         again = 0

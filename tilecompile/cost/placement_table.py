@@ -1,7 +1,7 @@
 """The table of a placement: devices and shard axis of each operator, bytes that devices read, the price in exchanges.
 
-The same operator of several layers is one row. An exchange is all that is pushed of one operator's result: a gather, or
-the partial results of a reduction.
+An operator that several layers have is one row. An exchange is all that is pushed of one operator's result: an
+all-gather, or the partial sums of a reduction.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def placement_table(placed: PlacedGraph, context: int | None = None) -> Placemen
 
 
 def positions(graph: OpGraph) -> int:
-    """Positions that the caches hold, shares together."""
+    """Positions that the caches hold, all shards together."""
     rows: dict[str, int] = defaultdict(int)
     for tensor in graph.tensors.values():
         if tensor.role == "cache":
@@ -136,7 +136,7 @@ def positions(graph: OpGraph) -> int:
 
 
 def _chain(graph: OpGraph) -> int:
-    """Most pushes one after the other."""
+    """The most pushes on a chain of dependent operators."""
     after: dict[str, list[tuple[int, int, int]]] = defaultdict(list)  # (begin, end, level) of columns
     most = 0
     for node in graph.nodes:

@@ -1,7 +1,7 @@
 """How many bytes a step must read: the model's formula, without padding and without replication.
 
 The compiler takes the formula from a graph (`graph_reads.py`) and states it in engine.json (`reads` of a program), so
-that it can be had from an engine alone.
+that an engine alone is enough to evaluate it.
 """
 
 from __future__ import annotations

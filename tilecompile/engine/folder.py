@@ -1,9 +1,9 @@
-"""An engine folder comes into being whole or not at all.
+"""Creates an engine folder atomically.
 
 It is built beside its place, in `.NAME.partial-PID` whose lock its compilation holds, and then renamed. An engine that
 is replaced changes places with the new one in one call where the system has it (Linux: renameat2 with
 RENAME_EXCHANGE); elsewhere the old one is first renamed to `.NAME.old-PID`, and where a compilation ended between the
-two renames the next one puts it back. Whatever an ended compilation left behind goes at the next one.
+two renames the next one puts it back. The next compilation also removes whatever an ended one left behind.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ RENAME_EXCHANGE = 2
 
 @contextmanager
 def new_folder(output: Path, force: bool = False) -> Iterator[Path]:
-    """A folder that becomes `output` when the block succeeds, and vanishes when it doesn't.
+    """A new folder, renamed to `output` when the block succeeds and removed when it doesn't.
 
     `force` lets it take the place of a folder with content. InputError where it can't be written.
     """
@@ -37,7 +37,7 @@ def new_folder(output: Path, force: bool = False) -> Iterator[Path]:
     lock = None
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(output.parent):  # nobody takes the new folder for an ended compilation's
+        with _locked(output.parent):  # so that no one takes the new folder for an ended compilation's
             _clear(output)
             folder.mkdir()
             with suppress(OSError):  # a file system without locks: an ended compilation's folder stays
@@ -72,7 +72,7 @@ def _place(folder: Path, output: Path, old: Path, force: bool) -> None:
 
 
 def exchange(a: Path, b: Path) -> bool:
-    """Lets two folders change places in one step; False where the system can't."""
+    """Exchanges two folders atomically; returns False where the system can't."""
     try:
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
     except (OSError, AttributeError):
@@ -86,7 +86,7 @@ def exchange(a: Path, b: Path) -> bool:
 
 
 def _clear(output: Path) -> None:
-    """Removes what ended compilations of `output` left, and puts an engine back that one was about to replace."""
+    """Removes what ended compilations of `output` left, and restores an engine that one of them was replacing."""
     for what in ("old", "partial"):
         for path in sorted(output.parent.glob(f".{glob.escape(output.name)}.{what}-*")):
             with suppress(OSError):

@@ -1,4 +1,4 @@
-"""graph.json: the fused operators and tensors of an engine, for those who execute its tables without its kernel.
+"""graph.json: the fused operators and tensors of an engine, for executing its tables without its kernel.
 
 Programs hold their operators in the order of `Instruction.op`, numbered through all programs, and their tensors. Views
 are written as [tensor, shape, strides, offset, dtype]. In attributes tuples become lists and lists come back as tuples;

@@ -1,4 +1,4 @@
-"""An engine's kernel for CPUs and GPUs: what `emit` and `build` are to both."""
+"""Writes an engine's kernel: the stages `emit` and `build`, for CPUs and GPUs."""
 
 from __future__ import annotations
 

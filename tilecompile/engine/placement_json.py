@@ -1,10 +1,11 @@
-"""placement.json: how the operators of an engine's programs lie on its devices, for those who look at it.
+"""placement.json: how the operators of an engine's programs are placed on its devices, for tools that show it.
 
 Kernels, the runtime and the proof don't need the file. For each program it lists the operators as they were before they
 were divided, in their order: the axis (null for whole on each device), the parts as [device, begin, end], and for
-partial sums the form of the reduction and the columns that each device adds, as parts too. What is divided by context
-has no begin and end but `block`, the positions of a block, and attention has in `adds` the heads that a device ends
-with. Besides, the table of `placement_table.py` at a context that fills the caches.
+partial sums the form of the reduction and the columns that each device reduces, as parts too. What is divided by
+context has `block`, the positions of a block, instead of begin and end, and attention has in `adds` the heads whose
+results a device holds at the end. The file also has the table of `placement_table.py` at a context that fills the
+caches.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A plan: what the passes have made of a model's step programs, all that an engine folder is written from."""
+"""A plan: the result of the passes for a model's step programs, from which an engine folder is written."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ STAGES = {
     "pack": Stage(None, "pack", counted=True),
     "pack_text": Stage("09-pack.txt"),
 }
-"""The stages. Where several share a file, their values stand there in this order."""
+"""The stages. Where several write to one file, their values are in it in this order."""
 
 
 class Stages:
@@ -97,7 +97,7 @@ class Stages:
         return values
 
     def show(self, stage: str, function: Callable[[T], object], items: Iterable[T]) -> None:
-        """Values that nothing but a dump needs: the function is called for one only."""
+        """Values that only a dump needs: the function is called only if there is one."""
         if self._folder is not None:
             self._show(stage, [function(item) for item in items])
 
@@ -113,7 +113,7 @@ class Stages:
         self.seconds[stage] += time.perf_counter() - begin
 
     def _show(self, stage: str, values: list[V]) -> None:
-        """Writes a stage's values to its file; those of an earlier run of the stage go."""
+        """Writes a stage's values to its file, over those of an earlier run of the stage."""
         file = STAGES[stage].file
         if self._folder is None or file is None:
             return

@@ -1,4 +1,4 @@
-"""pack: weights to tile pools, one file a device, written from front to back a few tensors at a time."""
+"""pack: writes the weights as tile pools, one file a device, from front to back, a few tensors at a time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tilecompile.engine.plan import Plan
 
 ROWS_AT_ONCE = 4096
-"""Rows of a table that are read together."""
+"""Rows of a table that are read at a time."""
 
 
 class Source(Protocol):

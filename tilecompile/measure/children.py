@@ -34,7 +34,7 @@ class Child:
             raise
 
     def objects(self) -> Iterator[dict[str, Any]]:
-        """The objects on stdout, as they come; lines that hold none are left out."""
+        """The objects on stdout, as they come; other lines are ignored."""
         assert self._process.stdout is not None
         for line in self._process.stdout:
             with contextlib.suppress(ValueError, RecursionError):
@@ -42,7 +42,7 @@ class Child:
                     yield value
 
     def ended(self, seconds: float = 30.0) -> str:
-        """Why the process ended without saying so, in one line: its exit code and the last line on stderr."""
+        """Why the process ended without a report, in one line: its exit code and the last line on stderr."""
         try:
             code = self._process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -55,7 +55,7 @@ class Child:
         return f"exit code {code}: {last}"
 
     def wait(self, seconds: float = 30.0) -> None:
-        """Lets the process come to its end by itself for a while."""
+        """Waits up to `seconds` for the process to end by itself."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(seconds)
 

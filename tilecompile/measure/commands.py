@@ -21,7 +21,7 @@ def named_command(text: str) -> tuple[str, tuple[str, ...]]:
 
 
 def check_names(names: Sequence[str]) -> None:
-    """InputError if a name is there twice."""
+    """Raises InputError if a name occurs twice."""
     for name in names:
         if names.count(name) > 1:
             raise InputError(f"{name!r} is named twice, want every name once")

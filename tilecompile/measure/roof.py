@@ -1,7 +1,7 @@
 """The roof: how fast this machine's threads read a working set of a step's size, by the best of several read kernels.
 
 The kernels are part of the engine's own kernel (`targets/cpu/roof.h`). Which one is best depends on the machine and
-on where the working set lies (memory or a cache), so all are tried and the best few are measured in every round.
+on where the working set is (memory or a cache), so all are tried and the best few are measured in every round.
 """
 
 from __future__ import annotations
@@ -67,11 +67,11 @@ KERNELS = tuple(
 class Roof:
     """The working set, on huge and on normal pages, and the read kernels that are measured on it.
 
-    `size` is that of the set: `wanted` bytes in whole grains, or less where memory is short; beyond the caches the
+    `size` is that of the set: `requested` bytes in whole grains, or less where memory is short; beyond the caches the
     bandwidth doesn't depend on it.
     """
 
-    def __init__(self, engine: Engine, wanted: float) -> None:
+    def __init__(self, engine: Engine, requested: float) -> None:
         if not hasattr(engine.cpu.library, "tc_read"):
             raise EngineError(f"{engine.manifest.folder}: the kernel has no read kernels; compile the model again")
         self._read = engine.cpu.library.tc_read
@@ -81,8 +81,8 @@ class Roof:
         self.threads = engine.threads
         grain = self.threads * GRAIN
         free = free_memory()
-        most = max(LEAST_BYTES, free // 4) if free else wanted
-        self.size = max(1, round(min(max(wanted, LEAST_BYTES), most) / grain)) * grain
+        most = max(LEAST_BYTES, free // 4) if free else requested
+        self.size = max(1, round(min(max(requested, LEAST_BYTES), most) / grain)) * grain
         whole = -(-self.size // HUGE_PAGE) * HUGE_PAGE
         self.areas = {huge: allocate(whole, huge)[: self.size] for huge in (True, False)}
         for area in self.areas.values():
@@ -106,7 +106,7 @@ class Roof:
         return self.size * self.passes / self.read(kernel)[0] / 1e9
 
     def choose(self, progress: Count) -> dict[ReadKernel, float]:
-        """Tries all kernels in turn, several times, and keeps the best few: all by bandwidth, in 10⁹ bytes a second."""
+        """Tries all kernels round-robin and keeps the best few; returns each one's bandwidth in 10⁹ bytes a second."""
         found: dict[ReadKernel, list[float]] = {k: [] for k in KERNELS}
         for sweep in range(SWEEPS):
             for i, kernel in enumerate(KERNELS):
@@ -135,7 +135,7 @@ class StatedRoof:
 def stated_roof(manifest: Manifest, machine: str | None, gpus: int) -> StatedRoof:
     """What a machine's file says of `gpus` GPUs like the engine's: measured if it is calibrated, else the data sheet's.
 
-    InputError if the file doesn't tell, or is of another target.
+    InputError if the file doesn't state it, or is of another target.
     """
     found = load_machine(machine or str(manifest.data["machine"]))
     target = manifest.data["target"]["name"]
@@ -150,7 +150,7 @@ def stated_roof(manifest: Manifest, machine: str | None, gpus: int) -> StatedRoo
 
 
 def _fill(area: Bytes) -> None:
-    """Writes every byte, with numbers that are no pattern."""
+    """Fills the area with numbers that have no pattern."""
     block = np.frombuffer(np.random.default_rng(0).bytes(1 << 20), np.uint8)
     for begin in range(0, area.size, block.size):
         part = area[begin : begin + block.size]

@@ -49,7 +49,7 @@ def fill_caches(engine: Engine, seed: int = 0) -> None:
 
 
 def window(context: int, steps: int, max_seq_len: int) -> range:
-    """Contexts of `steps` successive steps around `context`, shifted where the engine's limits ask for it.
+    """Contexts of `steps` successive steps around `context`, shifted where the engine's limits require it.
 
     InputError if the engine can't hold the context.
     """

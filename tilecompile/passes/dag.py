@@ -14,7 +14,7 @@ def dag(graph: OpGraph) -> nx.DiGraph:
     """The dependencies between operators, which are named by their places in `graph.nodes`.
 
     An operator comes after those whose result it reads or overwrites, and after those that read what it overwrites.
-    Different columns of a tensor are different things. A sink comes after all others.
+    Accesses to disjoint columns of a tensor are independent. A sink comes after all others.
     """
     edges: list[tuple[int, int]] = []
     touched: dict[str, list[tuple[int, int, int, bool]]] = defaultdict(list)  # (begin, end, place, wrote) of columns

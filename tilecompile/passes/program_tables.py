@@ -1,4 +1,4 @@
-"""layout: where weight tiles and buffers lie, as rows of the tables; a part of `schedule`.
+"""layout: the places of weight tiles and buffers, as rows of the tables; a part of `schedule`.
 
 Of a short model (`repetition.py`) it notes which rows are those of the repeated layers.
 """
@@ -22,7 +22,7 @@ from tilecompile.runtime.format import ALIGN
 from tilecompile.runtime.weight_formats import FORMATS
 
 ARENA_OF_ROLE = {"activation": "activation", "cache": "cache", "weight": "weight", "constant": "weight", "input": "io"}
-"""A weight that is streamed lies in the pool as tiles; where it is an operand as well, also as it is."""
+"""A weight that is streamed is stored in the pool as tiles; where it is an operand as well, also as it is."""
 
 Task = tuple[TaskGrid, int]
 
@@ -53,9 +53,9 @@ class RepeatedRows:
 
     @contextmanager
     def noted(self, plan: EventTensors, lines: Mapping[str, Sized]) -> Iterator[Callable[[int], None]]:
-        """Notes which part of what grows meanwhile is made for the repeated grids, if any are.
+        """Notes which of the rows that are appended within the block belong to the repeated grids, if any are.
 
-        The caller says which grid comes next; `lines` are by name (format.LINES) what grows.
+        The block calls the result with each grid before its rows; `lines` are the growing tables (format.LINES).
         """
         begin, end = self.bounds[plan.grids.graph.program]
         marks: dict[int, list[int]] = {}
@@ -75,7 +75,7 @@ class RepeatedRows:
 
 
 class Layout:
-    """Where streamed weights, their tiles and buffers lie; they are shared between the step programs.
+    """The places of streamed weights, their tiles and buffers, which the step programs share.
 
     Buffers get their rows as they are placed, weights and tiles by `weight_rows` and `tile_rows`.
     """
@@ -94,7 +94,7 @@ class Layout:
         return offset
 
     def place_tiles(self, tasks: list[list[list[Task]]], gathered: bool) -> None:
-        """Lays the pool out in the order in which each worker reads: its unconditional tiles are one contiguous run.
+        """Lays out the pool in the order in which each worker reads: its unconditional tiles are contiguous.
 
         A tile that another program or a later task reads again keeps its first place, so the first program comes first.
         `tasks` are those of each worker, by program.
@@ -139,7 +139,7 @@ class Layout:
             )
 
     def tile_rows(self) -> None:
-        """Appends what the tiles are."""
+        """Appends the rows of the tiles."""
         for placed in self.tiles.values():
             tile = placed.tile
             first, second = (*(self.weights[name] for name in tile.tensors), fmt.NONE)[:2]
@@ -173,7 +173,7 @@ class Layout:
         if key not in self.buffers:
             arena = ARENA_OF_ROLE[tensor.role]
             size = tensor.rows * tensor.cols * fmt.DTYPE_BYTES[tensor.dtype]
-            # Bodies load whole vectors: a pad keeps the last one inside the arena.
+            # Bodies load whole vectors: padding keeps the last one inside the arena.
             offset = self.reserve(device, arena, size + ALIGN)
             index = self.tables["buffers"].append(
                 device=device,

@@ -1,7 +1,7 @@
 """schedule: tasks to workers, in a fixed order, as the tables that a kernel executes.
 
-Every choice is made here: which worker runs a task, in which order, what it waits for and whom it notifies, where each
-weight tile lies in the pool. Waits that follow from others are not emitted (`elide`).
+Every choice is made here: which worker runs a task, in which order, which events it waits for and
+notifies, where each weight tile is in the pool. Waits that follow from others are not emitted (`elide`).
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def assign(grids: list[TaskGrid], depth: Mapping[str, int], workers: int) -> lis
 
     Operators of equal depth don't wait for each other, so they share the workers: a task goes to the worker with the
     least work at that depth, among equals to the one with the least in the layer. Layers wait for each other anyway,
-    and equal ones look the same. Grids whose tasks divide evenly go round the workers, so that row tile i is always
-    worker i's. Sinks are the first worker's in all programs: on a GPU it is the one that takes requests.
+    and equal layers get equal assignments. Grids whose tasks divide evenly are assigned round-robin, so that row
+    tile i is always worker i's. Sinks are the first worker's in all programs: on a GPU it takes the requests.
     """
     of_depth: dict[tuple[int, int], np.ndarray] = defaultdict(lambda: np.zeros(workers))
     of_layer: dict[tuple[int, int | None], np.ndarray] = defaultdict(lambda: np.zeros(workers))
@@ -64,7 +64,7 @@ def assign(grids: list[TaskGrid], depth: Mapping[str, int], workers: int) -> lis
 
 @dataclass(frozen=True)
 class _GridRows:
-    """What the instructions of a grid share: task kind, number of the operator, first operand, and what they touch.
+    """What a grid's instructions have in common: task kind, number of the operator, first operand, and what they touch.
 
     `region` has the fields of the regions' rows that are the same for all tasks, `bounds` the others, [tasks] each.
     """
@@ -185,7 +185,7 @@ class _Scheduler:
         return same, {field: values.tolist() for field, values in bounds.items()}
 
     def event_rows(self, index: int, plan: EventTensors, emitted: Mapping[Pair, list[Pair]]) -> dict[Pair, int]:
-        """Appends the events that somebody waits for, in the order of their first waits; their rows."""
+        """Appends the events that are waited for, in the order of their first waits; their rows."""
         rows = self.tables["events"]
         events: dict[Pair, int] = {}
         tensors: dict[int, int] = {}

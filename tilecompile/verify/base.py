@@ -31,7 +31,7 @@ _INDICES = (
 
 
 class VerifyError(Exception):
-    """The program is wrong; says which instructions, which event or region, and what is missing."""
+    """The program is wrong: the text names the instructions, the event or region, and what is missing."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Subject:
     """The tables of a proof.
 
     `stream` is each instruction's stream and `program` its step program; `regions` are all that touch something,
-    `owner` is each one's instruction. Raises VerifyError for an index that leads nowhere and for instructions that
+    `owner` is each one's instruction. Raises VerifyError for an index out of range and for instructions that
     aren't in exactly one stream.
     """
 
@@ -131,7 +131,7 @@ class Subject:
             for i in np.flatnonzero((values >= len(t[target])) & ~absent)[:1]:
                 raise VerifyError(f"{table} {i} names {target} {values[i]} of {len(t[target])}")
         for i in np.flatnonzero(t["regions"]["mode"] > fmt.WRITE)[:1]:
-            raise VerifyError(f"regions {i} has mode {t['regions']['mode'][i]}, wanted {fmt.READ} or {fmt.WRITE}")
+            raise VerifyError(f"regions {i} has mode {t['regions']['mode'][i]}, want {fmt.READ} or {fmt.WRITE}")
 
     def _streams(self) -> Ints:
         """The stream of each instruction. One stream for each agent of a worker in each program."""
@@ -146,19 +146,19 @@ class Subject:
             stream[s["begin"] : s["end"]] = number
             key = tuple(int(s[f]) for f in ("program", "worker", "agent"))
             if key in agents:
-                raise VerifyError(f"program {key[0]} has two streams for agent {key[2]} of worker {key[1]}, wanted 1")
+                raise VerifyError(f"program {key[0]} has two streams for agent {key[2]} of worker {key[1]}, want 1")
             agents.add(key)
             if device.setdefault(key[1], int(s["device"])) != s["device"]:
                 raise VerifyError(f"worker {key[1]} has streams on devices {device[key[1]]} and {s['device']}")
         for i in np.flatnonzero(times != 1)[:1]:
-            raise VerifyError(f"{self.name(int(i))} is in {times[i]} streams, wanted 1")
+            raise VerifyError(f"{self.name(int(i))} is in {times[i]} streams, want 1")
         for program in sorted(set(range(int(streams["program"].max()) + 1)) - {p for p, *_ in agents})[:1]:
             raise VerifyError(f"program {program} has no streams")
         return stream
 
 
 def covered(region: Any, boxes: Any) -> bool:
-    """Whether the boxes together cover the region, decided on the grid of all their bounds."""
+    """Whether the boxes together cover the region, decided cell by cell on the grid of all their bounds."""
     edges = []
     for lo, hi in (("row_begin", "row_end"), ("col_begin", "col_end")):
         cuts = np.concatenate([[region[lo], region[hi]], boxes[lo], boxes[hi]]).astype(np.int64)

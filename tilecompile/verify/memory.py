@@ -1,4 +1,4 @@
-"""verify, part: regions within buffers, and where buffers and weight tiles lie in memory."""
+"""verify, part: regions within buffers, and the places of buffers and weight tiles in memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tilecompile.verify.base import ACTIVATION, WEIGHT, Ints, Subject, VerifyErr
 
 @dataclass(frozen=True)
 class Memory:
-    """What there is: bytes of each arena (int64 [devices, len(ARENAS)], pools as weight arenas), and of all of them."""
+    """Sizes in bytes: of each arena, int64 [devices, len(ARENAS)] (pools as weight arenas), and the limit of all."""
 
     arenas: Ints
     limit: int | None = None
@@ -40,7 +40,7 @@ class _Spans:
 
 
 def check_regions(s: Subject) -> None:
-    """Checks what instructions say that they touch, and that what a program touches of scratch memory lies apart."""
+    """Checks the regions that instructions declare, and that the scratch buffers of a program don't overlap."""
     _regions(s)
     _operands(s)
     for program, members in _scratch(s):
@@ -48,7 +48,7 @@ def check_regions(s: Subject) -> None:
 
 
 def check_places(s: Subject, memory: Memory | None) -> int:
-    """Checks buffers and tiles, but for what shares scratch memory; returns the number of spans that were checked."""
+    """Checks buffers and tiles, except overlaps in scratch memory; returns the number of spans that were checked."""
     _buffers(s)
     spans = _Spans(s)
     _inside(spans, memory)
@@ -98,7 +98,7 @@ def _inside(spans: _Spans, memory: Memory | None) -> None:
         return f"in arena {fmt.ARENAS[spans.arena[i]]} of device {spans.device[i]}"
 
     for i in np.flatnonzero(spans.begin % fmt.ALIGN)[:1].tolist():
-        raise VerifyError(f"{spans.name(i)} lies at {spans.begin[i]} {where(i)}, not at a multiple of {fmt.ALIGN}")
+        raise VerifyError(f"{spans.name(i)} is at {spans.begin[i]} {where(i)}, not at a multiple of {fmt.ALIGN}")
     if memory is not None:
         devices = len(memory.arenas)
         there = spans.device < devices
@@ -108,7 +108,7 @@ def _inside(spans: _Spans, memory: Memory | None) -> None:
 
 
 def _apart(spans: _Spans, members: Ints, arena: int, which: str = "") -> None:
-    """Checks that no two of the spans meet, all of one arena, on any device."""
+    """Checks that no two of the spans, all of one arena, overlap on any device."""
     members = members[np.lexsort((spans.end[members], spans.begin[members], spans.device[members]))]
     device, begin, end = spans.device[members], spans.begin[members], spans.end[members]
     top = int(spans.end.max(initial=0)) + 1

@@ -30,8 +30,8 @@ def check_thresholds(s: Subject, program: int) -> None:
     """Checks every wait against the real notifications.
 
     Too high a threshold is never reached. With one that is too low, the counter gets ahead of it by the same number in
-    every run, until the difference no longer fits the comparison of counters that wrap; so it is wrong even where the
-    order that it stands for follows from other waits.
+    every run, until the difference no longer fits the comparison of counters that wrap; so it is wrong even where other
+    waits imply the same order.
     """
     events = s.t["events"]
     found = {}
@@ -48,7 +48,7 @@ def check_thresholds(s: Subject, program: int) -> None:
     wrong = (wait["count"] != made[event]) | (wait["count"] != events["wait_count"][event]) | (wait["count"] == 0)
     for k in np.flatnonzero(wrong)[:1]:
         producers = found["notify"][0][found["notify"][1]["event"] == event[k]].tolist()
-        some = ", ".join(s.name(p) for p in producers[:2]) or "nobody"
+        some = ", ".join(s.name(p) for p in producers[:2]) or "nothing"
         raise VerifyError(
             f"{s.name(int(owner[k]))} waits for {wait['count'][k]} notifications of event {event[k]}, which states "
             f"{events['wait_count'][event[k]]} and gets {len(producers)} a run, from {some}"
@@ -106,7 +106,7 @@ def commit_count(s: Subject, program: int, commits: list[int]) -> None:
     """Checks that there is one commit."""
     if len(commits) != 1:
         names = f": {', '.join(map(s.name, commits))}" if commits else ""
-        raise VerifyError(f"program {program} has {len(commits)} commits, wanted 1{names}")
+        raise VerifyError(f"program {program} has {len(commits)} commits, want 1{names}")
 
 
 def late(s: Subject, instruction: int, commit: int) -> VerifyError:
@@ -158,7 +158,7 @@ def _ordered(s: Subject, lists: list[list[int]], clocks: Clocks) -> int:
 
 
 def race(s: Subject, a: Any, writer: int, b: Any, other: int) -> None:
-    """Raises for two accesses that may happen at once; the operators' order says which edge was meant to be."""
+    """Raises for two accesses that may happen at once; the operators' order says which edge is missing."""
     op = s.t["instructions"]["op"]
     first, second = (writer, other) if op[writer] <= op[other] else (other, writer)
     raise VerifyError(
@@ -180,6 +180,6 @@ def _written(s: Subject, regions: Any, owners: Ints, write: Bools, earlier: Bool
 
 
 def unwritten(s: Subject, region: Any, owner: int, after: int | None) -> VerifyError:
-    """The error for a read of scratch memory that was not written before, maybe because somebody writes it later."""
-    why = "nobody writes the rest" if after is None else f"{s.name(after)} writes some of it, but after it"
+    """The error for a read of scratch memory that was not written before, maybe because it is written later."""
+    why = "nothing writes the rest" if after is None else f"{s.name(after)} writes some of it, but after it"
     return VerifyError(f"{s.name(owner)} reads {s.box(region)}, not all of it written before: {why}")

@@ -11,12 +11,12 @@ What is proved, for every timing of the workers and their agents:
 - sink: every instruction comes before the program's one commit;
 - order: two instructions of a step that touch the same region, one of them writing, are always ordered, and everything
   that is read from a step's scratch memory has been written in the same step before;
-- weights: every tape run names its tile and says where it lies; each tensor that a program reads unconditionally has
+- weights: every tape run names its tile and its place; each tensor that a program reads unconditionally has
   all its rows read exactly once on the device that owns them (equally often over the devices where there are replicas);
   of a tensor that is addressed by expert slots, all rows are read once in each slot, so at most once for any distinct
   ids; a program reads exactly the tensors that its operators stream, and the others are listed.
 
-Across steps no pair needs a look: a step, of whatever program, begins after the record that the sink of the step before
+Across steps no pair is checked: a step, of whatever program, begins after the record that the sink of the step before
 has published, and all of that step is before its sink. So each overwrite comes after all reads of earlier steps, and
 the argument needs what is proved: one sink a program with everything before it, events that only their own program
 notifies and awaits, exact thresholds (a counter stands at runs times count when a run begins), and that caches and io

@@ -1,8 +1,8 @@
-"""verify, part: how a step program falls into sections (about a layer each), in a form in which equal ones look equal.
+"""verify, part: divides a step program into sections (about a layer each), in a form in which equal ones compare equal.
 
 A section takes a run of each stream, and no wait leads back: whatever an instruction waits for is in its own section or
 an earlier one. The layers of the operators are only a hint where to cut; an instruction that waits for something that
-the hint puts later is moved there, with what follows it in its stream. So any hint gives sections that are right.
+the hint puts later is moved there, with what follows it in its stream. So any hint gives valid sections.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ class Sections:
         return self.made[k]
 
     def _kept(self, k: int) -> Section | None:
-        """The section of the old tables, if nothing in it or of its events is different."""
+        """The section of the old tables, if neither it nor its events have changed."""
         if self.old is None or self.changed is None or k not in self.old.made:
             return None
         lo, hi = self.bounds[k : k + 2]

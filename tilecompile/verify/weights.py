@@ -1,4 +1,4 @@
-"""verify, part: what the tapes read of the weights."""
+"""verify, part: the weights that the tapes read."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def _by_tensor(tile: np.ndarray, count: int) -> list[Ints]:
 
 
 def _check_runs(s: Subject, owner: Ints, run: np.ndarray, tile: np.ndarray) -> None:
-    """Checks that each run says where its tile lies, and that the tile is on the worker's device."""
+    """Checks that each run has its tile's place, and that the tile is on the worker's device."""
     device = s.t["streams"]["device"][s.stream[owner]]
     stride = np.where(tile["gathered"] != 0, tile["bytes"], 0)
     wrong = (run["offset"] != tile["offset"]) | (run["bytes"] != tile["bytes"]) | (run["stride"] != stride)
@@ -138,7 +138,7 @@ def _check_runs(s: Subject, owner: Ints, run: np.ndarray, tile: np.ndarray) -> N
         r, t = run[k], tile[k]
         raise VerifyError(
             f"{s.name(int(owner[k]))} on device {device[k]} reads tile {r['tile']} of {s.weight(int(t['tensor']))} at "
-            f"{r['offset']}+{r['bytes']} every {r['stride']} in slot {r['slot']}; it lies on device {t['device']} at "
+            f"{r['offset']}+{r['bytes']} every {r['stride']} in slot {r['slot']}; it is on device {t['device']} at "
             f"{t['offset']}+{t['bytes']} every {stride[k]}{'' if t['gathered'] else ', without slots'}"
         )
 
@@ -159,7 +159,7 @@ def _cover(
             first = _reader(boxes[:k], device[:k] == device[k], element)
             raise VerifyError(
                 f"{s.name(int(owner[k]))} reads {kind} {element[0]} row {element[1]} of {what}, which "
-                f"{s.name(int(owner[first]))} reads too, wanted once"
+                f"{s.name(int(owner[first]))} reads too, want once"
             )
         count[a:b, c:d, e:f] += 1
     total = np.asarray(sum(on.values()))
@@ -168,7 +168,7 @@ def _cover(
         columns = "" if shape[2] == 1 else f" columns {cuts[2][z]}:{cuts[2][z + 1]}"
         raise VerifyError(
             f"{kind} {cuts[0][x]} rows {cuts[1][y]}:{cuts[1][y + 1]}{columns} of {what} are read "
-            f"{total[x, y, z]} times, wanted {total.max()}; other rows are read by {others}"
+            f"{total[x, y, z]} times, want {total.max()}; other rows are read by {others}"
         )
 
 

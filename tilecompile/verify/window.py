@@ -158,7 +158,7 @@ class _Proof:
         return conflict
 
     def uncovered(self, mine: Ints, known: Bools, writes: Any, writer: Ints) -> list[tuple[int, int]]:
-        """Reads that the writes before them (`known`) don't cover: the region, and who writes some of it, or -1.
+        """Reads that the writes before (`known`) don't cover: the region, and a member that writes some of it, or -1.
 
         The first writes are those of the section, by `writer`. One of equal reads after the same writes stands for all.
         """

@@ -3,7 +3,7 @@
 What is proved is the same as in `verify/order.py`, of the whole tables and for any tables. The argument:
 
 Sections are cut so that no wait leads back (`verify/sections.py`). So what orders two instructions is a path through
-their own sections and those between, a cycle lies within one section, and running the sections one after the other is
+their own sections and those between, a cycle is within one section, and running the sections one after the other is
 running the program. The state in which a section begins is what each stream has seen of every stream, and so have the
 events that are still to be awaited. It is kept as vector clocks that count from the beginning of the section before: a
 clock of 0 or more says that all earlier sections of that stream are done, and what is less is forgotten, which may only
@@ -18,7 +18,7 @@ numbers only, so what is proved of one holds for the other, and its state after 
 from the tables at hand, every time: that layers are copies of each other is found, not believed.
 
 Pairs further apart than a window are compared one by one: the later instruction must have seen all of the section
-that the earlier one is in, in its stream, or else a path between them is looked for. Reads of scratch memory that the
+that the earlier one is in, in its stream, or else a path between them is searched for. Reads of scratch memory that the
 window's writes don't cover are compared with all earlier writes. Both are about the few buffers that are used over more
 than two sections.
 """
@@ -92,7 +92,7 @@ class _Walk:
         self.sections = Sections(s, program, proved.sections.get(program))
         self.unseen: dict[int, Bools] = {}
         self.open: list[tuple[int, int | None]] = []
-        """Regions that a window left open, and who writes some of it later in the section, if anybody."""
+        """Regions that a window left open, and the member that writes some of each later in the section, or None."""
 
     def run(self) -> int:
         sections, pairs = self.sections, 0
@@ -144,7 +144,7 @@ class _Walk:
             raise late(self.s, int(self.sections.members[mine[0]]), commit)
 
     def far(self) -> int:
-        """Checks what lies further apart than a window; returns the number of regions that were compared."""
+        """Checks pairs further apart than a window; returns the number of regions that were compared."""
         s, sections = self.s, self.sections
         regions = s.regions[sections.region_row]
         section = sections.section[sections.region_owner]

@@ -12,11 +12,11 @@ class Simulation {
     threads.resize(s.threads);
     workers.resize(s.workers);
     tape.resize(s.tasks + s.workers);
-    opened.assign(s.tasks, NEVER);
-    gated.resize(s.tasks);
-    gates.assign(s.tasks, false);
+    filled_at.assign(s.tasks, NEVER);
+    loaders_waiting.resize(s.tasks);
+    is_filler.assign(s.tasks, false);
     for (int64_t t = 0; t < s.tasks; ++t)
-      if (s.gate[t] >= 0) gates[s.gate[t]] = true;
+      if (s.filler[t] >= 0) is_filler[s.filler[t]] = true;
     for (int64_t w = 0; w < s.workers; ++w) {
       Worker& worker = workers[w];
       worker.pc = worker.next_load = s.worker_begin[w];
@@ -31,7 +31,7 @@ class Simulation {
   // The number of tasks done: all of them, unless some wait for ever.
   int64_t run() {
     for (int64_t w = 0; w < s.workers; ++w) {
-      look(w, s.worker_thread[w] == s.first_thread ? 0 : s.wake_ns);
+      poll(w, s.worker_thread[w] == s.first_thread ? 0 : s.wake_ns);
       load(w, 0);
     }
     while (!queue.empty()) {
@@ -41,8 +41,8 @@ class Simulation {
         finish(m.which, m.time);
       else if (m.what == WAKE)
         wake(m.which, m.time);
-      else if (m.what == GATE)
-        for (const int64_t w : gated[m.which]) load(w, m.time);
+      else if (m.what == SLOTS_FILLED)
+        for (const int64_t w : loaders_waiting[m.which]) load(w, m.time);
       else if (memories[m.which].version == m.version)
         deliver(m.which, m.time);
     }
@@ -51,7 +51,7 @@ class Simulation {
   }
 
  private:
-  enum What { TASK_DONE, WAKE, GATE, DELIVERY };
+  enum What { TASK_DONE, WAKE, SLOTS_FILLED, DELIVERY };
   struct Moment {
     double time;
     uint64_t order;
@@ -68,9 +68,9 @@ class Simulation {
   std::vector<Thread> threads;
   std::vector<Worker> workers;
   std::vector<double> tape;  // bytes of the worker's stream before each task: that of task t of worker w is tape[t + w]
-  std::vector<double> opened, link_free;
-  std::vector<bool> gates;
-  std::vector<std::vector<int64_t>> gated;  // workers whose loaders wait for a task
+  std::vector<double> filled_at, link_free;
+  std::vector<bool> is_filler;
+  std::vector<std::vector<int64_t>> loaders_waiting;  // by filler, workers whose loaders wait for it
   std::priority_queue<Moment, std::vector<Moment>, std::greater<Moment>> queue;
   uint64_t order = 0, versions = 0;
   int64_t done = 0, links = 1;
@@ -86,8 +86,8 @@ class Simulation {
     return by = e.by, e.ended;
   }
 
-  // Goes on counting the events that a worker's next task waits for; once all have come, it is ready.
-  void look(int64_t w, double now) {
+  // Polls the events that a worker's next task waits for, from the first incomplete one; after the last it is ready.
+  void poll(int64_t w, double now) {
     Worker& k = workers[w];
     if (k.pc == k.end) return;
     const int64_t count = s.wait_begin[k.pc + 1] - s.wait_begin[k.pc];
@@ -102,7 +102,7 @@ class Simulation {
     if (!threads[s.worker_thread[w]].busy) at(k.ready, WAKE, s.worker_thread[w]);
   }
 
-  // An idle thread begins what is ready. It was looking at its workers in turn, and is half a round away on average.
+  // An idle thread begins what is ready. It polls its workers round-robin, so it is half a round away on average.
   void wake(int64_t thread, double now) {
     Thread& t = threads[thread];
     if (t.busy) return;
@@ -177,10 +177,10 @@ class Simulation {
     k.wait = 0;
     k.arrival = 0;
     k.latest = -1;
-    if (gates[task]) at(opened[task] = now + s.gate_ns, GATE, task);
+    if (is_filler[task]) at(filled_at[task] = now + s.filler_ns, SLOTS_FILLED, task);
     for (int64_t i = s.notify_begin[task]; i < s.notify_begin[task + 1]; ++i)
       notify(events[s.notify_event[i]], task, thread, now, now + s.notify_ns[i]);
-    look(w, now);
+    poll(w, now);
     proceed(thread, now);
     load(w, now);
   }
@@ -196,7 +196,7 @@ class Simulation {
       e.other = then, e.other_by = task;
     }
     if (--e.missing == 0)
-      for (const int64_t w : e.waiting) look(w, now);
+      for (const int64_t w : e.waiting) poll(w, now);
   }
 
   double position(int64_t w, double now) {
@@ -207,7 +207,7 @@ class Simulation {
   }
 
   // Sets a loader to what it may read now: up to the end of the task that runs, or the beginning of the one that waits,
-  // and the ring more; not beyond a task whose experts aren't known yet. While it can't go on it follows a hint.
+  // and the ring more; not beyond a task whose experts aren't known yet. While it is blocked, a hint prefetches.
   void load(int64_t w, double now) {
     Worker& k = workers[w];
     Loader& l = k.loader;
@@ -217,7 +217,7 @@ class Simulation {
     const double position = l.position + (l.hinting ? 0 : got);
     const double limit = std::min(tape[k.end + w], tape[std::min(k.pc + k.begun, k.end) + w] + s.ring_bytes);
     const auto goal = [&](double from) {
-      double to = std::min(limit, closed(w, limit, now));
+      double to = std::min(limit, unfilled(w, limit, now));
       if (k.streaming && tape[k.pc + 1 + w] > from + SLACK) to = std::min(to, tape[k.pc + 1 + w]);
       return l.credit > 0 ? std::min(to, l.spot) : to;
     };
@@ -245,7 +245,7 @@ class Simulation {
     plan(s.worker_memory[w], now);
   }
 
-  // Whether a task's weights have all come; where a hint's spot is reached, what it brought counts.
+  // Whether a task's weights have all come; where a hint's place is reached, the bytes that it prefetched count.
   bool settle(int64_t w, int64_t task) {
     Loader& l = workers[w].loader;
     if (l.credit > 0 && l.position >= l.spot - SLACK) {
@@ -256,26 +256,26 @@ class Simulation {
   }
 
   // Where in the worker's stream the first task begins whose experts aren't known, before `limit`.
-  double closed(int64_t w, double limit, double now) {
+  double unfilled(int64_t w, double limit, double now) {
     Worker& k = workers[w];
     for (int64_t t = k.next_load; t < k.end && tape[t + w] < limit; ++t)
-      if (s.gate[t] >= 0 && opened[s.gate[t]] > now) {
-        if (k.loader.gate != s.gate[t]) gated[k.loader.gate = s.gate[t]].push_back(w);
+      if (s.filler[t] >= 0 && filled_at[s.filler[t]] > now) {
+        if (k.loader.filler != s.filler[t]) loaders_waiting[k.loader.filler = s.filler[t]].push_back(w);
         return tape[t + w];
       }
     return NEVER;
   }
 
-  // Whether the loader stands before a task whose experts aren't known; then a hint fetches what it will read next.
+  // Whether the loader is blocked by a task whose experts aren't known; then the hint prefetches what it reads next.
   bool hint(int64_t w, double limit, double now) {
     Worker& k = workers[w];
     Loader& l = k.loader;
-    if (closed(w, limit, now) > l.position + SLACK) return false;
+    if (unfilled(w, limit, now) > l.position + SLACK) return false;
     int64_t t = k.next_load;
-    while (t < k.end && (s.gate[t] >= 0 || s.bytes[t] == 0)) ++t;
+    while (t < k.end && (s.filler[t] >= 0 || s.bytes[t] == 0)) ++t;
     if (l.credit > 0) return l.spot == tape[t + w];
     l.spot = tape[t + w];
-    while (t < k.end && s.gate[t] < 0 && tape[t + w] < l.spot + s.hint_bytes) ++t;
+    while (t < k.end && s.filler[t] < 0 && tape[t + w] < l.spot + s.hint_bytes) ++t;
     l.most = std::min(s.hint_bytes, tape[t + w] - l.spot);
     return true;
   }

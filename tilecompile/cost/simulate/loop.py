@@ -1,4 +1,4 @@
-"""The event loop (`parts.h`, `loop.h`): built with the system's C++ compiler when it is first needed, and called."""
+"""Builds the event loop (`parts.h`, `loop.h`) with the system's C++ compiler at its first use, and calls it."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ SOURCES = tuple(Path(__file__).with_name(name) for name in ("parts.h", "loop.h")
 class Loop:
     """What is simulated; times in nanoseconds, rates in bytes a nanosecond. Tasks are numbered worker by worker.
 
-    Of workers: `worker_begin` [workers + 1] is the first task, `worker_thread` who carries it, `worker_memory` where it
-    reads, `worker_link` the link that it pushes through. Of tasks: the events that task i waits for are `wait_event`
-    [wait_begin[i] : wait_begin[i + 1]], likewise `notify_event`; another thread sees a notification `notify_ns` later.
-    An event is complete after `event_count` notifications. A task lasts until its `bytes` have come and `body_ns` have
-    passed, and its link has been its own for `link_ns`; then `start_ns` more. Its loader can't read them before task
-    `gate` (-1: none) was done for `gate_ns`. Of memories: `single_rate` is what one reader gets at most, `total_rate`
-    what all get. A loader runs `ring_bytes` ahead; before a gate it fetches `hint_bytes` of what follows. Threads but
-    `first_thread` see the beginning of the step `wake_ns` later; a look at a worker that waits takes `poll_ns`.
+    Of workers: `worker_begin` [workers + 1] is the first task, `worker_thread` the thread that runs it, `worker_memory`
+    the memory that it reads, `worker_link` the link that it pushes through. Of tasks: the events that task i waits for
+    are `wait_event` [wait_begin[i] : wait_begin[i + 1]], likewise `notify_event`; another thread sees a notification
+    `notify_ns` later. An event is complete after `event_count` notifications. A task lasts until its `bytes` have come
+    and `body_ns` have passed, and it has had its link to itself for `link_ns`; then `start_ns` more. Its loader can't
+    read the bytes until `filler_ns` after the end of task `filler` (-1: none). Of memories: `single_rate` is what one
+    reader gets at most, `total_rate` what all get. A loader runs `ring_bytes` ahead; blocked by a filler, it prefetches
+    `hint_bytes` of what follows. Threads other than `first_thread` see the beginning of the step `wake_ns` later; a
+    poll of a waiting worker takes `poll_ns`.
     """
 
     worker_begin: Indices
@@ -48,12 +49,12 @@ class Loop:
     body_ns: Numbers
     bytes: Numbers
     link_ns: Numbers
-    gate: Indices
+    filler: Indices
     single_rate: Numbers
     total_rate: Numbers
     ring_bytes: float = 0
     hint_bytes: float = 0
-    gate_ns: float = 0
+    filler_ns: float = 0
     wake_ns: float = 0
     poll_ns: float = 0
     first_thread: int = 0
@@ -61,7 +62,7 @@ class Loop:
 
 @dataclass(frozen=True)
 class Times:
-    """What came of it; arrays [tasks] in nanoseconds from the step's beginning, NaN for tasks that never begin.
+    """The result; arrays [tasks] in nanoseconds from the step's beginning, NaN for tasks that never begin.
 
     `streamed` is when the last byte of a task had come, `arrival` when its thread saw the last of its events, which
     task `latest` notified (-1: it waited for none), `free` when its thread had done its task `before` (-1: none).
@@ -97,9 +98,9 @@ def _struct(value: Any, counts: tuple[int, ...]) -> ctypes.Structure:
     for f in fields(value):
         found = getattr(value, f.name)
         if isinstance(found, np.ndarray):
-            wanted = np.dtype(np.int64 if f.type == "Indices" else np.float64)
-            if found.dtype != wanted or not found.flags.c_contiguous:
-                raise TypeError(f"{f.name} is {found.dtype}, want a contiguous array of {wanted}")
+            expected = np.dtype(np.int64 if f.type == "Indices" else np.float64)
+            if found.dtype != expected or not found.flags.c_contiguous:
+                raise TypeError(f"{f.name} is {found.dtype}, want a contiguous array of {expected}")
             kinds.append((f.name, ctypes.c_void_p))
             values.append(found.ctypes.data)
         else:

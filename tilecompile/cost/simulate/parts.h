@@ -14,9 +14,9 @@ struct Step {
   const int64_t *worker_begin, *worker_thread, *worker_memory, *worker_link;
   const int64_t *wait_begin, *wait_event, *notify_begin, *notify_event, *event_count;
   const double *notify_ns, *start_ns, *body_ns, *bytes, *link_ns;
-  const int64_t* gate;
+  const int64_t* filler;
   const double *single_rate, *total_rate;
-  double ring_bytes, hint_bytes, gate_ns, wake_ns, poll_ns;
+  double ring_bytes, hint_bytes, filler_ns, wake_ns, poll_ns;
   int64_t first_thread;
 };
 
@@ -25,9 +25,9 @@ struct Times {
   int64_t *latest, *before;
 };
 
-// The memory of a device (or of all, on a CPU): those that read at a time share its rate equally, none above its own.
+// The memory of a device (of all devices, on a CPU): concurrent readers share its rate equally, none above its own.
 //
-// Since all get the same, one number tells how much each has got so far: `level`, in bytes, grows at `rate`.
+// All readers get the same, so one number counts the bytes that each has got so far: `level`, which grows at `rate`.
 struct Memory {
   struct Goal {
     double level;
@@ -54,8 +54,8 @@ struct Memory {
 // Brings a worker's weights in order, at most `ring_bytes` ahead of the task that its body is at.
 struct Loader {
   double position = 0, since = 0;  // bytes of the worker's stream that had come when its memory's level was `since`
-  double credit = 0, spot = 0, most = 0;  // bytes fetched by a hint, where in the stream they are, and how many there may be
-  int64_t gate = -1;                      // the last task that it has waited for
+  double credit = 0, spot = 0, most = 0;  // bytes prefetched by a hint, their place in the stream, their limit
+  int64_t filler = -1;                    // the last filler that it has waited for
   double goal = 0;    // where in the stream it stops
   uint64_t version = 0;
   bool active = false, hinting = false;
@@ -72,7 +72,7 @@ struct Worker {
 
 struct Thread {
   std::vector<int64_t> workers;
-  size_t at = 0;  // the worker that it looks at
+  size_t at = 0;  // the worker that it polls
   bool busy = false;
   int64_t last = -1;
   double free = 0;

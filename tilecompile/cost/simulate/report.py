@@ -1,4 +1,4 @@
-"""What a simulated step says: its time, the fraction of the roof, time by cause, the critical path by op."""
+"""Figures of a simulated step: its time, the fraction of the roof, time by cause, the critical path by op."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     pass
 
 CAUSES = ("bytes", "compute", "start", "event", "exchange", "imbalance")
-"""What a thread (on a GPU a worker) spends a step on: until a task's bytes have come, what its body computes after
-them, what a task takes in any case, seeing an event of the same device, pushing to other devices and seeing their
-events, and the rest: others aren't done yet with what it waits for."""
+"""What a thread (on a GPU a worker) spends a step on: waiting for a task's bytes, computing after they have come, the
+fixed cost of a task, seeing an event of the same device, pushing to other devices and seeing their events, and the
+rest: waiting for producers that aren't done."""
 
 
 def figures(found: Simulated, manifest: Manifest, machine: Machine, context: int) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from tilecompile.runtime.names import PUSH
 from tilecompile.schedules.machine import Machine, OpCost, Simulator
 
 DEFAULT = "default"
-"""The op whose costs those have that a machine doesn't name."""
+"""The op whose costs apply to ops that a machine doesn't name."""
 
 
 @dataclass(frozen=True)
@@ -55,17 +55,17 @@ def simulator_of(machine: Machine) -> Simulator:
 
 
 def slower(machine: Machine, times: float) -> Machine:
-    """The machine where events take that many times as long to be seen. InputError where it has no costs."""
+    """The machine with its event latencies multiplied by `times`. InputError where it has no costs."""
     costs = simulator_of(machine)
     local, remote = costs.event_ns * times, costs.remote_event_ns * times
     return replace(machine, simulator=replace(costs, event_ns=local, remote_event_ns=remote))
 
 
-def at_pace(machine: Machine, pace: float) -> Machine:
-    """The machine while it reads that many times as fast: other programs, or other machines on the same hardware, take
-    a part of the memory's bandwidth that changes. InputError where it has no costs."""
+def at_rate(machine: Machine, rate: float) -> Machine:
+    """The machine with its read rates multiplied by `rate`, since other programs or virtual machines take a varying
+    part of the memory's bandwidth. InputError where it has no costs."""
     costs = simulator_of(machine)
-    reads = tuple((size, single * pace, total * pace) for size, single, total in costs.read)
+    reads = tuple((size, single * rate, total * rate) for size, single, total in costs.read)
     return replace(machine, simulator=replace(costs, read=reads))
 
 
@@ -78,7 +78,7 @@ def simulate(
     threads: int | None = None,
     program: int = 0,
 ) -> Simulated:
-    """Simulates one step of a step program at a context of so many positions, its own included.
+    """Simulates one step of a step program at a context of `context` positions, its own included.
 
     `nodes` are the operators by `Instruction.op`. `threads` carry the workers on a CPU (by default as many as it has
     cores); on other machines each worker is one. InputError for what the engine or the machine can't do; EngineError
@@ -123,7 +123,7 @@ def _threads(manifest: Manifest, machine: Machine, threads: int | None) -> int:
 
 
 def loop_of(tables: Tables, tasks: Tasks, work: Work, machine: Machine, simulator: Simulator) -> Loop:
-    """What the loop needs to know: the machine's costs of the tasks' work, and who waits for whom."""
+    """The inputs of the loop: the costs of the tasks' work on the machine, and their waits and notifications."""
     start, body = costs(tasks.ops, work, simulator)
     worker, first = np.unique(tasks.worker, return_index=True)
     device = tasks.device[first]
@@ -154,12 +154,12 @@ def loop_of(tables: Tables, tasks: Tasks, work: Work, machine: Machine, simulato
         body_ns=body,
         bytes=streamed + work.caches,
         link_ns=work.pushed / machine.link_gbs if machine.link_gbs else np.zeros(len(tasks)),
-        gate=work.gate if simulator.ring_bytes else np.full(len(tasks), -1, np.int64),
+        filler=work.filler if simulator.ring_bytes else np.full(len(tasks), -1, np.int64),
         single_rate=np.ascontiguousarray(rates[:, 0]),
         total_rate=np.ascontiguousarray(rates[:, 1]),
         ring_bytes=float(simulator.ring_bytes),
         hint_bytes=float(simulator.hint_bytes if simulator.ring_bytes else 0),
-        gate_ns=simulator.event_ns,
+        filler_ns=simulator.event_ns,
         wake_ns=simulator.event_ns,
         poll_ns=simulator.poll_ns,
         first_thread=int(tasks.thread[tasks.sink]),
@@ -167,7 +167,7 @@ def loop_of(tables: Tables, tasks: Tasks, work: Work, machine: Machine, simulato
 
 
 def costs(ops: Sequence[str], work: Work, simulator: Simulator) -> tuple[Numbers, Numbers]:
-    """Nanoseconds of each task: what it takes in any case, and what its body computes while its bytes come."""
+    """Nanoseconds of each task: its fixed cost, and its body's computing, which overlaps with the reading."""
     names, which = np.unique(np.array(ops), return_inverse=True)
     default = simulator.ops.get(DEFAULT, OpCost())
     of = [simulator.ops.get(str(name), default) for name in names]
@@ -191,7 +191,7 @@ def rates_at(simulator: Simulator, size: float) -> tuple[float, float]:
 
 
 def _events(tables: Tables, rows: npt.NDArray[np.void], field: str) -> tuple[Indices, Indices]:
-    """Where each task's entries begin (and the end), and the events of all entries."""
+    """Offsets [tasks + 1] of each task's entries, and the events of all entries."""
     entry, _ = entries(rows, field)
     return offsets(rows[f"{field}_count"]), tables[SPANS[field]]["event"][entry].astype(np.int64)
 
@@ -204,7 +204,7 @@ def _spans(tasks: Tasks, times: Times) -> Spans:
 
 
 def _gaps(spans: Spans, times: Times) -> Gaps:
-    """As `gaps_of` has it, from what the loop knows."""
+    """The gaps of the spans (see `gaps_of`), from the loop's own times."""
     begin = spans.begin
     arrival = np.where(times.latest >= 0, np.minimum(spans.end[times.latest], begin), 0)
     free = np.where(times.before >= 0, np.minimum(times.free, begin), 0)

@@ -24,8 +24,8 @@ class Work:
 
     `runs` counts weight runs, `weights` bytes of weights by their type, `caches` bytes of caches and `distinct` those
     that no task before has read in this step, `products` multiplications with values of caches, `elements` activations
-    that are read or written, `pushed` bytes that go to other devices. `gate` is the place of the task that chooses the
-    experts whose weights it streams, or -1.
+    that are read or written, `pushed` bytes that go to other devices. `filler` is the place of the task that fills the
+    expert slots whose weights it streams, or -1.
     """
 
     runs: Numbers
@@ -35,7 +35,7 @@ class Work:
     products: Numbers
     elements: Numbers
     pushed: Numbers
-    gate: Indices
+    filler: Indices
 
     @property
     def streamed(self) -> Numbers:
@@ -44,7 +44,7 @@ class Work:
 
     @property
     def read(self) -> float:
-        """Bytes of weights and caches that all tasks together read, each once."""
+        """Distinct bytes of weights and caches that all tasks together read."""
         return float(self.streamed.sum() + self.distinct.sum())
 
 
@@ -79,7 +79,7 @@ def work_of(tables: Tables, nodes: Sequence[OpNode], index: Indices, device: Ind
         products=np.zeros(len(index)),
         elements=elements,
         pushed=sums(np.where(away, area * size, 0.0), rows, "region"),
-        gate=_gates(tables, nodes, rows, index),
+        filler=_fillers(tables, nodes, rows, index),
     )
     of_op = np.argsort(rows["op"], kind="stable")
     ops = rows["op"][of_op]
@@ -94,8 +94,8 @@ def work_of(tables: Tables, nodes: Sequence[OpNode], index: Indices, device: Ind
     return work
 
 
-def _gates(tables: Tables, nodes: Sequence[OpNode], rows: npt.NDArray[np.void], index: Indices) -> Indices:
-    """Of each task with weights by slot the place of the task that fills the slots."""
+def _fillers(tables: Tables, nodes: Sequence[OpNode], rows: npt.NDArray[np.void], index: Indices) -> Indices:
+    """For each task that streams weights by slot, the place of the task that fills the slots; else -1."""
     made = {v.tensor: op for op, node in enumerate(nodes) for v in node.outputs}
     by_slot = sums(tables["tape"]["slot"] >= 0, rows, "tape") > 0
     place = np.full(len(nodes), -1, np.int64)

@@ -1,6 +1,6 @@
 """One step as spans: when each worker waited for which task, when it began it and when it was done.
 
-The spans come from a recording or from elsewhere; what is said about them needs nothing but them and the tables.
+The spans come from a recording or from the simulator; their analysis needs only them and the tables.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Tasks:
 
     `instruction` indexes the engine's table, `kinds` names the task kind of each task, `ops` its tile op, `operators`
     its operator, `tiles` [tasks, 4] are its coordinates there, `bytes` counts the weights that it streams. `thread` is
-    the thread that carries its worker. `consumer` and `producer` [edges]: the task waits for an event that the other
+    the thread that runs its worker. `consumer` and `producer` [edges]: the task waits for an event that the other
     one notifies; both are places in these arrays.
     """
 
@@ -65,7 +65,7 @@ class Gaps:
     """What each task's time between `wait_begin` and `begin` was spent on: float64 [tasks], nanoseconds.
 
     `event`: until the last of its events arrived, notified by task `latest` (-1 where it waits for none) at `arrival`.
-    `thread`: until the thread that carries the worker was done with another worker's task, `before` (-1 for the
+    `thread`: until the thread that runs the worker was done with another worker's task, `before` (-1 for the
     thread's first task). `loop`: the rest, until the loop had seen it.
     """
 
@@ -129,8 +129,8 @@ def _edges(tables: Tables, index: Indices) -> tuple[Indices, Indices]:
 def spans_of(tasks: Tasks, begins: Numbers, ends: Numbers, duration: float) -> Spans:
     """Spans from the times of all instructions [instructions], as a recording has them.
 
-    A thread may lose its core between its last notify and its reading of the clock, so that an end can seem to lie
-    beyond the step: it is cut there, as the sink's is, whose work includes the beginning of the next step.
+    A thread may lose its core between its last notify and its reading of the clock, so that an end can seem to be
+    after the step's: it is cut there, as the sink's is, whose work includes the beginning of the next step.
     """
     end = np.clip(ends[tasks.instruction], 0, duration)
     begin = np.clip(begins[tasks.instruction], 0, end)
@@ -156,7 +156,7 @@ def _latest(tasks: Tasks, end: Numbers) -> tuple[Indices, Numbers]:
     """Of the tasks that each waits for, the one that ended last, and when; -1 and 0 where it waits for none."""
     order = np.lexsort((end[tasks.producer], tasks.consumer))
     latest = np.full(len(tasks), -1, np.int64)
-    latest[tasks.consumer[order]] = tasks.producer[order]  # the last one of equals stays
+    latest[tasks.consumer[order]] = tasks.producer[order]  # of equals the last one wins
     return latest, np.where(latest >= 0, end[latest], 0)
 
 

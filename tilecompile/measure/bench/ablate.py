@@ -1,7 +1,7 @@
-"""What parts of the megakernel buy: the same bodies without one of them, each as a kernel beside the engine's.
+"""What parts of the megakernel gain: variants of the kernel with the same bodies and without one of the parts.
 
 - `barrier`: every operator waits for all tasks of the one before it, as if each were a kernel launch;
-- `no prefetch`: no prefetch hint in bodies and loop (the processor's own prefetchers go on);
+- `no prefetch`: no prefetch hint in bodies and loop (the CPU's own prefetchers go on);
 - `no tapes`: the weights in the order of the checkpoint's tensors, not in the order in which the workers read them.
 """
 
@@ -79,7 +79,7 @@ def with_barriers(tables: Tables) -> Tables:
         rows = np.concatenate([np.arange(s["begin"], s["end"]) for s in mine])
         operators, tasks = np.unique(instructions["op"][rows], return_counts=True)
         number = np.searchsorted(operators, instructions["op"][rows])
-        base, last = len(events), len(operators) - 1  # the last is the sink, which nobody waits for
+        base, last = len(events), len(operators) - 1  # the last is the sink, which nothing waits for
         across = int(len(np.unique(mine["device"])) > 1)
         for i in range(last):
             events.append((program, mine["device"][0], tasks[i], i))
@@ -111,7 +111,7 @@ def checkpoint_order(engine: Engine) -> tuple[Tables, Memory]:
     """Tables and memory with a second weight pool, tensor after tensor by name and each from its first row to its last;
     of stacked experts, one expert after the other. All else is the engine's.
 
-    A tile stays as it is: panels of 16 rows, where two matrices are read together those of both in turn.
+    A tile stays as it is: panels of 16 rows, where two matrices are read together those of both alternate.
     """
     check_ablation(engine)
     tables = {**engine.tables, "tape": engine.tables["tape"].copy(), "buffers": engine.tables["buffers"].copy()}
@@ -166,7 +166,7 @@ def _layout(engine: Engine, device: int) -> tuple[list[npt.NDArray[np.int64]], i
 
 
 def _constants(tables: Tables, device: int) -> list[int]:
-    """A device's buffers that lie in the weight pool."""
+    """A device's buffers that are in the weight pool."""
     buffers: Table = tables["buffers"]
     found = (buffers["device"] == device) & (buffers["arena"] == ARENAS.index("weight"))
     return [int(i) for i in np.flatnonzero(found)]

@@ -1,4 +1,4 @@
-"""Peers beside the engine, each in turn: on a processor with the engine's steps measured right before and after it."""
+"""Peers beside the engine, one by one: on a CPU the engine's steps are measured right before and after each."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ def measure_peers(
     progress: Progress,
 ) -> list[dict[str, Any]]:
     """A record for each peer: `name`, `ms_per_step`, `ratio` (its time over the engine's), `engine_ms_per_step`, and
-    what else `peers.bench` or `CommandPeer.measure` tells; or `name` and `error`.
+    what else `peers.bench` or `CommandPeer.measure` returns; or `name` and `error`.
 
-    `engine_ms` measures the engine's steps. It is asked before a peer and after it, in words for people, so that both
-    times are of the same minutes; or it knows them from before.
+    `engine_ms` measures the engine's steps. It is called before and after each peer, with a description for people, so
+    that both times are of the same minutes; or it returns times from before.
     """
 
     def bench(name: str) -> Callable[[Progress], dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 A command gets a prompt's length and how many tokens to generate greedily after it, stop ids ignored: each but the first
 is one step. It prints one line {"ms_per_step": …, "first_token_ms": …}: the mean time of a step, and the time from the
-request to the first token, once it is warm. Other lines are left out. `examples/peers/` has such programs.
+request to the first token, once it is warm. Other lines are ignored. `examples/peers/` has such programs.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def command_peers(texts: Sequence[str]) -> list[CommandPeer]:
 
 
 def check_model(peers: Sequence[CommandPeer], manifest: Manifest, model: str | None) -> None:
-    """InputError where a command wants a checkpoint folder and there is none, or another model's."""
+    """InputError where a command needs a checkpoint folder and there is none, or another model's."""
     for peer in peers:
         if peer.needs_model():
             if model is None or not Path(model).is_dir():

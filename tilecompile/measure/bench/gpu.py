@@ -1,4 +1,4 @@
-"""An engine's steps on GPUs, against what its machine's description says that their memory gives."""
+"""An engine's steps on GPUs, against the memory bandwidth that its machine's description states."""
 
 from __future__ import annotations
 

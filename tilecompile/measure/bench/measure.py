@@ -35,7 +35,7 @@ PEER_ROUNDS = 5
 @dataclass(frozen=True)
 class BenchOptions:
     """What to measure. `context` and `threads` are the engine's own defaults where None; `ablate` adds the engine's
-    variants; `machine` (a name or a file) says what a GPU's memory gives, by default the engine's own;
+    variants; `machine` (a name or a file) states the bandwidth of a GPU's memory, by default the engine's own;
     `gpus`, `on_one_gpu` and `weights` are those of `load`."""
 
     engine: Path
@@ -54,8 +54,8 @@ def bench_engine(options: BenchOptions, progress: Progress = silent) -> dict[str
     """Measures an engine: see `report.figures` for what is returned, beside `machine`, `memory` and `peers`.
 
     On GPUs the engine is closed before a peer runs: its resident kernel has them for itself.
-    `progress(stage, done, total)` is told of each stage. Raises InputError for options that don't fit the engine, and
-    EngineError as `load` does.
+    `progress(stage, done, total)` is called with each stage. Raises InputError for options that don't fit the engine,
+    and EngineError as `load` does.
     """
     if not 1 <= options.rounds <= MOST_ROUNDS:
         raise InputError(f"--rounds is {options.rounds}, want 1 to {MOST_ROUNDS}")
@@ -109,12 +109,12 @@ def bench_engine(options: BenchOptions, progress: Progress = silent) -> dict[str
 
 
 def _check_options(options: BenchOptions, manifest: Manifest, gpu: bool) -> None:
-    """InputError for what is only there on the other kind of target."""
+    """Raises InputError for options of the other kind of target."""
     target = manifest.data["target"]["name"]
     if gpu and options.ablate:
-        raise InputError(f"--ablate changes a processor's kernel, and {options.engine} is for {target}")
+        raise InputError(f"--ablate changes a CPU's kernel, and {options.engine} is for {target}")
     if gpu and options.threads is not None:
-        raise InputError(f"--threads is for processors, and {options.engine} is for {target}")
+        raise InputError(f"--threads is for CPUs, and {options.engine} is for {target}")
     if not gpu and options.machine is not None:
         raise InputError(
             f"--machine says what a GPU's memory gives, and {options.engine} is for {target}: it is measured"
@@ -124,7 +124,7 @@ def _check_options(options: BenchOptions, manifest: Manifest, gpu: bool) -> None
 def _rounds(
     engine: Engine, kernel: Resident, context: int, options: BenchOptions, progress: Progress
 ) -> tuple[Steps, dict[str, Any]]:
-    """The rounds' steps and figures. What they take besides the engine's memory is free again afterwards."""
+    """The rounds' steps and figures. Memory that the rounds allocate is free again afterwards."""
     with ExitStack() as stack:
         subjects = {ENGINE: kernel}
         if options.ablate:

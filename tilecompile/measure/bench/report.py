@@ -25,7 +25,7 @@ def figures(
     roof: Roof,
     tried: dict[ReadKernel, float],
 ) -> dict[str, Any]:
-    """What the rounds say. Times in ms, bandwidths in 10⁹ bytes a second.
+    """The figures of the rounds. Times in ms, bandwidths in 10⁹ bytes a second.
 
     Figures are medians over the rounds that are kept. `roof_fraction` is too: of each round's own fraction, which is
     `bytes_per_step` over its `ms_per_step` over its `read_bandwidth_gbs`, since the machine's bandwidth may change from
@@ -83,7 +83,7 @@ def machine(manifest: Manifest) -> dict[str, Any]:
 
 
 def resident_bytes() -> int | None:
-    """Memory that this process has in use, or None where the system doesn't tell."""
+    """Memory that this process has in use, or None where the system doesn't report it."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):

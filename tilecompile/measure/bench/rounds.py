@@ -1,4 +1,4 @@
-"""Rounds: roof, engine and variants measured in turn, so that each figure is set against one of the same moment.
+"""Rounds: roof, engine and variants measured alternately, so that figures of the same moment are compared.
 
 The bandwidth of a machine that others use too changes by tens of percent within seconds. So a round is short, the roof
 is measured before and after the engine's steps, and rounds in which it changed in between are left out.
@@ -19,11 +19,11 @@ from tilecompile.runtime.progress import Count
 ENGINE = "engine"
 
 ROUND_MS = 100.0
-"""Time of the engine's steps in a round, about."""
+"""Approximate time of the engine's steps in a round."""
 
 FEWEST_STEPS, MOST_STEPS = 4, 128
 STEADY = 0.15
-"""Change of the roof within a round beyond which the round says nothing."""
+"""Change of the roof within a round beyond which the round isn't used."""
 
 
 @dataclass(frozen=True)

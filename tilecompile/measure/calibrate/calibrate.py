@@ -13,7 +13,7 @@ from statistics import median
 import numpy as np
 
 from tilecompile.cost.simulate.loop import Numbers
-from tilecompile.cost.simulate.step import at_pace, rates_at, simulate
+from tilecompile.cost.simulate.step import at_rate, rates_at, simulate
 from tilecompile.cost.simulate.work import Work, work_of
 from tilecompile.cost.step_time.spans import Tasks, gaps_of, spans_of, tasks_of
 from tilecompile.engine.graph_json import read_graph
@@ -36,15 +36,15 @@ LIKE_BODIES = ReadKernel(streams=1, locality=3, ahead=PREFETCH_BYTES, huge_pages
 """Reads as the bodies of linear operators do."""
 TRIES = 5
 PART = 4
-"""A context's place: a quarter, a half and three quarters of what the engine holds, and hardly anything."""
+"""Contexts are quarters of what the engine holds, and one with hardly any positions."""
 QUIET = (10, 50)
 """Steps that count, in percent of all by duration: the longer ones were disturbed, the shortest were lucky."""
 
 STEADY = 0.08
-"""Part by which reading may be faster or slower after steps were recorded than it was before."""
+"""Fraction by which the memory's rate may differ between the moments before and after a recording."""
 ATTENDED = 0.85
-"""Part of their cores that the threads must have had, which sleep between requests: else others took them."""
-WANTED, RECORDINGS, PAUSE = 3, 12, 2.0
+"""Fraction of their cores' time that the threads must have had (they sleep between requests); else others took it."""
+UNDISTURBED, RECORDINGS, PAUSE = 3, 12, 2.0
 """Undisturbed recordings of a context, recordings at most, and seconds before the next one after a disturbed one."""
 
 Reads = tuple[tuple[float, float, float], ...]
@@ -52,12 +52,12 @@ Reads = tuple[tuple[float, float, float], ...]
 
 @dataclass(frozen=True)
 class Steps:
-    """Recorded steps of an engine: its tasks' mean times, and what waiting for events and looking at workers took.
+    """Recorded steps of an engine: its tasks' mean times, and the costs of waiting for events and polling workers.
 
-    `step_ns` is their mean duration. `paces` are the rates at which the engine's working set was read just before and
-    just after, over that of the calibration. `event_ns` holds what lay between the last notification and the task,
-    where it came from another thread and the task's own was free. `looks` [n, 2] pairs the time between two tasks of a
-    thread with the number of workers that it looked at meanwhile. `attended`: see `Recording`.
+    `step_ns` is their mean duration. `memory_rates` are the rates at which the engine's working set was read just
+    before and just after, relative to the calibration's. `event_ns` holds the times from the last notification to the
+    task's beginning, where it came from another thread and the task's own was free. `polls` [n, 2] pairs the time
+    between two tasks of a thread with the number of workers that it polled meanwhile. `attended`: see `Recording`.
     """
 
     tasks: Tasks
@@ -65,25 +65,28 @@ class Steps:
     step_ns: float
     times: Numbers
     event_ns: Numbers
-    looks: Numbers
+    polls: Numbers
     attended: float
-    paces: tuple[float, float] = (1.0, 1.0)
+    memory_rates: tuple[float, float] = (1.0, 1.0)
 
     @property
-    def pace(self) -> float:
-        """How fast the memory was meanwhile, in parts of what the calibration found."""
-        return float(np.sqrt(self.paces[0] * self.paces[1]))
+    def memory_rate(self) -> float:
+        """The rate of the memory meanwhile, relative to the calibration's."""
+        return float(np.sqrt(self.memory_rates[0] * self.memory_rates[1]))
 
     @property
     def disturbance(self) -> float:
         """How far the memory's rate changed meanwhile and cores were missing, in parts of what is allowed."""
-        drift = abs(np.log(self.paces[1] / self.paces[0])) / np.log1p(STEADY)
+        drift = abs(np.log(self.memory_rates[1] / self.memory_rates[0])) / np.log1p(STEADY)
         return float(max(drift, (1 - self.attended) / (1 - ATTENDED)))
 
 
 @dataclass(frozen=True)
 class Check:
-    """A recording that the calibration used, and what the simulation with its result says of the same step."""
+    """A recording that the calibration used, and the simulation of the same step with the calibration's result.
+
+    `pace` is the rate of the memory during the recording, relative to the calibration's.
+    """
 
     engine: str
     context: int
@@ -131,14 +134,14 @@ def calibrate(
 
 def _simulator(reads: Reads, found: Sequence[Steps], ops: Mapping[str, OpCost], calibrated: str) -> Simulator:
     latency = np.concatenate([steps.event_ns for steps in found])
-    looks = np.concatenate([steps.looks for steps in found])
+    polls = np.concatenate([steps.polls for steps in found])
     event_ns = float(np.median(latency)) if len(latency) else 0.0
     return Simulator(
         read=reads,
         task_ns=0.0,
         event_ns=event_ns,
         remote_event_ns=event_ns,
-        poll_ns=float(looks[:, 0].sum() / max(1.0, looks[:, 1].sum())),
+        poll_ns=float(polls[:, 0].sum() / max(1.0, polls[:, 1].sum())),
         ops=ops,
         calibrated=calibrated,
         sources={
@@ -146,7 +149,7 @@ def _simulator(reads: Reads, found: Sequence[Steps], ops: Mapping[str, OpCost], 
             "task_ns": "part of the ops' costs",
             "event_ns": "measured: median time from the last notification by another thread to the task",
             "remote_event_ns": "virtual devices share one memory: as event_ns",
-            "poll_ns": "measured: mean time of a look at a worker that waits",
+            "poll_ns": "measured: mean time of a poll of a waiting worker",
             "ops": "fitted to the recorded tasks on one thread",
         },
     )
@@ -155,9 +158,9 @@ def _simulator(reads: Reads, found: Sequence[Steps], ops: Mapping[str, OpCost], 
 def _check(machine: Machine, path: Path, threads: int, steps: Steps) -> Check:
     manifest = read_manifest(path)
     nodes = read_graph(manifest).nodes
-    then = at_pace(machine, steps.pace)
+    then = at_rate(machine, steps.memory_rate)
     found = simulate(manifest, load_tables(manifest), nodes, then, steps.context, threads)
-    return Check(str(path), steps.context, threads, steps.step_ns / 1e6, found.ms, steps.pace)
+    return Check(str(path), steps.context, threads, steps.step_ns / 1e6, found.ms, steps.memory_rate)
 
 
 def measure_reads(engine: Engine, progress: Count = silent) -> Reads:
@@ -186,28 +189,28 @@ def contexts_of(max_seq_len: int) -> list[int]:
 
 
 def record_steps(engine: Engine, contexts: Sequence[int], reads: Reads, steps: int | None = None) -> list[Steps]:
-    """Records an engine at some contexts, each time at the pace that the memory has at the moment.
+    """Records an engine at some contexts, with the rate that the memory has each time.
 
-    Of WANTED undisturbed recordings the fastest counts, since what disturbs one as a whole only lengthens it. Where
-    none of RECORDINGS is undisturbed, it is the least disturbed one. `reads` is what the paces are compared with.
+    The fastest of UNDISTURBED undisturbed recordings counts, since what disturbs one as a whole only lengthens it.
+    Where none of RECORDINGS is undisturbed, it is the least disturbed one. The memory's rates are relative to `reads`.
     """
     library = profiling_library(engine)
     tasks = tasks_of(engine.manifest, engine.tables, engine.threads)
     size = float(_work(engine, tasks, max(contexts)).read)
     roof = Roof(engine, size)
 
-    def pace() -> float:
+    def memory_rate() -> float:
         return _gbs(roof, engine.threads) / _rate(reads, roof.size, engine.threads)
 
     def once(context: int) -> Steps:
-        before = pace()
+        before = memory_rate()
         found = steps_of(tasks, record(engine, library, context, steps), context)
-        return replace(found, paces=(before, pace()))
+        return replace(found, memory_rates=(before, memory_rate()))
 
     result = []
     for context in contexts:
         found: list[Steps] = []
-        while len(found) < RECORDINGS and sum(s.disturbance <= 1 for s in found) < WANTED:
+        while len(found) < RECORDINGS and sum(s.disturbance <= 1 for s in found) < UNDISTURBED:
             if found and found[-1].disturbance > 1:
                 time.sleep(PAUSE)
             found.append(once(context))
@@ -228,13 +231,13 @@ def _rate(reads: Reads, size: float, threads: int) -> float:
 
 
 def steps_of(tasks: Tasks, found: Recording, context: int) -> Steps:
-    """What the QUIET ones of a recording's steps say."""
+    """The mean figures of a recording's QUIET steps."""
     low, high = np.percentile(found.durations, QUIET)
     quiet = np.flatnonzero((found.durations >= low) & (found.durations <= high))
     if not quiet.size:
         raise EngineError("a recording has no steps")
     times = (found.ends - found.begins)[np.ix_(quiet, tasks.instruction)].mean(0)
-    event, looks = [], []
+    event, polls = [], []
     on_thread = np.bincount(tasks.thread[np.append(True, tasks.worker[1:] != tasks.worker[:-1])])
     for i in quiet:
         spans = spans_of(tasks, found.begins[i], found.ends[i], float(found.durations[i]))
@@ -245,12 +248,12 @@ def steps_of(tasks: Tasks, found: Recording, context: int) -> Steps:
         before = gaps.before
         passed = (tasks.worker - tasks.worker[before]) % on_thread[tasks.thread]
         switched = (before >= 0) & (passed > 0) & (on_thread.size == 1)
-        looks.append(np.stack([(spans.begin - gaps.free)[switched], passed[switched]], 1))
+        polls.append(np.stack([(spans.begin - gaps.free)[switched], passed[switched]], 1))
     step_ns = float(found.durations[quiet].mean())
-    return Steps(tasks, context, step_ns, times, np.concatenate(event), np.concatenate(looks), found.attended)
+    return Steps(tasks, context, step_ns, times, np.concatenate(event), np.concatenate(polls), found.attended)
 
 
 def _sample(engine: Engine, steps: Steps, reads: Reads) -> Sample:
     work = _work(engine, steps.tasks, steps.context)
-    rate = _rate(reads, float(work.read), 1) * steps.pace
+    rate = _rate(reads, float(work.read), 1) * steps.memory_rate
     return Sample(steps.tasks.ops, work, steps.times, (work.streamed + work.caches) / rate)

@@ -1,7 +1,7 @@
 """calibrate --from: a GPU machine's description with what tests/gpu/run.py measured on such a GPU.
 
 Measured are how fast a device's memory is read, how long an event takes to be seen on the same device, and how long a
-task takes to begin. What else the description says stays as it is: rates from the second-level cache, of a worker
+task takes to begin. All else in the description stays as it is: rates from the second-level cache, of a worker
 alone, costs of the ops, links.
 """
 
@@ -24,10 +24,10 @@ WORDS = ("gpu", "date", "command")
 """Keys of `speed` that say on what, when and with what it was measured."""
 
 LEAST_PART = 0.25
-"""Part of the data sheet's bandwidth below which a measurement isn't one of reading as fast as possible."""
+"""Fraction of the data sheet's bandwidth below which a measurement can't be of the highest read rate."""
 
 LEAST_NS, MOST_NS = 20.0, 50_000.0
-"""Between a trip to the second-level cache and something that can't be one event or one task's start."""
+"""Plausible nanoseconds: from a trip to the second-level cache to more than one event or task start can take."""
 
 
 def machine_from(results: Path, machine: str | None = None, name: str | None = None) -> Machine:

@@ -1,4 +1,4 @@
-"""What a calibration was made from, for people."""
+"""The recordings of a calibration, as a table for people."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def print_checks(checks: Sequence[Check]) -> None:
-    """What a calibration was made from, as text on stdout."""
+    """Prints the recordings that a calibration was made from as a table on stdout."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

@@ -1,8 +1,8 @@
 """Peers: other ways to run the engine's model on this machine, measured in processes of their own.
 
 Each runs transformers' model of the engine's configuration on the engine's weights (`model.py`), at its fastest
-setting, which it finds by trying (`search.py`): on the processor, or, where the engine is for GPUs, on one
-GPU in bf16. Nothing of torch is imported into the caller's process.
+setting, which it finds by trying (`search.py`): on the CPU, or, where the engine is for GPUs, on one GPU in
+bf16. Nothing of torch is imported into the caller's process.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tilecompile.runtime.weight_formats import FORMATS
 
 
 class PeerError(TilecompileError):
-    """A peer can't run, or didn't come to its end; one line that names it and says why."""
+    """A peer can't run, or didn't finish; one line that names it and says why."""
 
 
 def names() -> list[str]:
@@ -53,7 +53,7 @@ def dtype_of(manifest: Manifest) -> str:
 
 
 def check_device(name: str, manifest: Manifest) -> None:
-    """InputError for a peer that runs on GPUs only, beside an engine for a processor."""
+    """Raises InputError for a peer that runs on GPUs only, beside an engine for a CPU."""
     if PEERS[name].gpu_only and device_of(manifest) != "cuda":
         target = manifest.data["target"]["name"]
         raise InputError(f"peer {name} runs on a GPU, and {manifest.folder} is for {target}")

@@ -47,8 +47,8 @@ class Setting:
 class Decoder:
     """The model with one setting and a cache of random numbers up to a context.
 
-    Steps have the contexts (positions that a step sees, its own included) of `contexts`, again and again. A static
-    cache has no place more than that needs, since its steps read it whole.
+    Steps go through `contexts` (positions that a step sees, its own included) again and again. A static cache has no
+    more positions than they need, since its steps read all of it.
     """
 
     def __init__(self, model: PreTrainedModel, setting: Setting, contexts: range) -> None:
@@ -62,7 +62,7 @@ class Decoder:
         self._device = next(model.parameters()).device
         self._ids = torch.tensor([[1 % model.config.vocab_size]], device=self._device)
         self._choose()
-        self._forward(self._ids)  # brings the cache's tensors into being
+        self._forward(self._ids)  # creates the cache's tensors
         self._filled = [self._fill(layer) for layer in self._cache.layers]
         self.step: Step = self._forward
         if setting.options is not None:
@@ -73,12 +73,12 @@ class Decoder:
             self.step = captured(self._forward, self._ids, self.rewind)
 
     def _choose(self) -> None:
-        """Gives the model this setting: several decoders may share it."""
+        """Sets the model to this setting, since several decoders may share the model."""
         self.model.set_experts_implementation(self.setting.experts)
         self.model.set_attn_implementation(self.setting.attention)
 
     def _forward(self, ids: Tensor) -> Tensor:
-        """The ids [1, 1] after ids [1, 1]."""
+        """The next ids [1, 1], given ids [1, 1]."""
         logits: Tensor = self.model(input_ids=ids, past_key_values=self._cache, use_cache=True).logits
         return logits[:, -1].argmax(-1, keepdim=True)
 
@@ -121,7 +121,7 @@ class Decoder:
         return 1e3 * (time.perf_counter() - begin) / steps
 
     def _finish(self) -> None:
-        """Waits until the device has done what it was given."""
+        """Waits until the device has done all its work."""
         if self._device.type == "cuda":
             torch.cuda.synchronize()
 

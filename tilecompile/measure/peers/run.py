@@ -15,7 +15,7 @@ STEPS = 16
 
 
 def main() -> None:
-    """Runs the job in argv. What goes wrong is a line with `error`, in one line."""
+    """Runs the job in argv. A failure is reported as a JSON line with `error`."""
     stream = report_stream()
 
     def report(**values: Any) -> None:

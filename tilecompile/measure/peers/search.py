@@ -31,10 +31,10 @@ COMPILE_OPTIONS: dict[str, tuple[dict[str, Any], ...]] = {
 
 
 FINALISTS = 3
-"""Settings that are measured in turn."""
+"""The number of settings that are measured alternately."""
 
 ROUND_MS = 1500.0
-"""How long a round may take."""
+"""The longest time of a round, in milliseconds."""
 
 
 def forget() -> None:
@@ -123,7 +123,7 @@ class Search:
         return tried
 
     def measured(self, rounds: int, steps: int) -> Measured:
-        """The fastest of the three settings that were fastest when tried, measured in turn, round by round.
+        """The fastest of the three settings that were fastest when tried, measured alternately, in rounds.
 
         Times drift with the machine, so a quick trial tells the slow from the fast but not the fast apart. A round has
         up to `steps` steps, fewer where they are slow. InputError if no setting runs.

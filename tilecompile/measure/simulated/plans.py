@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is simulated of an engine: its manifest, tables and operators."""
+    """The parts of an engine that a simulation needs: its manifest, tables and operators."""
 
     manifest: Manifest
     tables: Tables
@@ -49,9 +49,9 @@ def plan_of(engine: Path) -> Plan:
 
 @contextmanager
 def compiled(options: CompileOptions, max_seq_len: int | None, progress: Progress) -> Iterator[Plan]:
-    """The plan of a model for so many positions, compiled without weights into a temporary folder.
+    """The plan of a model for `max_seq_len` positions, compiled without weights into a temporary folder.
 
-    Placement `auto` is chosen for a context of all of them, unless the options say for which. InputError as
+    Placement `auto` is chosen for a context of all of them, unless the options name another one. InputError as
     `compile_model` has it.
     """
     from tilecompile.compile import compile_model

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 CONTEXTS = (1024, 16384, 131072)
 """Contexts of a sweep, as far as the model has positions."""
 GRANULARITIES = (1, 2)
-"""Tasks a worker that an operator is cut into; the first one is what everything else is swept at."""
+"""Tasks a worker that an operator is cut into; all else is swept at the first one."""
 RINGS = (0.25, 0.5, 1.0)
-"""Depths of the ring as parts of the machine's; the last one is what everything else is swept at."""
+"""Depths of the ring as parts of the machine's; all else is swept at the last one."""
 
 PICTURES = (".png", ".svg", ".pdf")
 

@@ -34,7 +34,7 @@ def measure(
     steps: int | None = None,
     progress: Progress = silent,
 ) -> Measured:
-    """Records an engine's steps; arguments that are None are chosen. `progress(stage, done, total)` is told of stages.
+    """Records an engine's steps; arguments that are None are chosen. `progress(stage, done, total)` reports the stages.
 
     InputError for a context, steps or threads that don't fit the engine or without a C++ compiler, EngineError as
     `load` and `profiling_library` do.

@@ -1,4 +1,4 @@
-"""The timeline of an engine on a machine that isn't there: one simulated step."""
+"""The timeline of an engine on a machine that need not be present: one simulated step."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ def predict(path: Path, machine: str, context: int | None = None, threads: int |
     nodes = read_graph(manifest).nodes
     found = simulate(manifest, load_tables(manifest), nodes, described, context, threads)
     data = manifest.data
-    told = figures(found, manifest, described, context)
+    step = figures(found, manifest, described, context)
     about = {
         "engine": str(path),
         "model": data["model"]["name"],
         "weights": data["weights"]["dtype"],
         "cache": data["cache"],
         "context": context,
-        "threads": told["threads"],
+        "threads": step["threads"],
         "devices": data["devices"],
         "machine": {"name": described.name},
         "source": "simulated",
-        "simulated": {key: told[key] for key in ("calibrated", "roof_fraction", "causes")},
+        "simulated": {key: step[key] for key in ("calibrated", "roof_fraction", "causes")},
     }
     return Measured(found.spans, about)

@@ -1,6 +1,6 @@
 """Recording: steps of an engine on a kernel that is built again for profiling, beside the same steps on its own kernel.
 
-The two take turns, so that what the recording costs is known from the same run.
+Requests alternate between the two kernels, so that one run also gives the cost of recording.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def clock() -> str:
 def profiling_library(engine: Engine) -> ctypes.CDLL:
     """The engine's kernel, built again from its source so that it records.
 
-    InputError without a C++ compiler, EngineError where the source knows no recording.
+    InputError without a C++ compiler, EngineError where the source can't record.
     """
     source = engine.manifest.folder / "kernel.cpp"
     if not source.is_file() or "tc_profile_every" not in source.read_text():
@@ -140,7 +140,7 @@ def record(
 
 @dataclass(frozen=True)
 class _Reading:
-    """What `tc_profile` hands out: a row for each step that was kept, when each of the last steps up to `last` was
+    """What `tc_profile` returns: a row for each step that was kept, when each of the last steps up to `last` was
     published, and the clock in ticks and in nanoseconds."""
 
     rows: npt.NDArray[np.uint64]
@@ -173,7 +173,7 @@ def _recording(contexts: range, readings: list[_Reading], times: Numbers, attend
         place = rows[:, 0].astype(np.int64) - first
         where.append(contexts.start + place)
         durations.append(rate * (marks[place + 1] - marks[place]).astype(np.float64))
-        since = rows[:, 2:] - rows[:, 1:2]  # wraps for instructions of other programs: nobody looks at them
+        since = rows[:, 2:] - rows[:, 1:2]  # wraps for instructions of other programs, which are unused
         stamps.append(rate * since.view(np.int64).astype(np.float64))
     every = np.concatenate(stamps)
     return Recording(

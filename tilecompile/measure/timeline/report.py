@@ -24,7 +24,7 @@ CAUSES = {
 
 
 def print_timeline(found: dict[str, Any]) -> None:
-    """Prints what the command's --json holds."""
+    """Prints the content of --json as text and tables."""
     console = Console()
     for line in _about(found):
         print(line)
@@ -45,7 +45,7 @@ def print_timeline(found: dict[str, Any]) -> None:
 
 
 def _about(found: dict[str, Any]) -> list[str]:
-    """What the step is of."""
+    """What was measured or simulated, and where, in lines."""
     host = found["machine"]
     engine = (
         f"{found['engine']}: {found['model']}, weights {found['weights']}, cache {found['cache']}, "

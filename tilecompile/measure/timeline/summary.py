@@ -22,7 +22,7 @@ def summary(spans: Spans) -> dict[str, Any]:
     are the same over all workers, and add up to 1. `thread_work_us` is how long each thread was at work. `ops` has for
     each tile op its tasks, their time and share of all threads' time, the bytes of weights that they stream and how
     fast, and what of the critical path they are. `path` divides the critical path, whose length is the step: the time
-    of its tasks, and what lies before them, by what they began after. `waits` are the pairs of ops of which one waits
+    of its tasks, and the gaps before them, by what ended each gap. `waits` are the pairs of ops of which one waits
     for the last event from the other, and for how long.
     """
     gaps = gaps_of(spans)
@@ -96,7 +96,7 @@ def _ops(spans: Spans, path: list[Link]) -> list[dict[str, Any]]:
 
 
 def _gaps_of_path(path: list[Link]) -> dict[str, Any]:
-    """The critical path: its tasks' time, and what lies before them, by what they began after."""
+    """The critical path: its tasks' time, and the gaps before them, by what ended each gap."""
     before = {via: [link.gap for link in path if link.via == via] for via in (EVENT, THREAD, START)}
     return {
         "tasks": len(path),

@@ -1,9 +1,9 @@
-"""The system's file cache: which part of some files lies in it, and getting them out of it.
+"""The system's file cache: which part of some files is in it, and evicting them from it.
 
 Eviction is posix_fadvise(DONTNEED), which can't take pages that some process has mapped; those that only this process
 has mapped, such as its own libraries, it gives up first with MADV_PAGEOUT (Linux 5.4), and reads them again when it
-needs them. What is cached is asked of mincore. The last two work on files that one owns or may write to. Names of files
-and folders stay cached.
+needs them. mincore reports what is cached. MADV_PAGEOUT and mincore work on files that one owns or may write to. Names
+of files and folders stay cached.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Cached:
 
 
 def evict(paths: Iterable[str | Path]) -> None:
-    """Gets files out of the cache, as far as the system does that. Files that can't be opened are left out."""
+    """Evicts files from the cache, as far as the system can. Files that can't be opened are skipped."""
     paths = list(paths)
     for path in paths:
         with contextlib.suppress(OSError), _opened(path) as descriptor:
@@ -76,12 +76,12 @@ def _opened(path: str | Path) -> Iterator[int]:
 
 
 def _may_ask(path: str | Path) -> bool:
-    """Whether mincore tells the truth about a file; of others it says that all of it is cached."""
+    """Whether mincore reports the pages of a file; of other files it reports that all of them are cached."""
     return os.geteuid() in (0, os.stat(path).st_uid) or os.access(path, os.W_OK)
 
 
 def _resident(descriptor: int, size: int) -> int | None:
-    """Number of a file's pages that are in the cache; None where the system doesn't say."""
+    """Number of a file's pages that are in the cache; None where the system doesn't report it."""
     libc = ctypes.CDLL(None, use_errno=True)
     pages = -(-size // mmap.PAGESIZE)
     # A private mapping of one's own: ctypes finds the address of writable memory only, and nothing is written.

@@ -6,7 +6,7 @@
     {"error": "…"}                                       instead, in one line
 
 `time` is CLOCK_MONOTONIC in seconds, which all processes of a machine share. Only first_token is needed; the time of a
-mark that is left out falls to the next one. Without `files` there is no cold run, since nobody knows what to make cold.
+mark that is left out falls to the next one. Without `files` there is no cold run, since the files to evict are unknown.
 
 This file is a program, `python marks.py RUN ARGUMENTS…`, which calls `main(mark, *arguments)` of RUN.py beside it. It
 imports next to nothing, since that is measured, and nothing of this package, so that peers don't pay for its import.
@@ -61,7 +61,7 @@ def _run(name: str, *arguments: str) -> None:
     """Calls a program's `main`, as if it had been run with `python -m`."""
     global _OUT
     _OUT = os.dup(1)
-    os.dup2(2, 1)  # what a library prints is no report
+    os.dup2(2, 1)  # what libraries print goes to stderr
     folder, sys.path[0] = sys.path[0], os.getcwd()
     module = ModuleType(name)
     try:

@@ -20,13 +20,13 @@ from tilecompile.measure.warmup.systems import System
 from tilecompile.runtime.progress import Progress
 
 PHASES = ("import", "load", "compile", "first_step")
-"""What ends with each of the marks."""
+"""The phase that each mark ends."""
 
 ONCE_SECONDS = 20.0
 """A system that takes longer is measured once, not `repeat` times."""
 
 LEAST_EVICTED = 0.5
-"""If less than this part of what was in the file cache leaves it, a start isn't called cold."""
+"""Least fraction of the cached bytes that eviction must remove for a start to count as cold."""
 
 PROMPT = (1, 2, 3, 4)
 """Token ids that every system is given; modulo the vocabulary."""
@@ -50,7 +50,7 @@ class Run:
         return self.marks[MARKS[-1]]
 
     def phases(self) -> dict[str, float | None]:
-        """Seconds of each phase; None where the system doesn't tell it apart."""
+        """Seconds of each phase; None where the system doesn't report it."""
         found: dict[str, float | None] = {}
         last = 0.0
         for name, phase in zip(MARKS, PHASES, strict=True):
@@ -83,7 +83,7 @@ def offline() -> dict[str, str]:
 
 
 def run(system: System, values: dict[str, str], compile_cache: Path) -> Run:
-    """Runs a system once. SystemFailed if it doesn't come to a first token."""
+    """Runs a system once. SystemFailed if there is no first token."""
     variables = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "VLLM_CACHE_ROOT", "CUDA_CACHE_PATH")
     environment = {**offline(), **{name: str(compile_cache / name.lower()) for name in variables}}
     if system.command and "{threads}" in " ".join(system.command):
@@ -116,8 +116,8 @@ def measure(
 ) -> dict[str, Any]:
     """A system's warm and cold starts, as JSON values; `unavailable` with a reason where there is nothing to run.
 
-    A first run, which isn't counted, brings its files into the cache and tells which they are; what lies in `folders`
-    counts too. Before each cold run they are evicted. `seconds`, `phases` and `spread` are those of `_figures`;
+    A first run, which isn't counted, brings its files into the cache and reports which they are; those in `folders`
+    count too. Before each cold run they are evicted. `seconds`, `phases` and `spread` are those of `_figures`;
     `evicted` is the part, of `bytes` that were in the file cache, that left it before each run.
     """
     about = {"name": system.name, "about": system.about}
@@ -153,7 +153,7 @@ def _cold(
         progress(f"{system.name}, cold", index, count)
         before = cache.cached(files)
         if not before.known or not before.cached:
-            return {"unavailable": "the system doesn't tell what of the files is in its cache"}
+            return {"unavailable": "the system doesn't report what of the files is in its cache"}
         cache.evict(files)
         left = cache.cached(files)
         shares.append(1 - left.cached / before.cached)

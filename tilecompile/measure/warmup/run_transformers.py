@@ -1,6 +1,6 @@
 """transformers, from import to the first token; run by `marks.py`.
 
-It runs on a processor or, with the device "cuda", on a GPU. With a last argument `compile` the steps are compiled by
+It runs on the CPU or, with the device "cuda", on a GPU. With a last argument `compile` the steps are compiled by
 torch.compile. The prompt's first token then goes through the model as it is, which makes the cache's tensors, and the
 others one by one through the compiled step: so one compilation is enough, and the first token comes out of compiled
 code. With `graph` they are captured as a CUDA graph instead.

@@ -18,10 +18,10 @@ and where the engine runs, cpu or cuda."""
 
 @dataclass(frozen=True)
 class System:
-    """A command that goes from nothing to the first token and reports marks on the way (`marks.py`).
+    """A command that runs from process start to the first token and reports marks on the way (`marks.py`).
 
     Places in braces are filled in (`PLACES`). Every run gets an empty compile cache, unless `keeps_cache`. `gpu_only`
-    ones have nothing to do beside an engine for a processor.
+    ones can't be measured beside an engine for a CPU.
     """
 
     name: str
@@ -68,19 +68,19 @@ SYSTEMS = {
 
 
 def check_device(systems: list[System], device: str, engine: str) -> None:
-    """InputError for a system that runs on GPUs only, beside an engine for a processor."""
+    """InputError for a system that runs on GPUs only, beside an engine for a CPU."""
     for system in systems:
         if system.gpu_only and device != "cuda":
-            raise InputError(f"--against: {system.name} runs on a GPU, and {engine} is for a processor")
+            raise InputError(f"--against: {system.name} runs on a GPU, and {engine} is for a CPU")
 
 
 def chosen(against: str | None, peers: list[str]) -> list[System]:
     """The peers that a user asks for: names with commas between them, and NAME=COMMAND. InputError for a wrong one."""
     systems = []
-    wanted = [name for name in map(str.strip, (against or "").split(",")) if name]
-    if against is not None and not wanted:
+    requested = [name for name in map(str.strip, (against or "").split(",")) if name]
+    if against is not None and not requested:
         raise InputError(f"--against is {against!r}, want peers with commas between them")
-    for name in wanted:
+    for name in requested:
         if name not in SYSTEMS:
             raise InputError(f"--against: {name!r} is unknown, want {', '.join(SYSTEMS)} (or --peer)")
         systems.append(SYSTEMS[name])

@@ -132,7 +132,7 @@ class CompileOptions:
         placement = self.placement or PLACEMENTS[devices > 1]
         if placement == "single" and devices != 1:
             raise InputError(
-                f"placement single uses 1 device, {devices} are wanted; placements: {', '.join(PLACEMENTS)}"
+                f"placement single uses 1 device, {devices} are requested; placements: {', '.join(PLACEMENTS)}"
             )
         if self.context is not None and placement != "auto":
             raise InputError(f"--context {self.context} is what placement auto is chosen for; placement is {placement}")

@@ -283,7 +283,7 @@ BAD = [
     ({"cache": "fp8"}, "--cache 'fp8' is unknown; there are: f32, bf16"),
     ({"machine": "moon"}, "machine 'moon' is unknown and no file; there are: "),
     ({"devices": 0}, "--devices is 0, want 1 to"),
-    ({"devices": 2, "placement": "single"}, "placement single uses 1 device, 2 are wanted"),
+    ({"devices": 2, "placement": "single"}, "placement single uses 1 device, 2 are requested"),
     ({"devices": 2, "machine": "cpu"}, "--devices 2 contradicts --machine cpu, which has 1"),
     ({"workers": -1}, "--workers is -1, want 1 to"),
     ({"workers": 1, "target": "sm_90a"}, "workers of a device are 1, want 2 or more on a GPU"),

@@ -32,9 +32,7 @@ def compile_command(
     on_one_gpu: Annotated[
         bool, typer.Option("--on-one-gpu", help="Let the devices share one GPU, to test a node's plan.")
     ] = False,
-    tokens: Annotated[
-        int, typer.Option(help="Tokens of a step; more than one only to inspect so far.")
-    ] = 1,
+    tokens: Annotated[int, typer.Option(help="Tokens of a step; more than one only to inspect so far.")] = 1,
     granularity: Annotated[int, typer.Option(help="Tasks a worker that an operator is cut into, about.")] = 1,
     placement: Annotated[
         str | None,

@@ -31,7 +31,7 @@ def debug(
     save: Annotated[Path | None, typer.Option(metavar="DIR", help="Save the buffers there as .npy files.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Look into a step: the buffers after an operator, from the kernel or from the interpreter.
+    """Show the buffers of a step after an operator, from the kernel or from the interpreter.
 
     --compare finds the first operator whose results differ by more than rounding. Without --stop-after all buffers
     are shown.

@@ -2,7 +2,7 @@
 
 What is proved, for every timing of the workers and their agents:
 
-- layout: every instruction is in one stream, and each agent of a worker has one stream a program; regions lie within
+- layout: every instruction is in one stream, and each agent of a worker has one stream a program; regions are within
   their buffers; buffers and weight tiles are aligned, end inside their arena and don't overlap; nothing writes to the
   weights; all memory together is within the limit;
 - thresholds: what a wait expects is exactly what the program's instructions notify in a run;

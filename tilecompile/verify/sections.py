@@ -156,7 +156,7 @@ class Sections:
         return found if same and bool((enters == found.enters).all() and (leaves == found.leaves).all()) else None
 
     def _passing(self, events: Ints, k: int) -> tuple[Bools, Bools]:
-        """Whether somebody waits, in section k or later, for what was notified before; whether somebody does later."""
+        """bool [events] each: whether a wait in section k or later follows notifications before k; whether waits follow k."""
         last = self.last_awaited[events]
         return (self.first_made[events] < k) & (last >= k), last > k
 

@@ -71,12 +71,12 @@ class Steps:
 
     @property
     def memory_rate(self) -> float:
-        """The rate of the memory meanwhile, relative to the calibration's."""
+        """The rate of the memory during the recording, relative to the calibration's."""
         return float(np.sqrt(self.memory_rates[0] * self.memory_rates[1]))
 
     @property
     def disturbance(self) -> float:
-        """How far the memory's rate changed meanwhile and cores were missing, in parts of what is allowed."""
+        """Drift of the memory's rate or missing time on cores, the greater, relative to what is allowed."""
         drift = abs(np.log(self.memory_rates[1] / self.memory_rates[0])) / np.log1p(STEADY)
         return float(max(drift, (1 - self.attended) / (1 - ATTENDED)))
 

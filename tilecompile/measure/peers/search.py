@@ -125,7 +125,7 @@ class Search:
     def measured(self, rounds: int, steps: int) -> Measured:
         """The fastest of the three settings that were fastest when tried, measured alternately, in rounds.
 
-        Times drift with the machine, so a quick trial tells the slow from the fast but not the fast apart. A round has
+        Times drift with the machine, so a quick trial finds the fast settings but can't rank them. A round has
         up to `steps` steps, fewer where they are slow. InputError if no setting runs.
         """
         order = sorted((t for t in self.tried if t.ms is not None), key=lambda t: t.ms or 0.0)

@@ -26,15 +26,15 @@ class Backend(Protocol):
     def launch(self, tables: Tables, stops: Iterable[int] | None = None, extra: Sequence[int] = ()) -> Resident:
         """Launches the kernel on these tables; `stops` are the ids that end a request, by default the engine's.
 
-        With `extra`, bytes for each device, the launch has activations of its own, and that much memory behind them:
-        there lie buffers of the activation arena with offsets from `extra_begin` on.
+        With `extra`, bytes for each device, the launch has activations of its own, followed by that much memory: it
+        holds buffers of the activation arena with offsets from `extra_begin` on.
         """
 
     def write_extra(self, device: int, data: Bytes) -> None:
         """Fills the extra memory of the last launch, while no request runs."""
 
     def clear(self) -> None:
-        """Makes the arenas what they were at the first launch; no kernel runs meanwhile."""
+        """Resets the arenas to their contents at the first launch; no kernel runs meanwhile."""
 
     def read(self, device: int, arena: str, begin: int, end: int) -> Bytes:
         """A copy of a part of an arena, while no request runs."""
@@ -43,4 +43,4 @@ class Backend(Protocol):
         """Writes to an arena, while no request runs."""
 
     def close(self) -> None:
-        """Gives the memory back; no kernel runs any more."""
+        """Frees the memory; no kernel runs any more."""

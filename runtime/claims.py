@@ -1,4 +1,4 @@
-"""Claims to an engine: one request has it at a time, and a request that has ended, however it did, has it no longer."""
+"""Claims to an engine: one request holds it at a time, and never beyond its end, however it ends."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Claim = threading.Lock
 """A request's claim: a lock of its own, which is locked as long as the request has the engine.
 
 No interrupt, wherever it falls, may leave an engine taken. So a request holds its claim with `with claim:`, which
-unlocks it in C, where no interrupt is raised; and `Claims` refers to it weakly, so that a claim is given up by losing
-it, too.
+unlocks it in C, where no interrupt is raised; and `Claims` refers to it weakly, so that dropping a claim gives it
+up, too.
 """
 
 
 class Claims:
-    """The claim that has an engine, if any."""
+    """The claim that holds an engine, if any."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -27,7 +27,7 @@ class Claims:
         self._holder: Callable[[], threading.Lock | None] = lambda: None
 
     def take(self, claim: threading.Lock) -> None:
-        """Makes the engine a claim's, which must be locked. EngineError if another locked claim has it."""
+        """Assigns the engine to a claim, which must be locked. EngineError if another locked claim holds it."""
         with self._guard:
             holder = self._holder()
             if holder is not None and holder.locked():

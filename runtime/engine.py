@@ -53,7 +53,7 @@ class Engine:
     """A loaded engine, with its kernel resident until `close`. Use it as a context manager. Made by `load`.
 
     One request runs at a time; a second one, from whatever thread, is refused with EngineError. Every request starts
-    at position 0, unless `score` is told to continue.
+    at position 0, unless `score` is called with a `start`.
     """
 
     def __init__(self, manifest: Manifest, tables: Tables, backend: Backend, begin: float) -> None:
@@ -65,7 +65,7 @@ class Engine:
         self._scored = 0  # positions whose caches hold what `score` fed last
         self._requests = self._prompt_tokens = self._tokens = 0
         try:
-            # Parsing waits until text is wanted; the folder may have been replaced by then.
+            # Parsing waits until text is needed; the folder may have been replaced by then.
             self._tokenizer = read_bytes(manifest.tokenizer) if manifest.tokenizer else None
             self._launches = Launches(tables, backend)
         except BaseException:
@@ -129,7 +129,7 @@ class Engine:
             raise EngineError(f"{self.manifest.folder}: the engine is closed")
 
     def _take(self, claim: threading.Lock, position: int) -> None:
-        """Makes the engine a locked claim's, for feeding it from a position on."""
+        """Assigns the engine to a locked claim, which feeds it from a position on."""
         self._usable()
         self._claims.take(claim)
         if self._kernel.field("state") == STALLED:
@@ -166,7 +166,7 @@ class Engine:
         self._tokens += stats.tokens
 
     def _fed(self, position: int, count: int, feed: Callable[[], Fed]) -> Fed:
-        """Counts as one request what `feed` does: `count` ids from a position on, in requests of its own."""
+        """Calls `feed`, which feeds `count` ids from a position on in requests of its own, and counts one request."""
         with (claim := Claim()):
             self._take(claim, position)
             result = feed()
@@ -190,7 +190,7 @@ class Engine:
         return Output(tokens, text.decode(shown) if text else None, stats)
 
     def stream(self, prompt: Prompt, max_new_tokens: int | None = 64) -> TokenStream:
-        """The same as an iterator over the ids, as they come; its `piece` is the text that came with the latest one.
+        """An iterator over the ids of `generate`, as they come; its `piece` is the text that came with the latest one.
 
         The request starts with the first `next`. Closing or dropping the iterator aborts it within one step.
         """
@@ -202,10 +202,10 @@ class Engine:
         """Logits after each id: float32 [len(ids), vocab].
 
         `start` is the position of the first id. The positions before it keep what the last call of `score` left there,
-        so that a text can be scored in pieces: InputError if the last request was none that fed them.
+        so that a text can be scored in pieces: InputError unless the last request fed them.
 
-        With `selections`, of this or another engine of the model, these are the positions that attention looks at and
-        the experts, whatever this engine would choose. That is slow: a kernel of its own takes one id at a time.
+        With `selections`, of this or another engine of the model, steps use these positions and experts, whatever this
+        engine would choose. That is slow: a kernel of its own takes one id at a time.
         """
         checked, start = self._placed(ids, start)
         if selections is not None:
@@ -222,7 +222,7 @@ class Engine:
         return logits
 
     def selections(self, ids: Prompt, start: int = 0) -> Selections:
-        """What the engine selects where `score` would feed it with the same: for `score` of this or another engine."""
+        """What the engine selects while it is fed as by `score`, as input for `score` of this or another engine."""
         checked, start = self._placed(ids, start)
         return self._fed(start, len(checked), lambda: record(self, self._kernel, checked, start))
 
@@ -237,7 +237,7 @@ class Engine:
         return checked, int(start)
 
     def contents(self, buffer: int) -> npt.NDArray[np.uint8]:
-        """A copy of the bytes of a buffer, by its number, of an idle engine."""
+        """A copy of the bytes of a buffer, by its number; the engine must be idle."""
         row = self.tables["buffers"][buffer]
         begin = int(row["offset"])
         return self.backend.read(int(row["device"]), ARENAS[int(row["arena"])], begin, begin + int(row["bytes"]))
@@ -254,9 +254,9 @@ class Engine:
     def buffers_after(self, ids: Prompt, operator: str | None = None) -> Arrays:
         """Feeds ids and returns copies of the buffers that an operator (OP@LAYER) writes, by tensor.
 
-        The kernel is not cut off there: the last id's step runs to its end, then the operator's buffers are read. That
-        is the same, because nothing writes to them later in the step; where the tables say otherwise, EngineError.
-        None: all buffers but the weights. What a body leaves unwritten is zero or what an earlier step wrote there.
+        The kernel doesn't stop there: the last id's step runs to its end, then the operator's buffers are read. They
+        still hold its results if nothing writes to them later in the step, else EngineError. None: all buffers but the
+        weights. What a body leaves unwritten is zero or what an earlier step wrote there.
         """
         checked, numbers = self._ids(ids), None
         if operator is not None:
@@ -275,7 +275,7 @@ class Engine:
     def close(self) -> None:
         """Ends the kernel's threads and frees its memory. A request in another thread ends with EngineError.
 
-        In a fork of the process that loaded the engine it only forgets it.
+        In a fork of the process that loaded the engine it only drops its references.
         """
         self._launches.close()
         self.tables = {}

@@ -1,4 +1,4 @@
-"""Errors that users see: one line that names the thing, what was found and what was wanted."""
+"""Errors that users see: one line that names the thing, what was found and what was expected."""
 
 
 class TilecompileError(Exception):

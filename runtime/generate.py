@@ -21,7 +21,7 @@ from tilecompile.runtime.kernel import BAD_ID, REASONS, RUNNING, STALLED, Reside
 from tilecompile.runtime.text import Pieces
 
 POLL_MS = 50
-"""Longest time in the kernel's wait, so that Ctrl-C is noticed."""
+"""Longest time of one wait in the kernel, so that Ctrl-C is noticed."""
 
 UNLIMITED = 0xFFFFFFFF
 
@@ -120,9 +120,9 @@ class Run:
             self._poll(UNLIMITED)
 
     def _poll(self, generated: int) -> bool:
-        """Waits a moment; whether there is news: more than `generated` tokens, or the request has ended.
+        """Waits up to POLL_MS; returns whether there are more than `generated` tokens or the request has ended.
 
-        After a stall the tokens that came before it are news first, and then it is raised.
+        After a stall, the tokens that came before it are reported first; then it is raised.
         """
         state = self._kernel.wait(generated, POLL_MS)
         more = self._kernel.field("generated") > generated

@@ -26,7 +26,7 @@ Record = npt.NDArray[np.void]
 
 
 class Resident(Protocol):
-    """A launched kernel: see `Kernel` for what its calls do. `logit_rows`: positions whose logits one request gives."""
+    """A launched kernel: see `Kernel` for what its calls do. `logit_rows`: most logit rows of a request."""
 
     status: Record
     logit_rows: int | None

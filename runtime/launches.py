@@ -16,7 +16,7 @@ from tilecompile.runtime.uninterrupted import uninterrupted
 class Launches:
     """Launches a kernel and keeps it resident until `close`, or until the last reference to this object is gone.
 
-    `kernel` is the resident one. The memory of the backend ends with it.
+    `kernel` is the resident one; the backend's memory is freed after it ends.
     """
 
     kernel: Resident
@@ -73,13 +73,13 @@ class Launches:
                 self._launch()
 
     def close(self) -> None:
-        """Ends the kernel and gives its memory and the tables back, the first time that it is called."""
+        """Ends the kernel, frees its memory and drops the tables; further calls do nothing."""
         self._finalizer()
         self._tables = {}
 
 
 def _end(kernel: Resident, backend: Backend) -> None:
-    """Ends a kernel and gives its memory back."""
+    """Ends a kernel and frees its memory."""
 
     def work() -> None:
         try:

@@ -38,8 +38,8 @@ def load(
 
     For CPUs: `threads` is 1 to the engine's workers (default: the workers, but not more than the cores that the process
     may use). For GPUs: `gpus` are their numbers, one a device (default: from 0 on); `on_one_gpu` runs all devices on
-    one, which tests everything but the order of memory between cards; `weights="random:SEED"` draws weights on the
-    devices instead of reading them, for measurements; `progress(done, total)` is told of the bytes that were read.
+    one, which tests everything but memory ordering between GPUs; `weights="random:SEED"` draws weights on the
+    devices instead of reading them, for measurements; `progress(done, total)` reports the bytes that were read.
     """
     options = cuda_options(gpus, on_one_gpu, weights)
     return load_with(path, options, threads, check_weights, stall_seconds, progress)
@@ -53,7 +53,7 @@ def load_with(
     stall_seconds: float = STALL_SECONDS,
     progress: Count | None = None,
 ) -> Engine:
-    """`load` with all that can be said about GPUs. InputError for what the engine's target has no use for."""
+    """Loads as `load` does, with all options for GPUs. InputError for options that the engine's target doesn't have."""
     begin = time.perf_counter()
     manifest = read_manifest(path, check_weights)
     if not 0 < stall_seconds < 1e6:

@@ -1,4 +1,4 @@
-"""What this machine has: processor features, cores that the process may use, free memory."""
+"""What this machine has: CPU features, cores that the process may use, free memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 @cache
 def cpu_features() -> frozenset[str]:
-    """Feature flags of the processor as the Linux kernel lists them; empty where it lists none."""
+    """Feature flags of the CPU as the Linux kernel lists them; empty where it lists none."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -23,7 +23,7 @@ def cpu_features() -> frozenset[str]:
 
 
 def cpu_name() -> str:
-    """The processor's name."""
+    """The CPU's name."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -56,7 +56,7 @@ def cgroup_quota() -> float | None:
 
 
 def free_memory() -> int | None:
-    """Bytes of memory that can be allocated without swapping, or None where the system doesn't tell.
+    """Bytes of memory that can be allocated without swapping, or None where the system doesn't report it.
 
     What the machine has available, within the limits of the process and of its control groups.
     """

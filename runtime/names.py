@@ -34,7 +34,7 @@ def layer_of(path: str) -> int | None:
 
 
 def in_layer(name: str, old: int, new: int) -> str:
-    """The name of the same thing in another layer."""
+    """The name of the corresponding operator or tensor in another layer."""
     return name.replace(f"{WORD}.{old}.", f"{WORD}.{new}.")
 
 
@@ -44,7 +44,7 @@ def without_layer(name: str, layer: int | None) -> str:
 
 
 def by_layer(names: Iterable[str]) -> list[str]:
-    """Names of tensors for people, those of one layer together: `model.layers.3.* (12)`."""
+    """Readable names of tensors, those of one layer merged: `model.layers.3.* (12)`."""
     count: dict[str, int] = {}
     for name in names:
         layer = layer_of(name)
@@ -55,7 +55,7 @@ def by_layer(names: Iterable[str]) -> list[str]:
 
 
 def within_layer(name: str, layer: int | None) -> str:
-    """The name within the layer, without the path to it; of a fused operator, each of its names so."""
+    """The name without the path of its layer; in a fused operator's name, this holds for each part."""
     if layer is None:
         return name
     return "+".join(part.rpartition(f"{WORD}.{layer}.")[2] for part in name.split("+"))

@@ -1,15 +1,15 @@
-"""How long work tells its caller how far it is."""
+"""Callbacks that report the progress of long work."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 Progress = Callable[[str, int, int], None]
-"""Called with a stage in words, and how much of it is done of how much: parts, or bytes; 0 of 1 where nobody counts."""
+"""Called with (stage, done, total): the stage in words, then parts or bytes; (0, 1) where nothing is counted."""
 
 Count = Callable[[int, int], None]
-"""Called with how much is done of how much, by work that is one stage; `partial(progress, stage)` is one."""
+"""Called with (done, total) by work of a single stage; `partial(progress, stage)` is one."""
 
 
 def silent(*_: object) -> None:
-    """A Progress or Count that nobody follows."""
+    """A Progress or Count that does nothing."""

@@ -37,7 +37,7 @@ class Text:
         self._alphabet = _byte_alphabet()
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text, with what the tokenizer itself adds."""
+        """Token ids of a text, with the special tokens that the tokenizer adds."""
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -90,7 +90,7 @@ class Pieces:
 
 
 class BytePieces(Pieces):
-    """The same for byte-level tokenizers, whose tokens are bytes: looks at each token once."""
+    """Text of a byte-level tokenizer's tokens, which are bytes: decodes each token once."""
 
     def __init__(self, text: Text) -> None:
         super().__init__(text)

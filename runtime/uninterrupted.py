@@ -1,4 +1,4 @@
-"""Work that Ctrl-C may delay the end of, but not cut short: what is half given back can't be used by anybody."""
+"""Runs work that an interrupt (Ctrl-C) can't cut short: half-released resources are unusable."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 
 def uninterrupted(work: Callable[[], None]) -> None:
-    """Does the work in a thread, which no signal reaches; an interrupt is raised once it is done. So is its error."""
+    """Runs the work in a thread, which signals don't reach; then raises an interrupt or the work's error, if any."""
     errors: list[BaseException] = []
-    done = threading.Event()  # an interrupted `join` takes the thread for ended
+    done = threading.Event()  # an interrupted `join` may report the thread as ended
 
     def guarded() -> None:
         try:

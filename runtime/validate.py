@@ -7,7 +7,7 @@ A schema is data:
 - `[schema]`: a list of any length; `[first, second, …]`: a list of as many items.
 - `{key: schema}`: an object with these keys and maybe others; `Table`: one with no others, as people write it.
 - `MapOf`: an object whose values all have one schema.
-- `(schema, schema)`: what follows one of them.
+- `(schema, schema)`: what matches one of them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Number:
     most: float = 10**18
 
     def allows(self, value: Any) -> bool:
-        """Whether a value is such a number; NaN is none."""
+        """Whether a value is such a number; NaN is not."""
         if isinstance(value, bool) or not isinstance(value, int if self.whole else (int, float)):
             return False
         return bool(self.least <= value <= self.most and not (self.above and value == self.least))
@@ -85,7 +85,7 @@ TOML = Notation("a table", _python, lambda key: f".{key if key.replace('-', '_')
 
 
 def mismatch(value: Any, schema: Schema, path: str = "", notation: Notation = JSON) -> str | None:
-    """The first place where a value doesn't follow a schema, in one line, or None.
+    """The first place where a value doesn't match a schema, in one line, or None.
 
     It says "KEY is VALUE, want …", or which keys are missing or unknown. `path` is the key of the value itself.
     """
@@ -95,9 +95,9 @@ def mismatch(value: Any, schema: Schema, path: str = "", notation: Notation = JS
         schemas = schema * len(value) if len(schema) == 1 else schema
         inner = [(item, schemas[i], f"{path}[{i}]") for i, item in enumerate(value)]
     elif isinstance(schema, dict):
-        for key, wanted in schema.items():
+        for key, expected in schema.items():
             if key not in value:
-                return f"{_joined(path, f'.{key}')} is missing, want {_describe(wanted, notation)}"
+                return f"{_joined(path, f'.{key}')} is missing, want {_describe(expected, notation)}"
         inner = [(value[key], schema[key], _joined(path, f".{key}")) for key in schema]
     elif isinstance(schema, (MapOf, Table)):
         known = schema.names if isinstance(schema, MapOf) else tuple(schema.keys)

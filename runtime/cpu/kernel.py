@@ -28,7 +28,7 @@ _FUNCTIONS = {
 
 
 def open_kernel(path: Path) -> ctypes.CDLL:
-    """Loads a kernel and declares its functions. EngineError if it isn't one, or one of another version."""
+    """Loads a kernel and declares its functions. EngineError if it isn't a kernel of this format version."""
     # The loader takes an equal path for an equal library, and an engine may have been replaced since: use a new path.
     with tempfile.TemporaryDirectory(prefix="tilecompile-") as folder:
         link = os.path.join(folder, path.name)
@@ -74,7 +74,7 @@ class Kernel:
 
     @property
     def handle(self) -> int:
-        """What functions take that only some kernels have, like a profiling one. EngineError once it is closed."""
+        """The handle, for functions that only some kernels have, such as profiling. EngineError once it is closed."""
         return self._check()
 
     @property
@@ -102,13 +102,13 @@ class Kernel:
             return result
 
     def release(self) -> None:
-        """Lets go of the logits of a request that has ended."""
+        """Drops the logits of a request that has ended."""
         self._kept.clear()
 
     def wait(self, generated: int, timeout_ms: int) -> int:
         """Waits until more than `generated` tokens exist or the request has ended; returns the state."""
         status = np.zeros(1, STATUS.dtype)
-        self._check()  # before the mutex, which in a fork nobody may give back
+        self._check()  # before the mutex, which in a fork may never be released
         with self._mutex:
             state = int(self._library.tc_wait(self._check(), generated, timeout_ms, address(status)))
             self.status = status

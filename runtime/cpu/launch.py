@@ -43,7 +43,7 @@ def load_memory(manifest: Manifest) -> Memory:
 
 
 def clear(memory: Memory) -> None:
-    """Makes the arenas what they were at the first launch."""
+    """Zeroes the arenas, as they were at the first launch."""
     for areas in memory:
         for name in ("activation", "cache", "io"):
             areas[name][:] = 0

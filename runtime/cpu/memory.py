@@ -26,9 +26,8 @@ Bytes = npt.NDArray[np.uint8]
 def allocate(size: int, huge: bool = True) -> Bytes:
     """Zeroed private memory of `size` bytes, aligned to a huge page, in huge pages where the system has them.
 
-    Only whole huge pages are asked for: what doesn't fill one, which is all of a small arena, lies in ordinary pages;
-    without `huge` all does.
-    Pages come into being when they are first written: see `touch` and `read_into`.
+    Only whole huge pages are asked for: what doesn't fill one, which is all of a small arena, is in ordinary pages;
+    without `huge` all is. Pages are allocated when they are first written: see `touch` and `read_into`.
     """
     try:
         area = mmap.mmap(-1, size + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

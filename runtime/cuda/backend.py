@@ -94,7 +94,7 @@ class CudaBackend:
         return kernel
 
     def _records(self, tables: Tables, mail: Mail, stops: Iterable[int] | None, get: Any) -> list[Table]:
-        """DeviceLaunch of each part, with its tables in its memory; `get(part, size, what)` gives that."""
+        """The DeviceLaunch of each part, with its tables uploaded; `get(part, size, what)` allocates memory."""
         data, parts, manifest = self.manifest.data, self.node.parts, self.manifest
         programs = manifest.programs
         here = {part.device: part for part in parts}
@@ -143,7 +143,7 @@ class CudaBackend:
         return launches
 
     def _places(self, tables: Tables, here: dict[int, Part], spare: int) -> npt.NDArray[np.uint64]:
-        """Address of each buffer; those of devices that don't run lie in `spare`."""
+        """Address of each buffer; those of devices that don't run are in `spare`."""
         buffers = tables["buffers"]
         bases = np.zeros((self.manifest.devices, len(fmt.ARENAS)), np.uint64)
         for device, part in here.items():
@@ -158,9 +158,9 @@ class CudaBackend:
         return np.asarray(places, np.uint64)
 
     def _leave(self) -> None:
-        """Tells all blocks to end, without the controller."""
+        """Makes all blocks end, without the controller."""
         for part in self.node.parts:
-            with contextlib.suppress(CudaError):  # after a fault of one GPU the others must still be told
+            with contextlib.suppress(CudaError):  # after a fault of one GPU the others must still be notified
                 part.copy().write(part.at["board"] + fmt.LEAVE_OFFSET, np.ones(1, np.uint32))
 
     def times(self) -> list[npt.NDArray[np.uint64]]:

@@ -63,7 +63,7 @@ class Gpu:
         self._context = context
 
     def _claim(self) -> None:
-        """One engine a GPU: two resident kernels would wait for each other's SMs for ever."""
+        """Locks the GPU for one engine: two resident kernels would wait for each other's SMs for ever."""
         uuid = call(self.where, "cuDeviceGetUuid", self._device)
         path = Path(tempfile.gettempdir(), f"tilecompile-gpu-{bytes(uuid.bytes).hex()}.lock")
         try:
@@ -90,7 +90,7 @@ class Gpu:
         return call(self.where, function, *args)
 
     def attempt(self, function: str, *args: Any) -> int:
-        """The same, but the CUresult."""
+        """A call of the driver in the GPU's context; returns its CUresult instead of raising."""
         code, _ = attempt("cuCtxSetCurrent", self._context)
         return code or attempt(function, *args)[0]
 
@@ -123,7 +123,7 @@ class Gpu:
         return int(self.call("cuMemGetInfo")[0])
 
     def close(self) -> None:
-        """Ends the context, and with it all that lies in it; whatever the state it is in."""
+        """Destroys the context with all memory in it, whatever state a fault has left it in."""
         context, self._context = self._context, None
         if context is not None:
             attempt("cuCtxDestroy", context)
@@ -132,8 +132,8 @@ class Gpu:
             os.close(lock)
 
 
-def find_gpus(manifest: Manifest, numbers: Iterable[int], wanted: int) -> list[Gpu]:
-    """The GPUs with these numbers, of which `wanted` devices need one each; each could run the engine, but for memory.
+def find_gpus(manifest: Manifest, numbers: Iterable[int], needed: int) -> list[Gpu]:
+    """The first `needed` of the GPUs with these numbers; each could run the engine, memory aside.
 
     EngineError for a driver or GPU that is missing, too old, of another architecture, or too small.
     """
@@ -146,13 +146,13 @@ def find_gpus(manifest: Manifest, numbers: Iterable[int], wanted: int) -> list[G
         raise error_of("CUDA", "cuInit", code)
     _check_driver(manifest)
     count = int(call("CUDA", "cuDeviceGetCount"))
-    if len(numbers) < wanted or max(numbers) >= count:
+    if len(numbers) < needed or max(numbers) >= count:
         have = f"GPUs {', '.join(map(str, numbers))}" if max(numbers) >= count else f"{len(numbers)} GPUs"
         raise EngineError(
             f"{manifest.path}: the engine is for {manifest.devices} devices, asked for {have}; this machine has "
             f"{count} (on_one_gpu runs all devices on one, for tests)"
         )
-    gpus = [Gpu(number) for number in numbers[:wanted]]
+    gpus = [Gpu(number) for number in numbers[:needed]]
     for gpu in gpus:
         _check_gpu(manifest, gpu)
     return gpus
@@ -170,13 +170,13 @@ def _check_driver(manifest: Manifest) -> None:
 
 
 def _check_gpu(manifest: Manifest, gpu: Gpu) -> None:
-    """Architecture and size of a GPU."""
+    """EngineError unless a GPU has the engine's architecture, and the shared memory and features that it needs."""
     target, who = manifest.data["target"]["name"], f"{gpu.where} ({gpu.name})"
     digits = target.removeprefix("sm_").removesuffix("a")
-    wanted = f"{digits[:-1]}.{digits[-1]}"
-    if gpu.capability != wanted:
+    expected = f"{digits[:-1]}.{digits[-1]}"
+    if gpu.capability != expected:
         raise EngineError(
-            f"{manifest.path}: the engine is for {target} (compute capability {wanted}), {who} has {gpu.capability}; "
+            f"{manifest.path}: the engine is for {target} (compute capability {expected}), {who} has {gpu.capability}; "
             "compile the model for it with --machine or --target"
         )
     needed = int(manifest.data["resources"]["kernel"]["shared"])

@@ -14,10 +14,10 @@ import numpy.typing as npt
 from tilecompile.runtime.errors import EngineError
 
 SUCCESS, NOT_READY = 0, 600
-"""Results that are no errors: done, and still under way."""
+"""Results that are no errors: done, and still running."""
 
 OUT_OF_MEMORY, NO_DEVICE, UNAVAILABLE, TOO_LARGE = 2, 100, 46, 720
-"""Results that get words of their own: memory, no GPU, a GPU that another process has for itself, too many blocks."""
+"""Results with their own error texts: no memory, no GPU, a GPU that another process has for itself, too many blocks."""
 
 
 class CudaError(EngineError):
@@ -48,14 +48,14 @@ def bindings() -> ModuleType:
 
 
 def attempt(function: str, *args: Any) -> tuple[int, Any]:
-    """Calls a function of the driver: its CUresult, and what else it gives: nothing, a value, or a tuple of them."""
+    """Calls a function of the driver; returns its CUresult and its one other result, or a tuple of the others."""
     result = getattr(bindings(), function)(*args)
     code, *values = result if isinstance(result, tuple) else (result,)
     return int(code), values[0] if len(values) == 1 else tuple(values)
 
 
 def call(where: str, function: str, *args: Any) -> Any:
-    """What a function of the driver gives. CudaError, which begins with `where`, if it fails."""
+    """Calls a function of the driver; returns its result. CudaError, which begins with `where`, if it fails."""
     code, value = attempt(function, *args)
     if code != SUCCESS:
         raise error_of(where, function, code)
@@ -63,7 +63,7 @@ def call(where: str, function: str, *args: Any) -> Any:
 
 
 def error_of(where: str, function: str, code: int) -> CudaError:
-    """The error for a result that is one."""
+    """The error for a CUresult that is not SUCCESS."""
     return CudaError(where, function, code, _text("cuGetErrorName", code), _text("cuGetErrorString", code))
 
 

@@ -1,7 +1,7 @@
-"""Random weights and caches, drawn on the devices: for measurements of sizes that nobody carries.
+"""Random weights and caches, drawn on the devices: for measurements without a checkpoint.
 
 Numbers are uniform, with the variance that keeps sums near 1; the same seed gives the same numbers for the
-same plan only. Nothing sensible comes out of such an engine, and nothing infinite.
+same plan only. The results of such an engine are finite and mean nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Numbers = npt.NDArray[Any]
 
 
 def weight_fills(tables: Tables, device: int, pool: int) -> Table:
-    """DeviceFill records for the weights of a device whose pool lies at an address.
+    """DeviceFill records for the weights of a device whose pool begins at an address.
 
     EngineError for weights of a format that GPUs can't draw.
     """
@@ -60,7 +60,7 @@ def weight_fills(tables: Tables, device: int, pool: int) -> Table:
 
 
 def cache_fills(tables: Tables, device: int, cache: int) -> Table:
-    """DeviceFill records for the attention caches of a device whose cache arena lies at an address."""
+    """DeviceFill records for the attention caches of a device whose cache arena begins at an address."""
     buffers = tables["buffers"]
     mine = buffers[(buffers["device"] == device) & (buffers["arena"] == ARENAS.index("cache"))]
     size = -(-mine["bytes"].astype(np.int64) // 16) * 16
@@ -81,7 +81,7 @@ def _panels(tiles: Table) -> Numbers:
 
 
 def _pairs(first: Numbers, second: Numbers) -> Numbers:
-    """One of the first, one of the second, and so on."""
+    """The elements of both arrays alternately, from the first's first on."""
     return np.stack([first, second], axis=1).reshape(-1)
 
 

@@ -24,10 +24,10 @@ LOGITS_BYTES = 64 << 20
 """Pinned memory for the logits of one request, if one row needs no more."""
 
 WATCH_SECONDS = 0.02
-"""Time between two looks at whether the kernel still runs."""
+"""Time between two polls of whether the kernel still runs."""
 
 END_SECONDS = 10.0
-"""Time that a kernel gets to end by itself before its blocks are told to leave, and again after that."""
+"""Time that a kernel gets to end by itself before its blocks are made to leave, and again after that."""
 
 HUNG_SECONDS = 10.0
 """Time without a finished step, beside a hundred times the stall time, after which a kernel counts as stalled."""
@@ -65,16 +65,16 @@ class Mail:
         self.rows = rows
 
     def free(self) -> None:
-        """Gives the memory back."""
+        """Frees the memory."""
         self.host = {}
         self.memory.free()
 
 
 class CudaKernel:
-    """A kernel that is resident on GPUs. The same calls as `Kernel`; from several threads they are safe.
+    """A kernel that is resident on GPUs, with the calls of `Kernel`, which are thread-safe.
 
-    streams: a GPU and a stream for each launch; leave: tells all blocks to end, without the controller; free: gives
-    back what the launch alone used, once the kernel has ended.
+    streams: a GPU and a stream for each launch; leave: makes all blocks end, without the controller; free: frees
+    what the launch alone used, once the kernel has ended.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class CudaKernel:
         self._check()
         with self._mutex:
             self._check()
-            state = self._look()
+            state = self._poll()
             if state != IDLE:
                 return -1 if state == RUNNING else -2
             count = int(request["count"][0])
@@ -150,10 +150,10 @@ class CudaKernel:
             return 0
 
     def release(self) -> None:
-        """Lets go of the logits of a request that has ended."""
+        """Drops the logits of a request that has ended."""
         self._logits = None
 
-    def _look(self) -> int:
+    def _poll(self) -> int:
         """Reads the state into `status`; returns it."""
         seen, now = self._mail.host["status"][0], self.status.copy()
         request = int(seen["request"])  # before the state, which is that of an earlier request until this is stored
@@ -172,7 +172,7 @@ class CudaKernel:
         return state
 
     def _explain(self, status: Record) -> None:
-        """Of what the blocks waited for when the kernel ended itself, what comes first in the operators' order."""
+        """Writes to `status` where the kernel stalled: at the first waiting instruction in the operators' order."""
         stalls, instructions = self._mail.host["stalls"], self._tables["instructions"]
         status["stall_instruction"] = fmt.NONE
         waiting = [w for w in np.flatnonzero(stalls["waits"]) if stalls["event"][w] != fmt.NONE]
@@ -194,7 +194,7 @@ class CudaKernel:
         with self._mutex:
             while True:
                 self._check()
-                state = self._look()
+                state = self._poll()
                 now = time.monotonic()
                 if state != RUNNING or self.field("generated") > generated or now >= end:
                     break
@@ -206,13 +206,13 @@ class CudaKernel:
         return state
 
     def _watch(self, now: float) -> None:
-        """Looks now and then whether the kernel still runs, and makes progress."""
+        """Polls, every WATCH_SECONDS, whether the kernel still runs and makes progress."""
         if now - self._watched < WATCH_SECONDS:
             return
         self._watched = now
         for gpu, stream in self._streams:
             code = gpu.attempt("cuStreamQuery", stream)
-            if code == NOT_READY or self._look() != RUNNING:
+            if code == NOT_READY or self._poll() != RUNNING:
                 continue
             failure = EngineError(f"{gpu.where} ({gpu.name}): the kernel has ended by itself")
             self._failure = failure if code == SUCCESS else error_of(f"{gpu.where} ({gpu.name})", "the kernel", code)

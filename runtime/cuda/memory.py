@@ -1,6 +1,6 @@
-"""Memory of an engine on GPUs: what peers reach, what they don't, and the way from files and back.
+"""Memory of an engine on GPUs: a symmetric heap that peers reach, and copies from files and back.
 
-What other devices write to lies in a symmetric heap: one mapping a device, made by the driver's virtual memory
+What other devices write to is in the symmetric heap: one mapping a device, made by the driver's virtual memory
 management and opened to all devices, so that an address means the same on each.
 """
 
@@ -23,11 +23,11 @@ from tilecompile.runtime.errors import EngineError
 Bytes = npt.NDArray[np.uint8]
 
 STAGE_BYTES = 32 << 20
-"""Pinned memory that a file passes through, in two halves: one is filled while the other is copied."""
+"""Pinned memory that a file passes through, double-buffered: one half is filled while the other is copied."""
 
 
 class Mapping:
-    """Memory of one GPU that all GPUs of `readers` reach at `address`; zeroed by nobody."""
+    """Memory of one GPU that all GPUs of `readers` reach at `address`; not zeroed."""
 
     def __init__(self, gpu: Gpu, size: int, readers: list[Gpu], what: str) -> None:
         driver = bindings()
@@ -67,7 +67,7 @@ class Mapping:
             raise
 
     def free(self) -> None:
-        """Gives the memory back. Mappings outlive contexts, so this must be called; again, if a fault made it fail."""
+        """Frees the memory. Mappings outlive contexts, so this must be called, and again if a fault made it fail."""
         if self._mapped and attempt("cuMemUnmap", self.address, self.size)[0] == SUCCESS:
             self._mapped = False
         if self.address and not self._mapped and attempt("cuMemAddressFree", self.address, self.size)[0] == SUCCESS:
@@ -77,7 +77,7 @@ class Mapping:
 
 
 class Pinned:
-    """Host memory that the GPUs reach, zeroed: `host` is it as bytes, `address` where devices see it."""
+    """Zeroed host memory that the GPUs reach: `host` are its bytes, `address` is where devices see it."""
 
     def __init__(self, gpu: Gpu, size: int, mapped: bool = True) -> None:
         driver = bindings()
@@ -94,7 +94,7 @@ class Pinned:
         self.host[:] = 0
 
     def free(self) -> None:
-        """Gives the memory back; `host` must not be used any more."""
+        """Frees the memory; `host` must not be used any more."""
         if self._pointer:
             self.gpu.attempt("cuMemFreeHost", self._pointer)
             self._pointer = 0
@@ -107,7 +107,7 @@ class Stage:
         driver = bindings()
         self.gpu = gpu
         self._stream = gpu.call("cuStreamCreate", driver.CUstream_flags.CU_STREAM_NON_BLOCKING)
-        self._lock = threading.Lock()  # a thread that waits may tell the blocks to leave while another one reads
+        self._lock = threading.Lock()  # a waiting thread may make the blocks leave while another one reads
         self._events: list[Any] = []
         self._halves: list[Pinned] = []
         try:
@@ -185,7 +185,7 @@ class Stage:
             os.close(file)
 
     def free(self) -> None:
-        """Gives stream, events and pinned memory back."""
+        """Frees stream, events and pinned memory."""
         for half in self._halves:
             half.free()
         for event in self._events:

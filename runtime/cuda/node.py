@@ -22,7 +22,7 @@ from tilecompile.runtime.folder.tables import Table, Tables
 from tilecompile.runtime.progress import Count
 
 TABLES_SLACK = 256 << 20
-"""Memory of a GPU that tables may take, beside arenas and weights, when it is asked whether all fits."""
+"""Bytes that the check of a GPU's memory allows for tables, beside arenas and weights."""
 
 
 class Part:
@@ -44,7 +44,7 @@ class Part:
         return self.local[-1]
 
     def copy(self) -> Stage:
-        """The way to and from the device's memory."""
+        """The stage that copies to and from the device's memory."""
         if self.stage is None:
             raise EngineError("the engine is closed")
         return self.stage
@@ -53,7 +53,7 @@ class Part:
 class Node:
     """The GPUs that an engine runs on, with its code, arenas and weights; `parts` are its devices.
 
-    progress: called with the bytes of weights that were read, and with all. Raises EngineError as `find_gpus` and
+    progress: called with the bytes of weights that were read, and their total. Raises EngineError as `find_gpus` and
     `Gpu.open` do, and where a GPU has too few SMs or too little memory.
     """
 
@@ -62,13 +62,13 @@ class Node:
         devices = range(manifest.devices) if options.share is None else [options.share]
         if devices[-1] not in range(manifest.devices):
             raise EngineError(f"{manifest.path}: share is device {devices[-1]}, the engine has {manifest.devices}")
-        wanted = 1 if options.on_one_gpu or options.share is not None else manifest.devices
-        numbers = options.gpus or tuple(range(wanted))
-        self.gpus: list[Gpu] = find_gpus(manifest, numbers, wanted)
+        count = 1 if options.on_one_gpu or options.share is not None else manifest.devices
+        numbers = options.gpus or tuple(range(count))
+        self.gpus: list[Gpu] = find_gpus(manifest, numbers, count)
         workers = np.unique(tables["streams"][["device", "worker"]])  # the same in every program
         of_device = {d: workers["worker"][workers["device"] == d] for d in range(manifest.devices)}
         self.first_worker = {d: int(mine.min()) for d, mine in of_device.items()}
-        self.parts = [Part(self.gpus[i % wanted], d, len(of_device[d])) for i, d in enumerate(devices)]
+        self.parts = [Part(self.gpus[i % count], d, len(of_device[d])) for i, d in enumerate(devices)]
         self._lock = Lock()
         self._libraries: list[tuple[Gpu, Any]] = []
         try:
@@ -105,7 +105,7 @@ class Node:
         check_same(self.manifest)
 
     def _check_blocks(self) -> None:
-        """Every block has an SM for itself."""
+        """EngineError unless every block can have an SM for itself."""
         for gpu in self.gpus:
             needed = sum(p.blocks for p in self.parts if p.gpu is gpu)
             found = gpu.attribute("MULTIPROCESSOR_COUNT")
@@ -208,7 +208,7 @@ class Node:
             part.gpu.attempt("cuMemFree", target)
 
     def close(self) -> None:
-        """Gives everything back; no kernel runs any more. Whatever the state it is in: a fault may have come before."""
+        """Frees everything, in whatever state a fault has left it; no kernel runs any more."""
         for part in self.parts:
             if part.stage is not None:
                 part.stage.free()

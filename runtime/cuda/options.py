@@ -16,9 +16,9 @@ MAX_SEED = (1 << 32) - 1
 class CudaOptions:
     """How an engine for GPUs is to be run; the fields after `random_seed` are for measurements.
 
-    gpus: the GPUs' numbers, one a device (default: from 0 on); on_one_gpu: all devices on one GPU, which shows that the
-    node's program is right but orders nothing between cards; random_seed: weights are drawn on the devices instead of
-    read. cubin: another build of the engine's kernel, that takes `times` rows of timestamps; share: only this device's
+    gpus: the GPUs' numbers, one a device (default: from 0 on); on_one_gpu: all devices on one GPU, which tests the
+    node's program but not memory ordering between GPUs; random_seed: weights are drawn on the devices instead of
+    read. cubin: another build of the kernel, which records `times` rows of timestamps; share: only this device's
     program runs, and what it sends to others is looped back; latency_ns: added to each wait for another device.
     """
 

@@ -1,6 +1,6 @@
 """One device's share of an engine alone, with its exchanges looped back: for measurements on a single GPU.
 
-What the device sends to others costs it what it would cost with them, and what it waits for comes once it has sent its
+Sending to other devices costs what it would cost with them, and what the device waits for arrives once it has sent its
 own part: an event that others would notify is notified by the device's own instruction of the same operator instead.
 Where the device has no such operator, or its schedule has that one later, the event counts as arrived. The numbers that
 it computes mean nothing.
@@ -52,7 +52,7 @@ def share_of(tables: Tables, device: int, operators: Sequence[str]) -> Tables:
             if to:
                 lands[op, event] = to[k % len(to)]
     for row in np.flatnonzero(mine & ~here):
-        # Without a counterpart it stays what it was: the counters of other devices lie in memory of their own.
+        # Without a counterpart it stays what it was: the counters of other devices are in memory of their own.
         notifies["event"][row] = lands.get((name[notifier[row]], int(target[row])), target[row])
     counts = np.bincount(notifies["event"][mine], minlength=len(events))
     local = np.flatnonzero(event_device == device)
@@ -66,7 +66,7 @@ def share_of(tables: Tables, device: int, operators: Sequence[str]) -> Tables:
 
 
 def _later(tables: Tables, looped: set[int]) -> list[int]:
-    """The events among `looped` that the streams' order makes come too late for who waits for them.
+    """The events among `looped` that the streams' order would notify only behind an instruction that waits for them.
 
     EngineError if the streams can't run to their end without other events.
     """

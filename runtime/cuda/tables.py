@@ -1,7 +1,4 @@
-"""What loading makes of an engine's tables for a GPU: addresses in the place of indices, so that a kernel loads less.
-
-Shapes: a table is one-dimensional; `n` below is the number of rows of the table that it stands for.
-"""
+"""An engine's tables as a GPU's kernel takes them: with addresses instead of indices, so that it loads less."""
 
 from __future__ import annotations
 
@@ -58,10 +55,9 @@ def device_tables(
     bit = np.where(remote, np.uint64(fmt.REMOTE), np.uint64(0))
     awaited["counter"] = address[waits["event"]] | bit[waits["event"]]
     awaited["event"], awaited["count"] = waits["event"], waits["count"]
-    told = np.zeros(len(notifies), fmt.DEVICE_NOTIFY.dtype)
-    told["counter"] = (
-        address[notifies["event"]] | bit[notifies["event"]]
-    )  # also of local producers: one scope a counter
+    notified = np.zeros(len(notifies), fmt.DEVICE_NOTIFY.dtype)
+    # Also for local producers: a counter has one scope.
+    notified["counter"] = address[notifies["event"]] | bit[notifies["event"]]
     operands = places[tables["operands"]["buffer"]] + tables["operands"]["offset"]
 
     streams = tables["streams"]
@@ -88,7 +84,7 @@ def device_tables(
     out["run_begin"], out["run_end"] = begin[first[:-1]], begin[first[1:]]
     for s in out:
         _hints(runs[s["run_begin"] : s["run_end"]], int(s["run_begin"]))
-    return DeviceTables(out, instructions, operands, awaited, told, runs)
+    return DeviceTables(out, instructions, operands, awaited, notified, runs)
 
 
 def controller(tables: Tables) -> int:
@@ -121,9 +117,9 @@ def _experts(
     places: Addresses,
     device: int,
 ) -> None:
-    """States for gathered runs where their expert's number lies, and after which event it is known.
+    """Writes to gathered runs the address of their expert's number, and the event after which it is known.
 
-    An instruction reads the numbers of its slots from the row of an i32 buffer, and none else from such a one.
+    An instruction reads the expert of each slot from the first row of an i32 buffer, once.
     """
     address, remote = awaited_at
     slots = tables["tape"]["slot"][rows]
@@ -132,10 +128,10 @@ def _experts(
         return
     regions, buffers, events = (tables[name] for name in ("regions", "buffers", "events"))
     owner_of = referrers(tables["instructions"], "region")
-    wanted = (regions["mode"] == fmt.READ) & (regions["row_begin"] == 0) & (regions["row_end"] == 1)
-    wanted &= buffers["dtype"][regions["buffer"]] == fmt.DTYPES.index("i32")
+    numbers = (regions["mode"] == fmt.READ) & (regions["row_begin"] == 0) & (regions["row_end"] == 1)
+    numbers &= buffers["dtype"][regions["buffer"]] == fmt.DTYPES.index("i32")
     found: dict[int, list[int]] = {}
-    for row in np.flatnonzero(wanted & np.isin(owner_of, owner[gathered])).tolist():
+    for row in np.flatnonzero(numbers & np.isin(owner_of, owner[gathered])).tolist():
         found.setdefault(int(owner_of[row]), []).append(row)
     writes = np.flatnonzero(regions["mode"] == fmt.WRITE)
     writes = writes[np.argsort(regions["buffer"][writes], kind="stable")]
@@ -179,7 +175,7 @@ class _Known:
     def after(self, writers: Ints, where: tuple[int, int]) -> int:
         """An event that all `writers` notify, and besides them only tasks of their operators.
 
-        So it waits for nothing that may wait for the loader. EngineError if there is none.
+        So it depends on nothing that may wait for the loader. EngineError if there is none.
         """
         instructions, notifies, events = (self.tables[n] for n in ("instructions", "notifies", "events"))
         common: set[int] | None = None
@@ -189,8 +185,8 @@ class _Known:
         ops = np.unique(instructions["op"][writers])
         for event in sorted(common or (), key=lambda e: (int(events["wait_count"][e]), e)):
             a, b = np.searchsorted(self.sorted, [event, event + 1])
-            tells = instructions["op"][self.owners[self.order[a:b]]]
-            if events["device"][event] == self.device and np.isin(tells, ops).all():
+            notifiers = instructions["op"][self.owners[self.order[a:b]]]
+            if events["device"][event] == self.device and np.isin(notifiers, ops).all():
                 return int(event)
         raise EngineError(
             f"no event on device {self.device} says when buffer {where[0]} has the expert of slot {where[1]}"
@@ -198,7 +194,7 @@ class _Known:
 
 
 def _hints(runs: Table, base: int) -> None:
-    """Gives each run of a stream the next one that is not conditional."""
+    """Sets each run's `hint` to the next run of the stream that is not conditional."""
     plain = (runs["flags"] & fmt.CONDITIONAL) == 0
     place = np.where(plain, np.arange(len(runs)), len(runs))
     after = np.append(np.minimum.accumulate(place[::-1])[::-1][1:], len(runs)) if len(runs) else place

@@ -88,18 +88,18 @@ def inner_path(folder: Path, name: str) -> Path:
     return path
 
 
-def check_size(path: Path, wanted: int) -> None:
-    """EngineError unless the path is a regular file of the wanted size."""
+def check_size(path: Path, size: int) -> None:
+    """EngineError unless the path is a regular file of `size` bytes."""
     try:
         found = path.stat()
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise EngineError(f"{path}: missing file, want {wanted} bytes") from error
+        raise EngineError(f"{path}: missing file, want {size} bytes") from error
     except OSError as error:
         raise EngineError(f"{path}: can't be read: {error.strerror or error}") from error
     if not stat.S_ISREG(found.st_mode):
-        raise EngineError(f"{path}: is not a file, want a file of {wanted} bytes")
-    if found.st_size != wanted:
-        raise EngineError(f"{path}: size is {found.st_size} bytes, want {wanted}")
+        raise EngineError(f"{path}: is not a file, want a file of {size} bytes")
+    if found.st_size != size:
+        raise EngineError(f"{path}: size is {found.st_size} bytes, want {size}")
 
 
 def check_hash(path: Path, entry: Mapping[str, Any]) -> None:
@@ -110,9 +110,11 @@ def check_hash(path: Path, entry: Mapping[str, Any]) -> None:
             if found != entry["sha256"]:
                 raise EngineError(f"{path}: sha256 is {found}, want {entry['sha256']}")
             return
-        size, wanted = entry["chunk_bytes"], entry["chunks"]
-        if len(wanted) != -(-entry["bytes"] // size):
-            raise EngineError(f"{path}: engine.json has {len(wanted)} chunk hashes, want {-(-entry['bytes'] // size)}")
+        size, expected = entry["chunk_bytes"], entry["chunks"]
+        if len(expected) != -(-entry["bytes"] // size):
+            raise EngineError(
+                f"{path}: engine.json has {len(expected)} chunk hashes, want {-(-entry['bytes'] // size)}"
+            )
 
         def chunk_hash(index: int) -> str:
             with path.open("rb") as file:
@@ -120,11 +122,11 @@ def check_hash(path: Path, entry: Mapping[str, Any]) -> None:
                 return hashlib.sha256(file.read(min(size, entry["bytes"]))).hexdigest()
 
         with ThreadPoolExecutor(4) as pool:
-            for index, found in enumerate(pool.map(chunk_hash, range(len(wanted)))):
-                if found != wanted[index]:
+            for index, found in enumerate(pool.map(chunk_hash, range(len(expected)))):
+                if found != expected[index]:
                     raise EngineError(
                         f"{path}: sha256 of chunk {index} (bytes {index * size} to "
-                        f"{min((index + 1) * size, entry['bytes'])}) is {found}, want {wanted[index]}"
+                        f"{min((index + 1) * size, entry['bytes'])}) is {found}, want {expected[index]}"
                     )
     except OSError as error:
         raise EngineError(f"{path}: can't be read: {error.strerror or error}") from error

@@ -2,7 +2,7 @@
 
 The compiler writes it with `write_manifest`. `read_manifest` checks that the folder is whole and unchanged;
 `runnable.py` checks that this machine can run it. What is wrong is said in one line that names the file, the value
-found and the value wanted.
+found and the value expected.
 """
 
 from __future__ import annotations
@@ -195,7 +195,7 @@ def read_manifest(folder: str | Path, check_weights: bool = False) -> Manifest:
 
 
 def _replaced(folder: Path) -> str:
-    """In words, where the engine is that an ended compilation was about to replace (see engine/folder.py)."""
+    """Says where the engine is that an interrupted compilation was replacing (see engine/folder.py), if any."""
     for path in folder.parent.glob(f".{glob.escape(folder.name)}.old-*"):
         return f"; the compilation that was replacing it was ended, and it is in {path}: rename it or compile again"
     return ""
@@ -246,8 +246,8 @@ def _check_content(manifest: Manifest) -> None:
         if "sha256" not in entry and entry["chunk_bytes"] < 1:
             raise EngineError(f'{manifest.path}: files["{name}"].chunk_bytes is 0, want at least 1')
     files = {f"tables/{name}.npy": None for name in TABLES}
-    wanted = files | {pool["file"]: pool["bytes"] for pool in manifest.pools if pool["file"] is not None}
-    for name, size in wanted.items():
+    required = files | {pool["file"]: pool["bytes"] for pool in manifest.pools if pool["file"] is not None}
+    for name, size in required.items():
         if name not in data["files"]:
             raise EngineError(f"{manifest.path}: files has no entry for {name}, which the engine needs")
         if size is not None and data["files"][name]["bytes"] != size:

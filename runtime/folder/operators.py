@@ -1,4 +1,4 @@
-"""The operators of an engine as graph.json states them, for those who have no compiler at hand.
+"""The operators of an engine as graph.json states them, for readers without the compiler.
 
 `engine/graph_json.py` writes the file and reads all of it. What is read here: what each operator is called, which tile
 op it is, and where it comes from.
@@ -44,7 +44,7 @@ class Operator:
 
     @property
     def on_all_devices(self) -> str:
-        """What it is called together with the operators of other devices that do the same for their part."""
+        """The name that it has in common with its counterparts on other devices."""
         if self.tensor:
             return self.tensor.removeprefix("%") + ".push"
         return self.name.removesuffix(f"@{self.device}")

@@ -34,7 +34,7 @@ class Line:
         self.gain = np.cumsum(self.length) * (times - 1)  # behind each interval
 
     def rows(self, count: int) -> tuple[Ints, Ints]:
-        """Of each number in the whole: which of the `count` short ones it is, and in which copy."""
+        """For each number of the whole program: which of the `count` stored ones it is, and in which copy."""
         if not len(self.begin):
             return np.arange(count), np.zeros(count, np.int64)
         each = np.full((len(self.begin), self.times + 1), 0, np.int64)  # a gap, then the copies
@@ -46,7 +46,7 @@ class Line:
         return expanded(starts, lengths), np.repeat(np.append(copy, 0), lengths)
 
     def at(self, x: Ints, copy: Ints | int) -> Ints:
-        """Where the whole has a number, in a copy if it is in an interval."""
+        """The number in the whole program of a stored number, in a copy if it is in an interval."""
         if not len(self.begin):
             return x
         found = np.searchsorted(self.begin, x, side="right") - 1
@@ -56,7 +56,7 @@ class Line:
         return np.asarray(x + behind - np.where(inside, (self.times - 1 - copy) * self.length[i], 0))
 
     def referred(self, x: Ints, copy: Ints, phase: Ints) -> Ints:
-        """Where the whole has the numbers that rows refer to; each row is a copy of one of a phase."""
+        """The numbers in the whole program that rows refer to; each row is a copy of a stored row of a phase."""
         if not len(self.begin):
             return x
         at = np.where(phase == AFTER, self.times - 1, np.where(phase == IN, copy, 0))
@@ -171,9 +171,9 @@ def _rest(
 
 
 def _arenas(tables: Mapping[str, Table], tiles: Line, buffers: Line) -> dict[tuple[int, int], Line]:
-    """The repeated bytes of each device's arenas: from the first repeated row that lies there to the first after it.
+    """The repeated bytes of each device's arenas: from the first repeated row stored there to the first row after it.
 
-    Pools are the weight arenas; buffers with constants lie behind the tiles.
+    Pools are the weight arenas; buffers with constants follow the tiles.
     """
     places: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
     rows = tables["tiles"]

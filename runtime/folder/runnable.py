@@ -1,4 +1,4 @@
-"""Whether this machine can run an engine: kernel, weights, architecture, processor features, free memory."""
+"""Whether this machine can run an engine: kernel, weights, architecture, CPU features, free memory."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def check_cpu(manifest: Manifest, threads: int) -> None:
     missing = sorted(set(target["features"]) - machine.cpu_features())
     if missing:
         raise EngineError(
-            f"{path}: the kernel is built for {target['isa']} and this processor lacks {', '.join(missing)}; "
+            f"{path}: the kernel is built for {target['isa']} and this CPU lacks {', '.join(missing)}; "
             "compile for another --target (cpu-portable runs everywhere)"
         )
     needed, free = manifest.memory(threads), machine.free_memory()

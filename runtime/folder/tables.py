@@ -43,22 +43,22 @@ def load_tables(manifest: Manifest) -> Tables:
 
 
 def _load(manifest: Manifest, name: str) -> Table:
-    path, wanted = manifest.table(name), TABLES[name].dtype
+    path, dtype = manifest.table(name), TABLES[name].dtype
     try:
         with path.open("rb") as file:  # not np.load, which would take an archive too
             table: npt.NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
     except Exception as error:  # whatever a wrong header leads to, memory for an absurd shape included
         why = (str(error) or type(error).__name__).splitlines()[0]
         raise EngineError(f"{path}: is not a readable table: {why}") from error
-    if table.dtype != wanted:
-        raise EngineError(f"{path}: dtype is {_words(table.dtype)}, want {_words(wanted)}")
+    if table.dtype != dtype:
+        raise EngineError(f"{path}: dtype is {_words(table.dtype)}, want {_words(dtype)}")
     if table.ndim != 1:
         raise EngineError(f"{path}: shape is {table.shape}, want one dimension")
     return np.ascontiguousarray(table)
 
 
 def _check_repeats(manifest: Manifest, tables: Tables) -> None:
-    """What is repeated lies in its table, as often everywhere, and not so often that it could fill the memory."""
+    """EngineError unless repeated rows are in their tables, as often everywhere, and few enough to fit in memory."""
     repeats, path = tables["repeats"], manifest.table("repeats")
     limits = {name: len(tables[name]) for name in LINES if name in tables}
     limits |= {"operators": len(manifest.data["operators"]), "event_tensors": len(tables["events"])}

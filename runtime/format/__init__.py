@@ -15,9 +15,9 @@ An engine's program is a set of tables, one `.npy` file each (see `TABLES`):
     tape          weight runs in the order in which the streams read them
     regions       what each instruction reads and writes, for the proof; kernels ignore it
     events        one counter each
-    buffers       where each buffer lies
+    buffers       where each buffer is stored
     weights       the weight tensors that are streamed, in the order of `weights.tensors` in engine.json
-    tiles         which part of which of them each weight tile is, and where it lies, for the proof
+    tiles         which part of which of them each weight tile is, and where it is stored, for the proof
     repeats       which rows stand for more than themselves: see below
 
 The step programs that those tables hold, and which may follow which, are stated in engine.json (`programs`).

@@ -19,7 +19,7 @@ COMMIT_KIND = 0
 """Task kind of the sink, which every kernel implements in its loop."""
 
 ARENAS = ("activation", "cache", "weight", "io")
-"""Memory that a buffer lies in: scratch of one step, state kept over steps, the pool file, the controller's words."""
+"""Memory that a buffer is in: scratch of one step, state kept over steps, the pool file, the controller's words."""
 
 DTYPES = ("f32", "bf16", "i32", "fp8")
 DTYPE_BYTES = {"f32": 4, "bf16": 2, "i32": 4, "fp8": 1}
@@ -31,7 +31,7 @@ GATED = 1
 """`Instruction.flags`, `DeviceRun.flags`: the body runs only in steps with NEEDS_LOGITS."""
 
 CONDITIONAL = 2
-"""The same, of a GPU's tables: a run that some steps skip, and an instruction that has one."""
+"""`Instruction.flags`, `DeviceRun.flags` in a GPU's tables: a run that some steps skip, or an instruction with one."""
 
 NEEDS_LOGITS = 1
 """`Step.flags`: the logits of the step's tokens are needed."""

@@ -89,7 +89,7 @@ DEVICE_LAUNCH = Record(
 )
 
 BOARD_BYTES, LEAVE_OFFSET = 256, 192
-"""What the controller tells a device, in that device's memory: two Step records, the step's number, and,
+"""What the controller publishes to a device, in that device's memory: two Step records, the step's number, and,
 at LEAVE_OFFSET, a word that makes all blocks end."""
 
 MAILBOX = Record(

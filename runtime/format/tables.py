@@ -98,7 +98,7 @@ EVENT = Record(
     16,
     (
         Field("program", "u4", "step program whose runs it counts"),
-        Field("device", "u4", "device in whose memory the counter lies"),
+        Field("device", "u4", "device whose memory holds the counter"),
         Field("wait_count", "u4", "notifications a run = number of producer tasks"),
         Field("tensor", "u4", "event tensor that the counter is an element of, numbered within the program"),
     ),
@@ -145,7 +145,7 @@ TILE = Record(
         Field("col_begin", "u4", "first column"),
         Field("cols", "u4", "columns"),
         Field("gathered", "u4", "1: one copy for each matrix, chosen by an expert slot; else 0"),
-        Field("copies", "u4", "tiles that lie one after another: matrices if gathered, else 1"),
+        Field("copies", "u4", "consecutive tiles: matrices if gathered, else 1"),
         Field("layout", "u4", "index into LAYOUTS"),
         Field("offset", "u8", "bytes from the start of the device's pool"),
         Field("bytes", "u8", "length of one copy"),

@@ -1,4 +1,4 @@
-"""What lies in an engine's buffers: their names and contents, and which operator of a step writes where."""
+"""An engine's buffers: their names and contents, and which operator of a step writes where."""
 
 from __future__ import annotations
 
@@ -38,29 +38,29 @@ def writes(manifest: Manifest, tables: Tables, program: int = 0) -> dict[str, Ta
 
 
 def numbers_of(boxes: Table) -> list[int]:
-    """The buffers that some boxes lie in."""
+    """The numbers of the buffers that some boxes are in."""
     return list(dict.fromkeys(boxes["buffer"].tolist()))
 
 
-def find_operator(operators: Mapping[str, int | None], wanted: str) -> str:
+def find_operator(operators: Mapping[str, int | None], stated: str) -> str:
     """The operator that OP@LAYER means: `self_attn.q_b_proj@2`, or OP alone outside the layers.
 
     OP is the name within the layer, or the end of it (whole words between dots) if no other operator ends so; of an
     operator that was fused from several, the name of any. `operators` has the layer of each. InputError that lists the
     candidates.
     """
-    op, _, layer = wanted.partition("@")
+    op, _, layer = stated.partition("@")
     if layer and not layer.isdecimal():
-        raise InputError(f"operator {wanted!r}: the layer is {layer!r}, want OP@LAYER with a whole number")
+        raise InputError(f"operator {stated!r}: the layer is {layer!r}, want OP@LAYER with a whole number")
     if not op:
-        raise InputError(f"operator {wanted!r} has no name, want OP@LAYER")
+        raise InputError(f"operator {stated!r} has no name, want OP@LAYER")
     exact, ends, inside = [], [], []
     for name, of in operators.items():
         if layer and of != int(layer):
             continue
         inside.append(name)
         parts = within_layer(name, of if layer else None).split("+")
-        if wanted == name or op in ("+".join(parts), *parts):
+        if stated == name or op in ("+".join(parts), *parts):
             exact.append(name)
         elif any(part.endswith("." + op) for part in parts):
             ends.append(name)
@@ -70,11 +70,11 @@ def find_operator(operators: Mapping[str, int | None], wanted: str) -> str:
     word = op.rpartition(".")[2]
     close = found or [name for name in inside if word in name] or inside or list(operators)
     shown = ", ".join(close[:20]) + (f" and {len(close) - 20} more" if len(close) > 20 else "")
-    raise InputError(f"operator {wanted!r} is {'ambiguous' if found else 'unknown'}: {shown}")
+    raise InputError(f"operator {stated!r} is {'ambiguous' if found else 'unknown'}: {shown}")
 
 
 def check_kept(manifest: Manifest, tables: Tables, written: dict[str, Table], name: str) -> None:
-    """EngineError unless what an operator writes still lies in its buffers when the step is over."""
+    """EngineError unless an operator's buffers still hold what it wrote when the step is over."""
     buffers, mine = tables["buffers"], written[name]
     begin = buffers["offset"]
     end = begin + buffers["bytes"]

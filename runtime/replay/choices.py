@@ -19,7 +19,7 @@ from tilecompile.runtime.replay.selections import Ints, Selections
 PROGRAM = "decode"
 
 EXPERTS = "experts"
-"""What operators choose that don't choose positions, as the ops say (`TileOp.chooses`)."""
+"""`TileOp.chooses` of operators that choose experts; other choosing operators choose positions."""
 
 Array = npt.NDArray[Any]
 
@@ -28,8 +28,8 @@ Array = npt.NDArray[Any]
 class Choice:
     """An operator that chooses: its number, the buffers of its outputs, and what it chooses from.
 
-    `share` = (index, count, block): the operator has positions of some blocks of the context only, as rows (see
-    `ops/context.py`; (0, 1, 1): all positions). `of`: how many are chosen, of positions by all shares together; of
+    `shard` = (index, count, block): the operator has positions of some blocks of the context only, as rows (see
+    `ops/context.py`; (0, 1, 1): all positions). `of`: how many are chosen, of positions by all shards together; of
     experts, how many experts there are.
     """
 
@@ -40,23 +40,23 @@ class Choice:
     buffers: tuple[int, ...]
     width: int
     of: int
-    share: tuple[int, int, int] | None
+    shard: tuple[int, int, int] | None
 
     @property
     def what(self) -> str:
         """What is chosen, as a field of Selections."""
-        return "experts" if self.share is None else "positions"
+        return "experts" if self.shard is None else "positions"
 
 
 def choices(manifest: Manifest, tables: Tables) -> list[Choice]:
-    """The choosing operators of a decode step, in program order. EngineError if they can't be told."""
+    """The choosing operators of a decode step, in program order. EngineError if they can't be read."""
     if manifest.program(PROGRAM)["tokens"] != 1:
         raise EngineError(f"{manifest.folder}: a step has several tokens, selections are of engines with one")
     try:
         found = list(_choices(manifest, tables, read_json(manifest)))
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise EngineError(f"{manifest.file(NAME)}: is not a readable graph: {type(error).__name__} {error}") from error
-    check_shares(manifest, found)
+    check_shards(manifest, found)
     return found
 
 
@@ -82,36 +82,36 @@ def _choices(manifest: Manifest, tables: Tables, graph: Any) -> Iterator[Choice]
                 raise ValueError(f"{node['name']} doesn't fit its buffers")
             of = int(node["inputs"][0][1][1]) if experts else int(node["attrs"]["topk"])
             index, count, block = node["attrs"].get("context", (0, 1, 1))
-            share = None if experts else (int(index), int(count), int(block))
+            shard = None if experts else (int(index), int(count), int(block))
             device, layer = int(records["device"][0]), int(node["layer"])
-            yield Choice(str(node["name"]), op, layer, device, buffers, width, of, share)
+            yield Choice(str(node["name"]), op, layer, device, buffers, width, of, shard)
 
 
-def check_shares(manifest: Manifest, found: Sequence[Choice]) -> None:
-    """All shares of the context are there, divided alike, or a selection can't be put together."""
-    shares: dict[int, set[tuple[int, int, int]]] = {}
+def check_shards(manifest: Manifest, found: Sequence[Choice]) -> None:
+    """EngineError unless a layer's shards make up the whole context, which a selection is put together of."""
+    shards: dict[int, set[tuple[int, int, int]]] = {}
     for choice in found:
-        if choice.share is not None:
-            shares.setdefault(choice.layer, set()).add(choice.share)
-    for layer, parts in shares.items():
+        if choice.shard is not None:
+            shards.setdefault(choice.layer, set()).add(choice.shard)
+    for layer, parts in shards.items():
         _, count, block = next(iter(parts))
         if parts != {(i, count, block) for i in range(count)}:
             raise EngineError(
-                f"{manifest.folder}: layer {layer} selects positions on shares {sorted(parts)} of the context, which "
+                f"{manifest.folder}: layer {layer} selects positions on shards {sorted(parts)} of the context, which "
                 "don't make up all of it"
             )
 
 
 def positions_of(rows: Ints, choice: Choice) -> Ints:
-    """The positions of a share's selected rows."""
-    index, count, block = choice.share or (0, 1, 1)
+    """The positions of a shard's selected rows."""
+    index, count, block = choice.shard or (0, 1, 1)
     rows = rows[rows >= 0]
     return ((rows // block * count + index) * block + rows % block).astype(np.int32)
 
 
 def rows_of(positions: Ints, choice: Choice) -> Ints:
-    """The rows [width] of a share that some positions are, -1 in the unused entries."""
-    index, count, block = choice.share or (0, 1, 1)
+    """The rows [width] of a shard that hold some positions, -1 in the unused entries."""
+    index, count, block = choice.shard or (0, 1, 1)
     mine = positions[(positions >= 0) & (positions // block % count == index)]
     out = np.full(choice.width, -1, np.int32)
     out[: len(mine)] = mine // block // count * block + mine % block
@@ -121,7 +121,7 @@ def rows_of(positions: Ints, choice: Choice) -> Ints:
 def check_selections(found: Sequence[Choice], selections: Selections, start: int, count: int) -> None:
     """InputError in one line unless the selections are ones that these operators could have made.
 
-    Bodies take what was selected on trust, so every number is looked at.
+    Bodies take what was selected on trust, so every number is checked.
     """
     if selections.start != start:
         raise InputError(f"selections begin at position {selections.start}, start is {start}")

@@ -1,12 +1,11 @@
 """Selections, read off an engine's steps and replayed in another's.
 
-Which positions and experts a step looks at is discrete: where two candidates are nearly equal, another number type or
+Which positions and experts a step uses is discrete: where two candidates are nearly equal, another number type or
 another order of a sum chooses otherwise, and all that follows differs. With the choices of one engine replayed in
 another, what still differs is numerical error.
 
-No body knows of it. The operators that read a choice get another buffer in the place of the chooser's output: their
-operands are redirected to a spare, which the host fills before each step. The choosers still run, and the events are
-the same.
+No body knows of it. The operands of operators that read a choice are redirected from the chooser's output to a spare
+buffer, which the host fills before each step. The choosers still run, and the events stay as they are.
 """
 
 from __future__ import annotations
@@ -53,10 +52,10 @@ class Loaded(Protocol):
 
 @dataclass(frozen=True)
 class Replay:
-    """Tables whose readers of choices read spares, and where these lie.
+    """Tables in which readers of choices read spare buffers, and where these are stored.
 
     `extra`: bytes of each device's spares, which follow the activation arena: buffers of that arena with an offset of
-    its size, rounded up to ALIGN, or more lie there. `places`: (choice, output, offset within the extra bytes).
+    its size, rounded up to EXTRA_ALIGN, or more are in them. `places`: (choice, output, offset within the extra bytes).
     """
 
     tables: Tables
@@ -69,7 +68,7 @@ class Replay:
         for choice, output, offset in self.places:
             if choice.device != device:
                 continue
-            if choice.share is not None:
+            if choice.shard is not None:
                 row: npt.NDArray[Any] = rows_of(selections.positions[choice.layer][i].astype(np.int32), choice)
             elif output == 0:
                 row = selections.experts[choice.layer][i].astype(np.int32)
@@ -80,7 +79,7 @@ class Replay:
 
 
 def replayed(manifest: Manifest, tables: Tables, found: Sequence[Choice]) -> Replay:
-    """The tables for a replay of all choices. EngineError where nobody reads one."""
+    """The tables for a replay of all choices. EngineError where nothing reads one."""
     buffers, operands, instructions = tables["buffers"], tables["operands"], tables["instructions"].copy()
     spares: list[np.void] = []
     at = [0] * manifest.devices
@@ -117,9 +116,9 @@ def record(engine: Loaded, kernel: Resident, ids: Ids, start: int) -> Selections
     """The selections of an engine's own kernel, fed with ids from a position on. The engine must have been taken."""
     found = choices(engine.manifest, engine.tables)
     count, logits = len(ids), np.zeros((1, engine.manifest.vocab_size), np.float32)
-    positions = {c.layer: np.full((count, c.of), -1, np.int32) for c in found if c.share is not None}
-    shares = list({(c.layer, c.share): c for c in found if c.share is not None}.values())
-    routers = {c.layer: c for c in reversed(found) if c.share is None}  # that of every device chooses the same
+    positions = {c.layer: np.full((count, c.of), -1, np.int32) for c in found if c.shard is not None}
+    shards = list({(c.layer, c.shard): c for c in found if c.shard is not None}.values())
+    routers = {c.layer: c for c in reversed(found) if c.shard is None}  # that of every device chooses the same
     experts = {layer: np.zeros((count, c.width), np.int32) for layer, c in routers.items()}
     weights = {layer: np.zeros((count, c.width), np.float32) for layer, c in routers.items()}
     for i in range(count):
@@ -128,7 +127,7 @@ def record(engine: Loaded, kernel: Resident, ids: Ids, start: int) -> Selections
             experts[layer][i] = engine.contents(choice.buffers[0]).view(np.int32)
             weights[layer][i] = engine.contents(choice.buffers[1]).view(np.float32)
         chosen: dict[int, list[Ints]] = {layer: [] for layer in positions}
-        for choice in shares:
+        for choice in shards:
             chosen[choice.layer].append(positions_of(engine.contents(choice.buffers[0]).view(np.int32), choice))
         for layer, lists in chosen.items():
             row = np.sort(np.concatenate(lists))
@@ -137,7 +136,7 @@ def record(engine: Loaded, kernel: Resident, ids: Ids, start: int) -> Selections
 
 
 def prepared(engine: Loaded, selections: Selections, start: int, count: int) -> Replay:
-    """What a replay needs. InputError unless the engine could have selected so at `count` positions from `start`."""
+    """The replay's tables. InputError unless the engine could have selected so at `count` positions from `start`."""
     found = choices(engine.manifest, engine.tables)
     check_selections(found, selections, start, count)
     return replayed(engine.manifest, engine.tables, found)

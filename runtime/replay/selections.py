@@ -1,4 +1,4 @@
-"""What a step chose: positions that attention looks at, experts and their weights, for every position of a text.
+"""What a step chose: positions that attention reads, experts and their weights, for every position of a text.
 
 They don't depend on placement or target, so those of one engine can be replayed in another of the same model: see
 `replay.py`.
@@ -38,7 +38,7 @@ class Selections:
     weights: Mapping[int, Floats]
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """All of it as named arrays: `start`, and `positions.3` and so on."""
+        """All tables as named arrays: `start`, `positions.3` and so on."""
         named: dict[str, npt.NDArray[Any]] = {"start": np.array(self.start)}
         for field in FIELDS:
             named |= {f"{field}.{layer}": table for layer, table in getattr(self, field).items()}

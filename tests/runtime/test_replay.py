@@ -15,7 +15,7 @@ from support.engines import Built
 from tilecompile.compile import compile_model
 from tilecompile.errors import EngineError, InputError
 from tilecompile.options import CompileOptions
-from tilecompile.runtime.replay.choices import check_shares, choices
+from tilecompile.runtime.replay.choices import check_shards, choices
 from tilecompile.runtime.replay.replay import replayed
 from tilecompile.runtime.replay.selections import Selections
 
@@ -232,14 +232,14 @@ def test_files_that_hold_no_selections_are_refused(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
-def test_incomplete_shares_and_unread_choices_are_errors(other: tilecompile.Engine) -> None:
-    """Shares that don't make up the context, and choices that nobody reads, are errors and no guesses."""
+def test_incomplete_shards_and_unread_choices_are_errors(other: tilecompile.Engine) -> None:
+    """Shards that don't make up the context, and choices that nothing reads, are EngineErrors."""
     manifest, tables = other.manifest, other.tables
     found = choices(manifest, tables)
-    shares = {choice.share for choice in found if choice.share is not None}
-    assert sorted(share[:2] for share in shares) == [(0, 2), (1, 2)]
-    with pytest.raises(EngineError, match=r"layer 0 selects positions on shares \[\(1, 2, .*don't make up all of it"):
-        check_shares(manifest, [choice for choice in found if choice.share != min(shares)])
+    shards = {choice.shard for choice in found if choice.shard is not None}
+    assert sorted(shard[:2] for shard in shards) == [(0, 2), (1, 2)]
+    with pytest.raises(EngineError, match=r"layer 0 selects positions on shards \[\(1, 2, .*don't make up all of it"):
+        check_shards(manifest, [choice for choice in found if choice.shard != min(shards)])
     unread = {**tables, "operands": tables["operands"].copy()}
     buffer = found[0].buffers[0]
     unread["operands"]["buffer"][unread["operands"]["buffer"] == buffer] = (buffer + 1) % len(tables["buffers"])

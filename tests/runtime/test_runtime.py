@@ -345,7 +345,7 @@ Edit = Callable[[dict[str, Any]], Any]
         (lambda d: d["files"].update({"a\\b": {"bytes": 1, "sha256": ""}}), "is not a path inside"),
         (lambda d: d["files"].update({"": {"bytes": 1, "sha256": ""}}), "is not a path inside"),
         (lambda d: d["files"].update({"tables": {"bytes": 1, "sha256": ""}}), "tables: is not a file"),
-        (lambda d: d["target"].update(features=["avx9", "zz"]), "this processor lacks avx9, zz"),
+        (lambda d: d["target"].update(features=["avx9", "zz"]), "this CPU lacks avx9, zz"),
         (
             lambda d: d["arenas"][0].update(cache=1 << 60),
             "the engine needs 1152921504606[0-9]+ bytes of memory, [0-9]+",

@@ -41,7 +41,7 @@ DISTINCT = 128
 
 COINCIDENCES = {
     ("ops/kit/cuda/ring.cuh", "LOOKS"): "polls between two looks at the clock",
-    ("targets/cuda/worker.cuh", "EAGER_LOOKS"): "polls before a block naps",
+    ("targets/cuda/worker.cuh", "EAGER_POLLS"): "polls before a block naps",
     ("targets/cpu/worker.h", "HINT_BYTES"): "what a CPU worker prefetches while it waits",
     ("targets/cpu/worker.h", "PARK_POLLS"): "polls before a thread parks",
     ("targets/cpu/profile.h", "MARKS"): "steps whose beginning a recording keeps; handed to Python by the kernel",

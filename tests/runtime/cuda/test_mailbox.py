@@ -38,7 +38,7 @@ def test_a_request_ends_with_all_that_it_gave() -> None:
         mail: Any = SimpleNamespace(rows=1, host={"status": [Written(seen)]})
         kernel = CudaKernel(mail, {}, [], 1000, lambda: None, lambda: None)
         kernel._submitted = 1
-        state = kernel._look()
+        state = kernel._poll()
         found = tuple(kernel.field(name) for name in ("fed", "generated", "reason"))
         states.add(state)
         if state == IDLE:

@@ -109,7 +109,7 @@ const int32_t* tc_tokens(void* handle) { return static_cast<Engine*>(handle)->to
 void tc_abort(void* handle) { static_cast<Engine*>(handle)->abort.store(1); }
 
 #ifdef TC_PROFILE
-// Keeps the record of every so many steps from the next request on.
+// Keeps the record of every `every`-th step from the next request on.
 void tc_profile_every(void* handle, uint32_t every) { static_cast<Engine*>(handle)->profile.every = every; }
 
 // The records of the steps that were kept, while no request runs. `about` gets: rows, their width, marks and their

@@ -47,19 +47,19 @@ ISAS = {
 
 def find_compiler() -> str:
     """Path of the C++ compiler: $CXX, else c++, g++ or clang++. InputError when there is none."""
-    wanted = os.environ.get("CXX")
-    for name in (wanted,) if wanted else ("c++", "g++", "clang++"):
+    named = os.environ.get("CXX")
+    for name in (named,) if named else ("c++", "g++", "clang++"):
         found = shutil.which(name)
         if found:
             return found
-    what = f"$CXX names {wanted!r}, which is not there" if wanted else "looked for c++, g++ and clang++"
+    what = f"$CXX names {named!r}, which is not there" if named else "looked for c++, g++ and clang++"
     raise InputError(f"no C++ compiler found: {what}; install one or set CXX")
 
 
 def build(source: Path, output: Path, isa: Isa, flags: tuple[str, ...] = ()) -> list[str]:
     """Compiles `source` to the shared object `output`, with further flags; returns the command.
 
-    It comes into being beside the source, under `output`'s name. Raises InputError with the compiler's first error.
+    It is built beside the source and moved to `output` once complete. InputError with the compiler's first error.
     """
     command = [find_compiler(), *COMMON, *isa.flags, *flags, "-o", output.name, source.name]
     done = subprocess.run(command, cwd=source.parent, capture_output=True, text=True, check=False)

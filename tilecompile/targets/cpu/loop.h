@@ -1,6 +1,6 @@
 // The resident loop: threads that live as long as the engine and execute its tables.
 //
-// A thread carries one or more workers and polls their next instructions in turn; it never blocks on one. An
+// A thread carries one or more workers and polls their next instructions alternately; it never blocks on one. An
 // instruction runs when its events have reached run * count; counters only grow and are never cleared. The sink
 // (commit) publishes the next step's record, or none, and then the threads park until the host submits a request.
 #pragma once
@@ -39,7 +39,7 @@ struct Engine {
     return reinterpret_cast<E*>(table<uint64_t>(launch.buffers)[index]);
   }
 
-  // Tells a waiting host that the request has ended, or that there are more tokens, if it waits for no more than those:
+  // Notifies a waiting host that the request has ended, or that there are more tokens than it has:
   // to wake it takes time from the step, and maybe a core.
   void signal(bool ended) {
     std::atomic_thread_fence(std::memory_order_seq_cst);
@@ -136,7 +136,7 @@ struct Engine {
     if (w.pc == w.end) {
       const uint32_t n = sequence.load(std::memory_order_acquire);
       if (n == w.sequence || state.load(std::memory_order_relaxed) == CLOSED) return false;
-      // A worker without instructions in a step isn't waited for, so two steps may have begun meanwhile: look again.
+      // A worker without instructions in a step isn't waited for, so two steps may have begun meanwhile: poll again.
       TC_CHAOS("before a worker takes up a step")
       const Stream* stream = w.streams[programs[n % 2].load(std::memory_order_relaxed)];
       std::atomic_thread_fence(std::memory_order_acquire);
@@ -208,8 +208,8 @@ struct Engine {
 
   // Whether the kernel stands still for good, as a thread sees it that waits; called at every poll.
   //
-  // No thread is in a body, none has run an instruction since `q` began, and every thread has looked at all its workers
-  // twice since: then nobody can move. So a thread that gets no time from the system never makes a stall; the time that
+  // No thread is in a body, none has run an instruction since `q` began, and every thread has polled all its workers
+  // twice since: then none can move. So a thread that gets no time from the system never makes a stall; the time that
   // must pass is for people, and counts in small pieces, so that a stopped process (Ctrl-Z) doesn't look stalled.
   bool still(Quiet& q) const {
     const auto now = std::chrono::steady_clock::now();
@@ -226,7 +226,7 @@ struct Engine {
       return false;
     }
     if ((q.ms += uint32_t(ms < 50 ? ms : 50)) < launch.stall_ms) return false;
-    if (q.ms / 60 >= launch.stall_ms) return true;  // a thread doesn't even look: lost, and not for want of time
+    if (q.ms / 60 >= launch.stall_ms) return true;  // a thread doesn't even poll: lost, and not for want of time
     for (size_t i = 0; i < threads.size(); ++i)
       if (threads[i].polls.load(std::memory_order_acquire) - q.polls[i] < 2) return false;
     return true;

@@ -19,8 +19,9 @@ inline uint64_t ticks() {
 #endif
 }
 
-// When each of the last steps was published, and of every so many steps a row: the step's number, when it was published,
-// begin and end of every instruction. So few rows that they don't push weights out of the caches; one more is for the steps that are not kept.
+// `marks`: when each of the last steps was published. `rows`: for every `every`-th step its number, when it was
+// published, begin and end of every instruction. They are few, so that they don't push weights out of the caches; one
+// more is for the steps that are not kept.
 struct alignas(64) Profile {
   static constexpr size_t MARKS = 1024;
   size_t width = 0;

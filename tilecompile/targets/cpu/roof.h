@@ -1,7 +1,7 @@
 // How fast this machine's threads read memory: the bandwidth that a step is compared with. Not part of any step.
 #pragma once
 
-// Adds up the 32-bit words of n bytes, a multiple of 8 vectors, as `Streams` streams side by side. With Locality >= 0
+// Sums the 32-bit words of n bytes, a multiple of 8 vectors, as `Streams` streams side by side. With Locality >= 0
 // the cache lines `ahead` bytes on are prefetched, as `__builtin_prefetch` has it: 3 into all caches, 2 into all but the
 // first, 0 past them.
 template <int Streams, int Locality>

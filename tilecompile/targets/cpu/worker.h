@@ -21,11 +21,11 @@ inline void relax() { asm volatile("yield"); }
 inline void relax() {}
 #endif
 
-constexpr uint32_t SPIN = 64;             // polls without progress before a thread yields its core; more harms on a shared machine
+constexpr uint32_t SPIN = 64;             // polls without progress before a thread yields its core; more harms others
 constexpr uint32_t PARK_POLLS = 1 << 12;  // polls between requests before a thread parks
 constexpr size_t HINT_BYTES = 2048;      // of the next weight run, fetched while a worker waits
 
-constexpr uint32_t OWN_COUNTERS = 4;     // up to so many threads each count an event's notifications by themselves
+constexpr uint32_t OWN_COUNTERS = 4;     // most threads that each count an event's notifications by themselves
 
 struct alignas(64) Counter {
   std::atomic<uint32_t> value{0};
@@ -76,7 +76,7 @@ struct Worker {
 struct alignas(64) ThreadState {
   uint32_t id = 0;
   std::atomic<uint64_t> beat{0};         // grows by one before and after every instruction: odd inside a body
-  std::atomic<uint32_t> polls{0};        // rounds in which it looked at all its workers and none could run
+  std::atomic<uint32_t> polls{0};        // rounds in which it polled all its workers and none could run
   std::atomic<uint32_t> waiting{NONE};   // operator of the first instruction that one of them waited for then
   std::thread thread;
   std::vector<Worker> workers;
@@ -88,5 +88,5 @@ struct Quiet {
   std::chrono::steady_clock::time_point last = std::chrono::steady_clock::now();
   uint64_t beats = 0;
   uint32_t ms = 0;
-  std::vector<uint32_t> polls;  // of each thread when the quiet began; empty before the first look
+  std::vector<uint32_t> polls;  // of each thread when the quiet began; empty before the first poll
 };

@@ -1,6 +1,6 @@
 """Build step of the CUDA targets: NVRTC makes a cubin of the emitted source; no GPU, driver or toolkit is needed.
 
-What comes out is held against the limits of an SM (`check_resources`), and its PTX against what must and must not be
+The result is checked against the limits of an SM (`check_resources`), and its PTX against what must and must not be
 in it (`check_instructions`): a kernel that spills is slow, and one that is too large can't be launched.
 """
 
@@ -68,7 +68,7 @@ class Built:
 def build(source: str, architecture: str, include: Iterable[Path] = (), flags: tuple[str, ...] = ()) -> Built:
     """The module of a CUDA source for one of ARCHITECTURES, made anew only where it isn't cached.
 
-    `include` are folders of further headers, whose content must be told by the versions of installed packages.
+    `include` are folders of further headers, whose content must follow from the versions of installed packages.
     Raises InputError with the compiler's first error, or if NVRTC and its headers are not installed.
     """
     options = _options(architecture, flags)

@@ -1,7 +1,7 @@
-"""What took long to make, kept from one compilation to the next, under a key that is known before it is made.
+"""A cache of results that take long to make, under keys that are known before they are made.
 
-Entries lie in $TILECOMPILE_CACHE, or else in the user's cache folder. They can be deleted at any time, by anyone: what
-is damaged or can't be read or written is made again.
+Entries are stored in $TILECOMPILE_CACHE, or else in the user's cache folder. They can be deleted at any time: what is
+missing or damaged, or can't be read or written, is made again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 
 def folder() -> Path:
-    """Where the entries lie."""
+    """The folder that holds the entries."""
     stated = os.environ.get("TILECOMPILE_CACHE")
     if stated:
         return Path(stated)
@@ -23,7 +23,7 @@ def folder() -> Path:
 
 
 def key_of(parts: Iterable[str]) -> str:
-    """The key of what is made of these texts."""
+    """The key of a result that is made of these texts: a sha256 in hexadecimal."""
     digest = hashlib.sha256()
     for part in parts:
         data = part.encode()
@@ -33,7 +33,7 @@ def key_of(parts: Iterable[str]) -> str:
 
 
 def cached(kind: str, key: str, make: Callable[[], bytes]) -> bytes:
-    """What `make` made when it was last asked for under this key, or makes now."""
+    """The stored result of `make` under this key; where there is none, makes and stores it."""
     path = folder() / kind / key[:2] / key
     try:
         stored = path.read_bytes()

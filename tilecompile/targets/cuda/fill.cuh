@@ -1,4 +1,4 @@
-// Fills memory with random numbers: weights and caches of sizes that nobody carries, for measurements.
+// Fills memory with random numbers: weights and caches for measurements without a checkpoint.
 #pragma once
 
 namespace tc {

@@ -1,4 +1,4 @@
-"""Weight tiles in fragment order: what the tensor cores take as their first operand lies ready for 16-byte loads.
+"""Weight tiles in fragment order: the first operand of the tensor cores, laid out for 16-byte loads.
 
 A panel of 16 rows is a sequence of k-blocks of 512 bytes in ascending columns. A warp takes one at a time, lane l its
 bytes 16 l to 16 l + 15, which are what the lane holds of a 16 x 16 matrix A of `mma.sync.m16n8k16` (PTX ISA, "Matrix

@@ -1,4 +1,4 @@
-"""The kernel of an engine for GPUs: source, cubin, and what it takes of an SM, held against the limits."""
+"""The kernel of an engine for GPUs: source, cubin, and what it takes of an SM, checked against the limits."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tilecompile.targets.cuda.build import (
 from tilecompile.targets.cuda.emit import FRONT, LOOP, GpuKind, bodies, front, once
 
 BULK = "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"
-"""How weights come into shared memory."""
+"""The instruction that copies weights to shared memory."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def _check(kind: GpuKind, probes: Built) -> Resources:
 
 
 def _probe(kind: GpuKind) -> str:
-    """A kernel of one kind, which tells what its body takes."""
+    """The source of a kernel of one kind, which is built to measure what its body takes."""
     return f"""
 extern "C" __global__ void __launch_bounds__(tc::THREADS, 1)
 probe_{kind.function}(const Instruction* ins, const Step* step, const uint64_t* operands, uint64_t* barriers) {{

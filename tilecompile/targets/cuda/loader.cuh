@@ -1,9 +1,9 @@
 // The loader: one thread. Copies the worker's weight runs into the ring, in their order, step after step.
 //
 // It waits for nothing but free slots, except at a conditional run: whether a step skips it, and which expert it reads, is
-// known once the step has begun and the expert's event has arrived. Consumers tell nobody that the instruction is done
-// before it has decided, so that it is never a step behind them. Where several programs are launched it begins a step when
-// they do, with one as early as the ring allows.
+// known once the step has begun and the expert's event has arrived. Consumers don't notify that the instruction is
+// done before it has decided, so that it is never a step behind them. Where several programs are launched it begins a
+// step when they do, with one as early as the ring allows.
 #pragma once
 
 namespace tc {

@@ -78,7 +78,7 @@ struct Consumers {
   // Thread 0: waits for the next step and copies its record. False if the kernel ends.
   TC_DEVICE bool await_step(uint32_t sequence) const {
     const Controller controller{w, w.b.control};
-    uint32_t looks = 0, pause = 32;
+    uint32_t polls = 0, pause = 32;
     if (w.l.only_program == NONE)  // the loader reads the record that the next one replaces
       if (!w.await_agent(&w.b.begun, steps, NONE, sequence)) return false;
     Step& to = w.b.steps[(steps + 1) % 2];
@@ -91,7 +91,7 @@ struct Consumers {
         for (uint32_t i = 0; i < sizeof(Step) / 4; ++i)
           store(reinterpret_cast<uint32_t*>(&to) + i, look(from + i, w.several));
         fence(w.several);
-        // A worker without instructions in a step isn't waited for, so two steps may have begun meanwhile: look again.
+        // A worker without instructions in a step isn't waited for, so two steps may have begun meanwhile: poll again.
         if (look(&w.board.sequence, w.several) != n) continue;
         if (load(&to.stop)) return false;
         store_release_block(&w.b.taken, steps + 1);
@@ -102,7 +102,7 @@ struct Consumers {
         w.give_up(NONE, sequence);
         return false;
       }
-      if (++looks < EAGER_LOOKS) continue;
+      if (++polls < EAGER_POLLS) continue;
       nap(pause);
       if (pause < LONGEST_NAP) pause *= 2;
     }
@@ -140,8 +140,8 @@ struct Consumers {
     if (!go) w.give_up(pc, load(&step.sequence));
   }
 
-  // Warp 0: tells who waits for the instruction that all consumers have done it, and that the loader has decided about
-  // its runs: it reads what a next step writes.
+  // Warp 0: notifies the instruction's events, once all consumers have done it and the loader has decided about its
+  // runs: it reads what a next step writes.
   TC_DEVICE void notify(const Instruction& ins, uint32_t pc) const {
     if (lane() == 0) w.await_agent(&w.b.passed, passed, pc, load(&w.b.steps[steps % 2].sequence));
     warp_barrier();
@@ -193,7 +193,7 @@ struct Consumers {
     return true;
   }
 
-  // With TC_TIMES: when instructions of the last so many steps began and ended, ns, [TC_TIMES][instructions][2].
+  // With TC_TIMES: when instructions of the last TC_TIMES steps began and ended, ns, [TC_TIMES][instructions][2].
   TC_DEVICE void stamp(uint32_t pc, const Step& step, uint32_t end) const {
 #ifdef TC_TIMES
     if (thread() == 0)

@@ -204,7 +204,7 @@ def rewrite(source: str, names: Sequence[str], shared_bytes: int) -> Lowered:
     kernels = KERNEL.findall(source)
     _require(len(kernels) == 1, "is not one kernel with a launch bound", source)
     threads, blocks, _, parameter_text, text = kernels[0]
-    _require((int(threads), int(blocks)) == (THREADS, 1), f"has {threads} threads, wanted {THREADS}", source)
+    _require((int(threads), int(blocks)) == (THREADS, 1), f"has {threads} threads, want {THREADS}", source)
     parameters = _parameters(parameter_text.replace("__restrict__", "").replace("const ", ""))
 
     declared = SHARED.findall(text)
@@ -232,11 +232,11 @@ def rewrite(source: str, names: Sequence[str], shared_bytes: int) -> Lowered:
 
 
 def _one_workspace(text: str, declared: Sequence[str], shared_bytes: int) -> tuple[str, int]:
-    """The text with the same memory for all reductions, behind all other, and the shared memory that it takes then.
+    """The text with one memory for all reductions, behind all other, and the bytes of shared memory that it then takes.
 
     TileLang gives each reduction a buffer. All of them have the same name, and which comes first in memory depends on
-    where its compiler's objects lie: the text would differ from process to process. `tc::reduce` shares its memory with
-    no one but other reductions, and waits for these.
+    the addresses of its compiler's objects: the text would differ from process to process. Only reductions use this
+    memory, and `tc::reduce` waits for those before it.
     """
     if WORKSPACE.search(text):
         text = WORKSPACE_DECLARED.sub("", text)

@@ -1,13 +1,13 @@
-// What a block knows: the front of its shared memory, its device's board, and waiting that can end.
+// State of a block: the front of its shared memory, its device's board, and waits that end with the kernel.
 #pragma once
 
 namespace tc {
 
 constexpr uint32_t FETCHED = 8;          // waits and notifies of an instruction that are fetched ahead
-constexpr uint32_t EAGER_LOOKS = 65536;  // for the next step, before a block naps between looks
+constexpr uint32_t EAGER_POLLS = 65536;  // for the next step, before a block naps between polls
 constexpr uint32_t LONGEST_NAP = 20000;  // ns
 
-// What the controller tells a device.
+// What the controller publishes to a device.
 struct Board {
   Step steps[2];  // record of step n in steps[n % 2]
   alignas(64) uint32_t sequence;
@@ -46,7 +46,7 @@ template <class T>
 TC_DEVICE T* at(uint64_t address) {
   return reinterpret_cast<T*>(address);
 }
-// Lets a time pass that a link would take.
+// Waits as long as a link would take.
 TC_DEVICE void pause(uint32_t ns) {
   const uint64_t begin = nanoseconds();
   while (nanoseconds() - begin < ns) {
@@ -86,14 +86,14 @@ struct Worker {
     leave();
   }
 
-  // The block leaves: if nobody else does, a body has waited for weights in vain, before that instruction.
+  // The block leaves before that instruction: if no other does, a body has waited for weights in vain.
   TC_DEVICE void give_up(uint32_t instruction, uint32_t sequence) const {
     if (look(&board.leave, several)) return;
     report(0, instruction, NONE, 0, 0, sequence);
     stall();
   }
 
-  // Called at every look at something within the block: whether it ends. Now and then sees whether all others do.
+  // Called at every poll within the block: whether it ends. Now and then polls whether all others do.
   TC_DEVICE bool ends(Patience& patience) const {
     if (patience.tick() && look(&board.leave, several)) leave();
     return leaving();

@@ -24,7 +24,7 @@ def check_runnable(manifest: Manifest, drawn: bool = False) -> None:
 
 
 def check_cpu(manifest: Manifest, threads: int) -> None:
-    """EngineError unless this machine can run a CPU's kernel with so many threads: architecture, features, memory."""
+    """EngineError unless this machine can run a CPU's kernel with `threads` threads: architecture, features, memory."""
     path = manifest.path
     if manifest.kernel != KERNEL:
         raise EngineError(f"{path}: the engine is for {manifest.data['target']['name']}, and this is for CPU engines")

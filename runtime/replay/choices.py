@@ -88,7 +88,7 @@ def _choices(manifest: Manifest, tables: Tables, graph: Any) -> Iterator[Choice]
 
 
 def check_shards(manifest: Manifest, found: Sequence[Choice]) -> None:
-    """EngineError unless a layer's shards make up the whole context, which a selection is put together of."""
+    """EngineError unless the shards of each layer, equally divided, make up the whole context."""
     shards: dict[int, set[tuple[int, int, int]]] = {}
     for choice in found:
         if choice.shard is not None:

@@ -46,7 +46,7 @@ def make_kernel(
     title: str,
     contract: Mapping[str, Any],
 ) -> Kernel:
-    """The resident kernel of all kinds, of whose weight tiles the largest have so many `panels` (by kind).
+    """The resident kernel of all kinds; `panels` are those of the largest weight tile of each kind that has any.
 
     `shared_bytes` is what a block of the machine can have. InputError, which names the kind, for one that spills or
     needs more than an SM has, or holds instructions that it shouldn't.

@@ -31,7 +31,7 @@ def _tensors(count: int) -> str:
 class Checkpoint(Weights[ModelConfig]):
     """A checkpoint folder: config.json, and model.safetensors or its shards with their index.
 
-    All that the model needs is checked when the folder is opened, and named in one InputError.
+    All tensors that the model needs are checked when the folder is opened; one InputError names all faults.
     """
 
     DTYPES = ("F32", "BF16", "F16")
@@ -101,8 +101,8 @@ class Checkpoint(Weights[ModelConfig]):
             faults.append(f"{_tensors(len(shapes))} of another shape: {_listed(shapes)}")
         if dtypes:
             fp8 = "; FP8 checkpoints are not supported yet" if any("(F8" in text for text in dtypes) else ""
-            wanted = f"wanted {', '.join(self.DTYPES)}{fp8}"
-            faults.append(f"{_tensors(len(dtypes))} of an unsupported dtype: {_listed(dtypes)}, {wanted}")
+            supported = f"wanted {', '.join(self.DTYPES)}{fp8}"
+            faults.append(f"{_tensors(len(dtypes))} of an unsupported dtype: {_listed(dtypes)}, {supported}")
         if faults:
             raise InputError(f"{self.folder}: {'; '.join(faults)}")
 

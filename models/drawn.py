@@ -1,4 +1,4 @@
-"""Parameters drawn from a seed, for models whose weights one doesn't have."""
+"""Random parameters from a seed, for models without available weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BLOCK = 64
 
 
 class DrawnWeights(Weights[C]):
-    """Random weights from a seed, for models whose weights one doesn't have.
+    """Random weights from a seed, for models without available weights.
 
     Every block of rows of every checkpoint tensor is drawn by itself from (seed, tensor, block), so any window costs
     only its own blocks. Values are uniform, in steps of 16-bit integers: exact on every machine, and sums over a row

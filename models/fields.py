@@ -12,9 +12,9 @@ STORED = ("bfloat16", "float16", "float32")
 """Types of a checkpoint's matrices as `dtype` names them."""
 
 
-def refuse(source: str, field: str, found: object, wanted: str) -> InputError:
+def refuse(source: str, field: str, found: object, required: str) -> InputError:
     """The error about a field's value."""
-    return InputError(f"{source}: {field}: found {found!r}, wanted {wanted}")
+    return InputError(f"{source}: {field}: found {found!r}, wanted {required}")
 
 
 def check_only(values: Mapping[str, Any], only: Mapping[str, tuple[Any, ...]], source: str) -> None:

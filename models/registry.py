@@ -1,4 +1,4 @@
-"""The models that there are, by the architecture that a `config.json` names, and their named configurations."""
+"""The registered models, by the architecture that a `config.json` names, and their named configurations."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def read_config(values: Mapping[str, Any], source: str = "config") -> ModelConfi
     """The configuration from a `config.json`'s values. InputError, which begins with `source`, for an unknown
     architecture and for whatever the model side doesn't support.
 
-    A file without `architectures` is told by its `model_type`.
+    A file without `architectures` is recognised by its `model_type`.
     """
     found = values.get("architectures")
     if found is None:

@@ -2,7 +2,7 @@
 
 Everything that differs between models stands in a spec as data or as a small function: how the configuration is read,
 what the step programs are, which parameters they have and where a checkpoint keeps them, which layers are equal. The
-compiler, the search for a placement, the manifest, the peers and the command line ask the spec and know no model by
+compiler, the search for a placement, the manifest, the peers and the command line ask the spec and contain no model's
 name. Nothing here imports torch; functions of a spec that need it import it when they are called.
 """
 
@@ -116,7 +116,7 @@ class Input:
     dtype: str = "i32"
 
     def sizes(self, config: ModelConfig, tokens: int) -> tuple[int, ...]:
-        """The shape for a configuration and so many tokens a step."""
+        """The shape for a configuration and `tokens` tokens a step."""
         return tuple(
             size if isinstance(size, int) else tokens if size == "tokens" else int(getattr(config, size))
             for size in self.shape
@@ -203,7 +203,7 @@ class ModelSpec(Generic[C]):
     """Every parameter of the step programs by name."""
 
     spread: Callable[[C, str, int], tuple[float, float]]
-    """Mean and standard deviation of a checkpoint tensor of so many columns, where weights are drawn."""
+    """Mean and standard deviation of a checkpoint tensor by its name and columns, where weights are drawn."""
 
     tables: Mapping[str, Callable[[C], Tensor]] = field(default_factory=dict)
     """Buffers of the step programs that no checkpoint holds, by name: they are computed."""

@@ -18,7 +18,7 @@ from tilecompile.models.spec import C
 class Weights(Generic[C]):
     """A model's parameters, read a few rows at a time.
 
-    `config` is the model that they make, `source` their origin in words, `notes` what a user should be told.
+    `config` is the model that they make, `source` their origin in words, `notes` are remarks for the user.
     """
 
     def __init__(self, config: C, source: str, notes: tuple[str, ...] = ()) -> None:

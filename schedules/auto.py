@@ -13,14 +13,14 @@ from tilecompile.runtime.names import without_layer
 from tilecompile.schedules.shares import ROWS, divided
 
 REPLICATE, SHARD = "replicate", "shard"
-"""How an operator can lie: whole on every device, or divided by rows."""
+"""How an operator can be placed: whole on every device, or divided by rows."""
 
 Recipe = Callable[[OpGraph, int, str | None], Placement]
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A recipe's name, the form of its sums, and families of operators that lie otherwise: REPLICATE or SHARD."""
+    """A recipe's name, the form of its sums, and families of operators placed otherwise: REPLICATE or SHARD."""
 
     recipe: str
     reduction: str | None
@@ -32,7 +32,7 @@ class Choice:
 
 
 def family(node: OpNode) -> str:
-    """What the operators of a kind in all layers have in common: the name without the number of the layer."""
+    """The family of an operator, the same in all layers: its name without the number of the layer."""
     return without_layer(node.name, node.layer)
 
 
@@ -49,7 +49,7 @@ def place(graph: OpGraph, devices: int, choice: Choice, recipes: Mapping[str, Re
 
 
 def alternatives(graph: OpGraph, placement: Placement) -> dict[str, str]:
-    """Families of the layers that could lie otherwise, with how: those of weights read whole or divided by rows."""
+    """The families with weights read whole or divided by rows, and how each could be placed instead."""
     found: dict[str, str] = {}
     for node in graph.nodes:
         split = placement.splits.get(node.name)
@@ -63,5 +63,5 @@ def alternatives(graph: OpGraph, placement: Placement) -> dict[str, str]:
 
 
 def otherwise(choice: Choice, name: str, how: str) -> Choice:
-    """The choice with one family more."""
+    """The choice with one more family placed otherwise."""
     return replace(choice, otherwise={**choice.otherwise, name: how})

@@ -1,11 +1,11 @@
 """even: every byte of weights and caches is read by exactly one device.
 
 Weights are divided by rows, in whole panels: q_a and kv_a, the indexer's and the router's, gate and up projections of
-shared and routed experts, the lm_head, and by heads what makes queries. What such a share makes goes on where it is: a
-matrix on it is divided by columns in the same shares (o_proj, down_proj), and every device adds the partial sums. Where
-rows don't come out even, the devices that have read least so far take one panel more. Caches are divided by blocks of
-the context, one device after the other. Not divided are the weights of norms and the router's bias, which every device
-needs (0.1 % of GLM-5's bytes), and the embedding's row, which device 0 reads.
+shared and routed experts, the lm_head; and by heads, those that make queries. Each device uses the results of its
+shards itself: the next matrix is divided by columns in the same way (o_proj, down_proj), and every device reduces the
+partial sums. Where rows don't divide evenly, the devices with the fewest bytes so far take one more panel. Caches are
+divided by blocks of the context, one device after the other. The weights of norms and the router's bias are not
+divided, since every device needs them (0.1 % of GLM-5's bytes); neither is the embedding's row, which device 0 reads.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from tilecompile.runtime.weight_formats import stack_bytes
 from tilecompile.schedules.shares import COLS, HEADS, ROWS, attentions, looks_up, mlps, summed, takes_cols
 
 BLOCK = 64
-"""Positions of a block of the context, at most: a device is ahead of the others by one block at most."""
+"""Most positions of a block of the context; a device holds at most one block more than the others."""
 
 BLOCKS = 4
-"""Fewest blocks of a device in a cache that is full, if need be smaller ones."""
+"""Fewest blocks of a device in a full cache; in a short one the blocks are smaller."""
 
 
 def place(graph: OpGraph, devices: int, reduction: str | None = None) -> Placement:
-    """Divides everything; all devices add the sums (`shares.summed` chooses the form).
+    """Divides everything; all devices reduce the sums (`shares.summed` chooses the form).
 
     ValueError for devices that the model can't be split over.
     """
@@ -36,7 +36,7 @@ def place(graph: OpGraph, devices: int, reduction: str | None = None) -> Placeme
 
 
 class _Recipe:
-    """Walks the graph once; `made` says in which shares a tensor is made: of how many units, and which are where."""
+    """Walks the graph once; `made` are the shards in which a tensor is made: its number of units, and their ranges."""
 
     def __init__(self, graph: OpGraph, devices: int, reduction: str | None) -> None:
         self.graph, self.devices, self.reduction = graph, devices, reduction
@@ -53,7 +53,7 @@ class _Recipe:
         return Placement("even", self.devices, {n.name: self.split(n) for n in self.graph.nodes})
 
     def split(self, node: OpNode) -> Split:
-        """Where an operator goes."""
+        """The split of an operator."""
         op = op_of(node)
         if node.name in self.attentions and not op.context_rule:
             raise ValueError(f"placement even divides caches by context, which {node.op} ({node.name}) can't be")
@@ -97,7 +97,7 @@ class _Recipe:
     def shares(self, node: OpNode, size: int, unit: int) -> tuple[Part, ...]:
         """Shares in whole units; those that are left over go to the devices with the smallest load.
 
-        Outside the layers they go to the first devices: there two programs may share a weight, which then lies once.
+        Outside the layers they go to the first devices: there two programs may share a weight, then stored once.
         """
         each, left = divmod(-(-size // unit), self.devices)
         order = sorted(range(self.devices), key=lambda d: self.load[d]) if node.layer is not None else range(left)
@@ -111,7 +111,7 @@ class _Recipe:
         return tuple(parts)
 
     def inherited(self, view: View, size: int) -> tuple[Part, ...] | None:
-        """The shares in which `size` elements of an operand are made, if they are whole elements."""
+        """The shards in which an operand of `size` elements is made; None if they don't hold whole elements."""
         units, parts = self.made.get(view.tensor, (1, ()))
         if any(p.begin * size % units or p.end * size % units for p in parts):
             return None

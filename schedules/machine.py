@@ -45,8 +45,8 @@ class Simulator:
     `read`: (working set in bytes, gbs of a worker alone, gbs of all workers of a device), by growing working set.
     `task_ns`: start of a task. `event_ns`: from a notification to the start of a task that waited for it on another
     worker; `remote_event_ns` on another device. `ring_bytes`: how far a worker's loader runs ahead of its bodies, 0
-    without a loader. `hint_bytes`: what is prefetched of the next run while a worker waits. `poll_ns`: a look of a
-    thread at a worker that still waits. `ops`: costs by op; "default" for those that aren't named.
+    without a loader. `hint_bytes`: what is prefetched of the next run while a worker waits. `poll_ns`: one
+    poll by a thread of a worker that still waits. `ops`: costs by op; "default" for those that aren't named.
     """
 
     read: tuple[tuple[float, float, float], ...]
@@ -93,7 +93,7 @@ class Machine:
 
     @property
     def layout(self) -> str:
-        """How the panels of its weight tiles lie (format.LAYOUTS)."""
+        """The layout of the panels of its weight tiles (format.LAYOUTS)."""
         return "rows" if self.is_cpu else "fragments"
 
 
@@ -160,7 +160,7 @@ def load_machine(name_or_path: str) -> Machine:
 
 
 def _disagreement(values: dict[str, Any]) -> str | None:
-    """What the kinds of the values don't say."""
+    """The first fault between values that have the right kinds each; None if there is none."""
     read = values.get("simulator", {}).get("read", [[1]])
     if not read:
         return "simulator.read is [], want at least one entry"

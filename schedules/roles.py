@@ -1,4 +1,4 @@
-"""roles: one device selects, the others attend, all of them do the rest: the split of the published GLM-5 engines.
+"""roles: one device selects, the others attend, all share the rest: the split of the published GLM-5 engines.
 
 TileRT 0.1.5 (closed kernels, open Python) describes it for GLM-5 on 8 GPUs: the first one selects, seven do the
 attention, eight the MLPs and experts. Here:
@@ -6,11 +6,11 @@ attention, eight the MLPs and experts. Here:
 - Device 0 has the indexer of every layer and its cache. It pushes the selected positions to the devices that attend;
   a layer that shares an earlier selection finds it there.
 - The others have the latent cache, each all of it, and a share of the heads (64 over 7: 9 each and 10). No head is
-  padded. With more devices than heads those at the end don't attend.
+  padded. With more devices than heads the last devices don't attend.
 - The query's low-rank projection, which both need, is computed by both: for GLM-5 it is 2.6 µs of a device's memory
   bandwidth (12.6 MB in FP8 on an H200), not more than the hop that would bring it.
 - Intermediate rows, the vocabulary and the two projections that begin a draft are divided over all devices; all of
-  them add the sums (`shares.summed` chooses the form). The router is computed everywhere.
+  them reduce the sums (`shares.summed` chooses the form). The router is computed everywhere.
 - Embedding, sampling and what else only begins or ends a step is on device 0.
 """
 

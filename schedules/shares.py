@@ -19,7 +19,7 @@ HEADS, ROWS, COLS = "heads", "rows", "cols"
 """Axes that recipes divide along: heads, or for grouped heads groups of them; rows and columns of a weight."""
 
 HOP_BYTES = 900_000
-"""Bytes that a device pushes in the time of one hop more: 2 µs at 450 GB/s, as machines/h200x8.toml assumes them."""
+"""Bytes that a device pushes in the time of one more hop: 2 µs at 450 GB/s, as machines/h200x8.toml assumes them."""
 
 
 def attentions(graph: OpGraph) -> Iterator[OpNode]:
@@ -30,10 +30,10 @@ def attentions(graph: OpGraph) -> Iterator[OpNode]:
 
 
 def by_heads(graph: OpGraph, devices: tuple[int, ...]) -> dict[str, Split]:
-    """Splits of the operators that work on attention heads; of the last projection without who adds its partial sums.
+    """Splits of the operators that work on attention heads. That of the last projection has no `adds` yet.
 
     From each attention on: its query back to the projection that makes it, and its result on to the projection that
-    takes it. With fewer heads than devices those at the end have none.
+    takes it. With fewer heads than devices the last devices have none.
     """
     producer, consumers = graph.producer(), graph.consumers()
     splits: dict[str, Split] = {}
@@ -80,7 +80,7 @@ def mlps(graph: OpGraph, devices: tuple[int, ...]) -> dict[str, Split]:
     """Splits of the pairs of projections of the MLPs and experts, and of what makes the logits, by rows.
 
     A pair is a projection, elementwise functions, and a projection that needs nothing but their results: the first is
-    divided by rows, the second by columns, without who adds its partial sums. ValueError if a device would get nothing.
+    divided by rows, the second by columns, without `adds` yet. ValueError if a device would get nothing.
     """
     producer = graph.producer()
     splits: dict[str, Split] = {}
@@ -103,7 +103,7 @@ def looks_up(node: OpNode) -> bool:
 
 
 def _of_heads(node: OpNode, heads: int) -> bool:
-    """Whether an operator works on so many heads, each for itself."""
+    """Whether an operator works on `heads` heads, each for itself."""
     axis = op_of(node).split_axes.get(HEADS)
     return axis is not None and axis.extent(node) == heads
 
@@ -122,7 +122,7 @@ def _made_by(view: View, producer: dict[str, OpNode]) -> list[OpNode]:
 
 
 def feeding(graph: OpGraph, last: set[str], without: AbstractSet[str] = frozenset()) -> set[str]:
-    """The operators whose results nobody reads but `last` and those before it, `last` included; never `without`.
+    """`last`, and the operators whose results are read only by these operators; never those in `without`.
 
     What an operator appends to a cache counts as read by those that read the cache.
     """
@@ -139,7 +139,7 @@ def feeding(graph: OpGraph, last: set[str], without: AbstractSet[str] = frozense
 
 
 def divided(node: OpNode, axis: str, devices: tuple[int, ...]) -> Split:
-    """Shares of a weight's rows or columns: whole panels where there are enough, else single ones.
+    """Divides an operator by rows or columns of its weight: by whole panels if there are enough, else by single ones.
 
     ValueError if a device would get nothing.
     """
@@ -151,11 +151,11 @@ def divided(node: OpNode, axis: str, devices: tuple[int, ...]) -> Split:
 
 
 def summed(node: OpNode, split: Split, devices: int, reduction: str | None) -> Split:
-    """The split with who adds the partial sums: all devices, in the form that is given or, with None, in the cheaper.
+    """The split with all devices reducing the partial sums, in the form `reduction` or, with None, in the cheaper one.
 
-    `one_shot`: each adds all columns. `two_step`: each adds its share of them and pushes the sums to the others.
+    `one_shot`: each reduces all columns. `two_step`: each reduces its share of them and pushes the sums to the others.
 
-    A device pushes D-1 copies of its sum for `one_shot`, and 2 (D-1)/D for `two_step`, which takes one hop more. So
+    A device pushes D-1 copies of its sum for `one_shot`, and 2 (D-1)/D for `two_step`, which takes one more hop. So
     the second is cheaper where the difference is more than what a link moves in the time of a hop, HOP_BYTES: for
     GLM-5 on 8 devices from 7 tokens a step on (129 kB a token), and never on 2. The bits are the same, since both add
     the devices' sums in their order.

@@ -1,8 +1,8 @@
 """tensor_parallel: every operator over all devices, replicated where it must be.
 
-Heads and intermediate rows are divided (`shares.py`); every device adds the partial sums for itself (a one-shot
-all-reduce), unless the two-step form is asked for. What the indexer, the router and the low-rank projections compute is
-small, and wanted everywhere: each device computes all of it. The lm_head is divided by rows of the vocabulary, and
+Heads and intermediate rows are divided (`shares.py`); every device reduces the partial sums for itself (a one-shot
+all-reduce), unless the two-step form is requested. The results of the indexer, the router and the low-rank projections
+are small and needed everywhere: each device computes all of them. The lm_head is divided by rows of the vocabulary, and
 device 0 gathers the logits.
 """
 

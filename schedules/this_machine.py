@@ -1,4 +1,4 @@
-"""What the machine that the process runs on is made of, as far as the system tells without measuring."""
+"""Caches and memory of the machine that the process runs on, as the operating system reports them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 def cache_bytes(folder: Path = CACHES) -> tuple[int, ...]:
-    """Sizes of a core's data caches, from the first level on; empty where the system doesn't tell."""
+    """Sizes of a core's data caches, from the first level on; empty if the system doesn't report them."""
     found: dict[int, int] = {}
     try:
         for index in sorted(folder.glob("index*")):
@@ -23,7 +23,7 @@ def cache_bytes(folder: Path = CACHES) -> tuple[int, ...]:
 
 
 def memory_bytes(path: Path = Path("/proc/meminfo")) -> int | None:
-    """All memory of the machine, or None where the system doesn't tell."""
+    """Bytes of memory of the machine, or None if the system doesn't report it."""
     try:
         for line in path.read_text().splitlines():
             if line.startswith("MemTotal:"):

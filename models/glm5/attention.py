@@ -13,7 +13,7 @@ from tilecompile.ops.dtypes import torch_dtype
 
 
 class Indexer(nn.Module):
-    """Selects the positions that attention looks at: the best `index_topk` by a small attention of its own."""
+    """Selects the positions that attention reads: the best `index_topk` by a small attention of its own."""
 
     index_cache: Tensor
 

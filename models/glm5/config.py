@@ -264,11 +264,11 @@ def _check_sizes(config: Glm5Config, source: str) -> None:
     if config.qk_rope_head_dim % 2:
         raise refuse(source, "qk_rope_head_dim", config.qk_rope_head_dim, "an even number")
     if config.index_head_dim < config.qk_rope_head_dim:
-        wanted = f"at least qk_rope_head_dim ({config.qk_rope_head_dim})"
-        raise refuse(source, "index_head_dim", config.index_head_dim, wanted)
+        required = f"at least qk_rope_head_dim ({config.qk_rope_head_dim})"
+        raise refuse(source, "index_head_dim", config.index_head_dim, required)
     if config.n_routed_experts < config.num_experts_per_tok:
-        wanted = f"at most n_routed_experts ({config.n_routed_experts})"
-        raise refuse(source, "num_experts_per_tok", config.num_experts_per_tok, wanted)
+        required = f"at most n_routed_experts ({config.n_routed_experts})"
+        raise refuse(source, "num_experts_per_tok", config.num_experts_per_tok, required)
     if any(not 0 <= token < config.vocab_size for token in config.eos_token_id):
-        wanted = f"token ids below vocab_size ({config.vocab_size})"
-        raise refuse(source, "eos_token_id", list(config.eos_token_id), wanted)
+        required = f"token ids below vocab_size ({config.vocab_size})"
+        raise refuse(source, "eos_token_id", list(config.eos_token_id), required)

@@ -8,7 +8,7 @@ from tilecompile.models.glm5.config import Glm5Config
 from tilecompile.models.spec import Parameter, Window
 
 INV_FREQ = "model.inv_freq"
-"""The one table of a step that no checkpoint holds."""
+"""The only table of a step that checkpoints don't contain."""
 
 
 def parameters(config: Glm5Config) -> dict[str, Parameter]:

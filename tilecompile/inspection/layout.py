@@ -18,7 +18,7 @@ GAP = 12.0
 BEND = 10.0
 """Width of a place where an edge crosses a row."""
 PULL = (1.0, 2.0, 8.0)
-"""How much an edge wants to be upright: between two boxes, a box and a bend, two bends (after Gansner et al. 1993)."""
+"""Weights that pull an edge upright: between two boxes, a box and a bend, two bends (after Gansner et al. 1993)."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def _crossings(order: list[list[int]], below: dict[int, list[int]]) -> int:
 def _placed(
     order: list[list[int]], size: Mapping[int, float], above: dict[int, list[int]], below: dict[int, list[int]]
 ) -> dict[int, float]:
-    """Centres: in turn each row goes as near to its neighbours in the rows next to it as widths and order allow."""
+    """Centres of the nodes: one row after the other moves as near to its neighbours as widths and order allow."""
     x: dict[int, float] = {}
     for nodes in order:
         at = -sum(size[n] + GAP for n in nodes) / 2
@@ -128,12 +128,12 @@ def _placed(
             at += size[n] + GAP
     for sweep in range(4 * SWEEPS):
         for nodes in order if sweep % 2 == 0 else order[::-1]:
-            wanted, weight = [], []
+            ideal, weight = [], []
             for n in nodes:
                 pulls = [(PULL[(size[n] == BEND) + (size[m] == BEND)], x[m]) for m in above[n] + below[n]]
                 weight.append(sum(pull for pull, _ in pulls) or PULL[0])
-                wanted.append(sum(pull * at for pull, at in pulls) / weight[-1] if pulls else x[n])
-            for n, value in zip(nodes, _apart(wanted, weight, [size[n] for n in nodes]), strict=True):
+                ideal.append(sum(pull * at for pull, at in pulls) / weight[-1] if pulls else x[n])
+            for n, value in zip(nodes, _apart(ideal, weight, [size[n] for n in nodes]), strict=True):
                 x[n] = value
     return x
 
@@ -150,15 +150,15 @@ def _straighten(bends: list[int], others: list[list[int]], x: dict[int, float], 
         x.update(dict.fromkeys(bends, column))
 
 
-def _apart(wanted: list[float], weight: list[float], size: list[float]) -> list[float]:
-    """Centres nearest to the wanted ones (least squares) at which boxes in this order don't overlap."""
+def _apart(ideal: list[float], weight: list[float], size: list[float]) -> list[float]:
+    """The centres nearest to the ideal ones (least squares) at which boxes in this order don't overlap."""
     offset, at = [], 0.0
     for i in range(len(size)):
         at += (size[i - 1] + size[i]) / 2 + GAP if i else 0.0
         offset.append(at)
     blocks: list[list[float]] = []  # sum of weights, mean, members: neighbours that would overlap move as one
     for i in range(len(size)):
-        blocks.append([weight[i], wanted[i] - offset[i], 1])
+        blocks.append([weight[i], ideal[i] - offset[i], 1])
         while len(blocks) > 1 and blocks[-2][1] > blocks[-1][1]:
             w, mean, members = blocks.pop()
             first = blocks[-1]

@@ -118,7 +118,7 @@ def page(
         stacked(
             streamed,
             PARTS,
-            f"Weights as they lie in the pools. A full bar is {size(max(totals))}.{uneven}{_exchanges(read)}",
+            f"Weights as they are stored in the pools. A full bar is {size(max(totals))}.{uneven}{_exchanges(read)}",
             (f"distinct bytes, with caches of {read['context']} positions", read["read"]),
         ),
         "<h2>Memory, by device</h2>",

@@ -91,11 +91,11 @@ def _box(operator: Operator, x: float, y: float, colours: Mapping[tuple[int, ...
     )
 
 
-def _outside(label: str, told: str, x: float, y: float) -> str:
+def _outside(label: str, title: str, x: float, y: float) -> str:
     """What is before or after the layer."""
     y += (HEIGHT - LOW) / 2
     return (
-        f'<g class="outside"><title>{text(told)}</title>'
+        f'<g class="outside"><title>{text(title)}</title>'
         f'<rect x="{x:.1f}" y="{y:.1f}" width="{PILL}" height="{LOW}" rx="{LOW / 2}"/>'
         f'<text x="{x + PILL / 2:.1f}" y="{y + 16:.1f}" text-anchor="middle">{text(_cut(label, 23))}</text></g>'
     )
@@ -120,7 +120,9 @@ def _lines(
             d += f"V{yb:.1f}" if i % 2 else f"C{xa:.1f} {middle:.1f} {xb:.1f} {middle:.1f} {xb:.1f} {yb:.1f}"
         kind = "far line" if any(e.remote for e in edges) else "line" if edges else "own line"
         names = [operators[nodes[node]].name for node in pair if nodes[node] < len(operators)]
-        words = [told(e, operators) for e in edges] or [f"{' → '.join(names)}: no event, other waits imply the order"]
+        words = [in_words(e, operators) for e in edges] or [
+            f"{' → '.join(names)}: no event, other waits imply the order"
+        ]
         count = _span([n for e in edges for n in (e.least, e.most)])
         lines.append(
             f'<g class="{kind}"><title>{text(chr(10).join(words))}</title><path d="{d}" marker-end="url(#tip)"/>'
@@ -129,7 +131,7 @@ def _lines(
     return lines
 
 
-def told(edge: Edge, operators: list[Operator]) -> str:
+def in_words(edge: Edge, operators: list[Operator]) -> str:
     """An edge in words."""
     count = f"{edge.least}" if edge.least == edge.most else f"{edge.least} to {edge.most}"
     far = f", {edge.remote} of them from another device" if edge.remote else ""

@@ -14,13 +14,13 @@ from tilecompile.show.html import text
 from tilecompile.show.units import size
 
 PARTS = ("attention", "indexer", "MLP and experts", "lm_head", "the rest")
-"""What the weights of a step are of."""
+"""Parts of the model that the weights of a step belong to."""
 
 ARENAS = ("weights", "cache", "activation", "io")
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[object]], left: int = 1) -> str:
-    """A table whose first `left` columns stand left; cells that begin with < are markup already."""
+    """A table whose first `left` columns are aligned left; cells that begin with < are markup already."""
     head = "".join(f"<th>{text(cell)}</th>" for cell in heads)
     body = "".join("<tr>" + "".join(f"<td>{_cell(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     kind = f' class="left{left}"' if left > 1 else ""
@@ -92,7 +92,7 @@ def _row(
 
 
 def _divided(split: Mapping[str, Any] | None, sums: Mapping[str, Any] | None, operator: Operator) -> str:
-    """How an operator is divided, with the sizes of the shares."""
+    """How an operator is divided, with the sizes of its shards."""
     if operator.role == PUSH:
         return "exchange"
     if split is None and sums is None:

@@ -1,7 +1,6 @@
 """What a step program is made of, read off an engine's tables: operators over all devices, and the events between them.
 
-The operators of several devices that were one before they were divided are one here, and all pushes of a tensor are
-one.
+The shards of an operator on several devices are one operator here, and so are all pushes of a tensor.
 """
 
 from __future__ import annotations
@@ -115,14 +114,14 @@ class Structure:
                 found[operator.layer].append(i)
         return dict(sorted(found.items()))
 
-    def layer(self, wanted: int | None) -> int:
-        """The layer to show: the wanted one, else the first of those with the most operators. InputError if absent."""
+    def layer(self, requested: int | None) -> int:
+        """The layer to show: `requested`, else the first of those with the most operators. InputError if absent."""
         layers = self.layers()
-        if wanted is None and layers:
+        if requested is None and layers:
             return max(layers, key=lambda number: (len(layers[number]), -number))
-        if wanted not in layers:
-            raise InputError(f"--layer is {wanted}, the program has the layers {ranges(list(layers))}")
-        return int(wanted)
+        if requested not in layers:
+            raise InputError(f"--layer is {requested}, the program has the layers {ranges(list(layers))}")
+        return int(requested)
 
 
 def _by_buffer(group: Ints, buffer: Ints, bounds: Ints, mask: npt.NDArray[np.bool_]) -> dict[int, Ints]:
@@ -170,7 +169,7 @@ def _operators(manifest: Manifest, rows: npt.NDArray[np.void]) -> tuple[list[Ope
 
 
 def _pushed(tables: Tables, rows: npt.NDArray[np.void], device: Ints) -> Ints:
-    """Bytes that each task, of a device, writes on other devices."""
+    """Bytes that each task writes on other devices than its own, `device`."""
     regions, buffers = tables["regions"], tables["buffers"]
     size = (regions["row_end"].astype(np.int64) - regions["row_begin"]) * (
         regions["col_end"].astype(np.int64) - regions["col_begin"]

@@ -1,6 +1,6 @@
 """Summaries of steps for the page: what `tilecompile timeline --json` and `tilecompile simulate --json` print.
 
-The two say different things of a step; what both say stands side by side.
+The two state different figures of a step; those that both state are shown side by side.
 """
 
 from __future__ import annotations
@@ -80,9 +80,9 @@ def read_times(path: Path, manifest: Manifest) -> Times:
     if data["source"] not in SOURCES:
         raise InputError(f"--timeline {path}: source is {data['source']!r}, want {' or '.join(SOURCES)}")
     program = manifest.program()
-    for key, wanted in (("devices", manifest.devices), ("tasks", program["tasks"])):
-        if data[key] != wanted:
-            raise InputError(f"--timeline {path}: is of another engine: {key} is {data[key]}, this one's is {wanted}")
+    for key, own in (("devices", manifest.devices), ("tasks", program["tasks"])):
+        if data[key] != own:
+            raise InputError(f"--timeline {path}: is of another engine: {key} is {data[key]}, this one's is {own}")
     if not data["step_us" if timeline else "step_ms"] > 0:
         raise InputError(f"--timeline {path}: the step takes no time")
     return _timeline(path, data) if timeline else _simulated(path, data)

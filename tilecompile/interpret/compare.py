@@ -1,7 +1,7 @@
-"""debug: kernel and interpreter side by side, operator by operator, to find the first one that differs.
+"""debug: compares kernel and interpreter operator by operator, to find the first one that differs.
 
-Both feed the same ids from fresh memory; what each operator of the last step wrote is compared. Errors of earlier steps
-reach the last one through the caches only, so shorter texts narrow a difference down further.
+Both run the same ids from fresh memory; what each operator wrote in the last step is compared. Errors of earlier steps
+reach the last one through the caches only, so a shorter text narrows a difference down further.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from tilecompile.runtime.load import load
 from tilecompile.runtime.replay.buffers import Arrays, check_kept, labels, writes
 
 LIMIT = 1e-4
-"""Largest error over the RMS of the wanted values that rounding explains."""
+"""Largest error, relative to the RMS of the interpreter's values, that rounding explains."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """What the kernel and the interpreter made of an operator in the last step.
+    """How far kernel and interpreter differ in the results of an operator in the last step.
 
     `error` is the largest difference over the RMS of the interpreter's values (of whole numbers: how many differ);
-    None where the kernel's values are gone when the step is over. `undefined` counts declared elements that the
-    interpreter left not-a-number, of `elements`.
+    None where the kernel's values are overwritten by the end of the step. `undefined` is the number of declared
+    elements, of `elements`, that the interpreter left NaN.
     """
 
     operator: str
@@ -47,7 +47,7 @@ class Difference:
 def compare(
     engine: str | Path, ids: Iterable[int], threads: int | None = None, order: Order = "program"
 ) -> list[Difference]:
-    """Every operator of the decode program but the sink, in program order."""
+    """The differences of all operators of the decode program but the sink, in program order."""
     interpreter = Interpreter(engine, order)
     ids = list(ids)
     want = interpreter.buffers_after(ids)
@@ -74,19 +74,19 @@ def compare(
 
 
 def first_wrong(differences: Sequence[Difference]) -> Difference | None:
-    """The operator to look at: the first one whose difference rounding doesn't explain."""
+    """The first operator whose difference rounding doesn't explain; None if there is none."""
     return next((d for d in differences if d.wrong), None)
 
 
 def _box(arrays: Arrays, names: Sequence[str], box: np.void) -> npt.NDArray[np.float64]:
-    """A declared box of the matrix that its buffer is."""
+    """A declared box of its buffer, taken as a matrix."""
     array = arrays[names[int(box["buffer"])]]
     matrix = array.reshape(array.shape[0], -1)
     return matrix[int(box["row_begin"]) : int(box["row_end"]), int(box["col_begin"]) : int(box["col_end"])]
 
 
 def _error(pairs: Sequence[tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]], partly: bool) -> float:
-    """Largest difference over the RMS of the wanted values, or the number of whole numbers that differ."""
+    """Largest difference over the RMS of the interpreter's values, or how many integers differ if that is more."""
     whole, largest, squares, count = 0, 0.0, 0.0, 0
     for got, want in pairs:
         if want.dtype.kind != "f":

@@ -1,7 +1,7 @@
 """evaluate: one task of an engine's program in torch, by the eager reference of its whole operator.
 
-The reference sees the operands as they lie in the buffers, and weights that are not-a-number but for the rows that the
-task's tape runs hold. Of its result only the boxes that the task declares as written reach the buffers.
+The reference sees the operands as they are stored in the buffers, and weights that are NaN but for the rows that the
+task's tape runs hold. Of its result only the boxes that the task declares as written are copied to the buffers.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tilecompile.runtime.weight_formats import format_of
 from tilecompile.targets.codecs import CODECS, Copy
 
 POISON = 0x7FC07FC0
-"""Not-a-number as f32 and as a pair of bf16, and an index that leads nowhere as i32."""
+"""NaN as f32 and as a pair of bf16, and an index out of every range as i32."""
 
 
 @contextmanager
@@ -58,7 +58,7 @@ class Memory:
         self._buffers: dict[int, Tensor] = {}
 
     def poison(self, *arenas: str) -> None:
-        """Makes some arenas (all but the weights) not-a-number."""
+        """Fills some arenas (without arguments all but the weights) with NaN."""
         for areas in self.areas:
             for name in arenas or [n for n in ARENAS if n != "weight"]:
                 areas[name].view(torch.int32).fill_(POISON)
@@ -120,7 +120,7 @@ class Evaluator:
         self._tasks: dict[int, _Task] = {}
 
     def _whole(self, number: int) -> Tensor:
-        """A streamed weight as [matrices, rows, cols], all not-a-number; f32 where tiles have scales."""
+        """A streamed weight as [matrices, rows, cols], all NaN; f32 where tiles have scales."""
         w = self._tables["weights"][number]
         shape = (int(w["matrices"]), int(w["rows"]), int(w["cols"]))
         return torch.full(shape, float("nan"), dtype=CODECS[format_of(int(w["dtype"])).name].values)
@@ -132,7 +132,7 @@ class Evaluator:
         return f"task {self._nodes[int(ins['op'])].name}, tile {tile} (instruction {instruction})"
 
     def run(self, instruction: int, logits: bool) -> None:
-        """Runs an instruction; what only the logits need is left out unless the step wants them."""
+        """Runs an instruction; with `logits` False not those that only the logits need."""
         try:
             if instruction not in self._tasks:
                 self._tasks[instruction] = self._prepare(instruction)

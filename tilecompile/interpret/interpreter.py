@@ -1,7 +1,7 @@
 """interpret: executes an engine's program in Python, with the ops' eager references in place of the kernel's bodies.
 
-It reads the engine's own tables and pool files and keeps its own counters, so it is the oracle between schedule and
-kernel: whatever order it picks among the instructions whose waits are met, the results must be those of the kernel.
+It reads the engine's own tables and pool files and keeps its own counters, so it tells errors of the schedule from
+those of the kernel: in whatever order it runs the instructions whose waits are met, results must equal the kernel's.
 How one task runs is in `evaluate.py`; this module is the resident loop, `targets/cpu/loop.h` in Python.
 """
 
@@ -43,9 +43,9 @@ class _Worker:
 class Interpreter:
     """An engine's step programs, executed instruction by instruction.
 
-    `order` is "program" or the seed of random legal orders: each time any worker whose next instruction's waits are met
-    by the counters may go on. Every request starts with fresh counters and with memory full of not-a-number. Needs the
-    engine's weights and its graph.json; doesn't need its kernel, nor the machine that it was compiled for.
+    `order` is "program", or the seed of a random legal order: the next worker is drawn from those whose next
+    instruction's waits are met. Every request starts with fresh counters and with memory full of NaN. Needs the
+    engine's weights and its graph.json, but neither its kernel nor the machine that it was compiled for.
     """
 
     def __init__(self, engine: str | Path, order: Order = "program") -> None:
@@ -81,8 +81,8 @@ class Interpreter:
     def buffers_after(self, ids: Iterable[int], operator: str | None = None) -> Arrays:
         """Feeds ids and returns the buffers that an operator (OP@LAYER, see `find_operator`) writes.
 
-        In the last id's step the execution ends as soon as all tasks of the operator are done. None: all buffers but
-        the weights, after the whole step. What nothing has written is not-a-number.
+        The last id's step ends as soon as all tasks of the operator are done. With None: all buffers but the weights,
+        after the whole step. Elements that nothing has written are NaN.
         """
         if operator is None:
             self._request(self._ids(ids), 0, logits=False)
@@ -122,9 +122,9 @@ class Interpreter:
         """Runs a request from position 0 to its end, or to the end of some operators in the last id's step."""
         self._reset()
         self._prompt, self._asked = ids, Asked(0, len(ids), max_new, logits)
-        wanted = set(stop_after)
+        stops = set(stop_after)
         streams = [stream for worker in self._workers for stream in worker.streams.values()]
-        left = sum(self._ops[i] in wanted for stream in streams for i in range(*stream))
+        left = sum(self._ops[i] in stops for stream in streams for i in range(*stream))
         self._running = True
         self._publish(first_step(self._asked, self._limits))
         with one_thread():
@@ -133,12 +133,12 @@ class Interpreter:
                 instruction, step = worker.pc, self._steps[worker.sequence % 2]
                 worker.pc += 1
                 self._execute(instruction, step)
-                if self._ops[instruction] in wanted and step.context == len(ids):
+                if self._ops[instruction] in stops and step.context == len(ids):
                     left -= 1
                     self._running = left > 0
 
     def _execute(self, instruction: int, step: Step) -> None:
-        """Runs one instruction and tells those who wait for it."""
+        """Runs one instruction and notifies its events."""
         if self._kinds[instruction] == COMMIT_KIND:
             return self._commit(step)
         self._evaluator.run(instruction, bool(step.flags & NEEDS_LOGITS))
@@ -147,7 +147,7 @@ class Interpreter:
         return None
 
     def _publish(self, following: Next) -> None:
-        """Starts the next step. What a step has not written, the next one must not read: poison."""
+        """Starts the next step. Poisons the activations: a step reads none of the step before."""
         program, position, tokens = following.program, following.position, following.tokens
         if following.source == IdSource.PROMPT_IDS:
             ids = self._prompt[position : position + tokens]
@@ -198,7 +198,7 @@ class Interpreter:
         return worker.pc < worker.end
 
     def _missing(self, worker: _Worker) -> tuple[int, int] | None:
-        """The first event, with the value wanted, that a worker's next instruction still waits for."""
+        """The first event that a worker's next instruction still waits for, and the count that it needs; else None."""
         run = self._steps[worker.sequence % 2].run
         return next(((e, run * n) for e, n in self._waits[worker.pc] if self._counters[e] < run * n), None)
 

@@ -3,7 +3,7 @@
 An expression is a nested tuple, so that it can be compared, hashed, printed and written as JSON:
 
     ("acc", i)              result i of the operator that the expression is an epilogue of
-    ("in", i)               element of extra input i at the same place
+    ("in", i)               element of extra input i at the same index
     ("const", x)            a number
     (name, arg, ...)        a function of `ops/elementwise.py`
 """
@@ -27,7 +27,7 @@ def substitute(expr: Expr, replace: Callable[[Expr], Expr]) -> Expr:
 
 
 def leaves(expr: Expr) -> int:
-    """How many leaves the expression has as it is written."""
+    """The number of leaves of the expression; one that occurs twice counts twice."""
     return 1 if expr[0] in LEAVES else sum(leaves(arg) for arg in expr[1:])
 
 

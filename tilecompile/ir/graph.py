@@ -1,4 +1,4 @@
-"""The operator graph: what tracing gives and the passes up to tiling rewrite."""
+"""The operator graph, which tracing makes and the passes up to tiling rewrite."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class OpGraph:
         return [i for i, view in enumerate(node.inputs) if self.tensors[view.tensor].role == "cache"]
 
     def replaced(self, nodes: Iterable[OpNode]) -> OpGraph:
-        """The graph with other nodes, and without the activations that nobody writes any more."""
+        """The graph with `nodes` as its nodes, without the activations that none of them writes."""
         nodes = list(nodes)
         written = {v.tensor for node in nodes for v in node.outputs}
         tensors = {n: t for n, t in self.tensors.items() if t.role != "activation" or n in written}
@@ -121,5 +121,5 @@ class OpGraph:
 
 
 def pushes(graph: OpGraph, node: OpNode) -> tuple[View, ...]:
-    """What an operator writes on other devices."""
+    """The outputs of an operator that are stored on other devices."""
     return tuple(view for view in node.outputs if graph.tensors[view.tensor].device != node.device)

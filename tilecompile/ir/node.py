@@ -37,14 +37,14 @@ class View:
         return View(self.tensor, shape, self.strides, self.offset + begin * self.strides[axis], self.dtype)
 
     def select(self, axis: int, index: int) -> View:
-        """The view without a dimension, at one index of it."""
+        """The view at index `index` of a dimension, without that dimension."""
         offset = self.offset + index * self.strides[axis]
         keep = [i for i in range(len(self.shape)) if i != axis]
         shape, strides = (tuple(values[i] for i in keep) for values in (self.shape, self.strides))
         return View(self.tensor, shape, strides, offset, self.dtype)
 
     def swapped(self, first: int, second: int) -> View:
-        """The view with two dimensions in each other's place."""
+        """The view with two dimensions exchanged."""
         order = list(range(len(self.shape)))
         order[first], order[second] = second, first
         shape, strides = (tuple(values[i] for i in order) for values in (self.shape, self.strides))
@@ -62,7 +62,7 @@ class View:
 
     @property
     def runs(self) -> list[tuple[int, int]]:
-        """The same without the gaps between the elements of dimension 1."""
+        """The columns that hold the window as intervals, without the gaps between elements of dimension 1."""
         if len(self.shape) < 3 or self.narrow(1, 0, 1).columns[1] - self.offset >= self.strides[1]:
             return [self.columns]
         return [self.narrow(1, i, i + 1).columns for i in range(self.shape[1])]
@@ -106,5 +106,5 @@ class OpNode:
 
     @property
     def predicate(self) -> dict[str, Any]:
-        """The attribute that lets the operator run only in steps whose logits are wanted, if it has one."""
+        """The attribute by which the operator runs only in steps that need logits; empty if it has none."""
         return {"predicate": self.attrs["predicate"]} if self.attrs.get("predicate") else {}

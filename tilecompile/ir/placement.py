@@ -9,7 +9,7 @@ from tilecompile.ir.graph import OpGraph
 from tilecompile.ir.tiling import PANEL
 
 CONTEXT = "context"
-"""The axis of what is divided by blocks of positions, cyclically (`ops/context.py`)."""
+"""The axis of operators that are divided by blocks of positions, cyclically (`ops/context.py`)."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Part:
 class Split:
     """How an operator is placed: whole on each device, or divided along an axis of its op (`TileOp.split_axes`).
 
-    Where the shards are partial sums, `adds` says which columns of the sum each device adds; where attention is divided
-    by context, which heads each device puts together. `block` is the number of positions of a block of the context.
+    Where the shards are partial sums, `adds` says which columns of the sum each device reduces; where attention is
+    divided by context, which heads each device merges. `block` is the number of positions of a block of the context.
     """
 
     axis: str | None
@@ -50,11 +50,11 @@ class Split:
         return Split(CONTEXT, tuple(Part(d) for d in range(devices)), block=block)
 
     def one_shot(self, columns: int, devices: int) -> Split:
-        """Every device adds all columns of the sum."""
+        """Every device reduces all columns of the sum: a one-shot all-reduce."""
         return Split(self.axis, self.parts, tuple(Part(d, 0, columns) for d in range(devices)))
 
     def two_step(self, columns: int, devices: int) -> Split:
-        """Every device adds a share of the columns, which is then pushed to those that read it."""
+        """Every device reduces a share of the columns and pushes it to its readers: reduce-scatter, all-gather."""
         unit = PANEL if columns % PANEL == 0 and columns // PANEL >= devices else 1
         return Split(self.axis, self.parts, _shares(columns // unit, tuple(range(devices)), unit))
 
@@ -82,7 +82,7 @@ class Split:
 
 
 def _shares(units: int, devices: tuple[int, ...], unit: int) -> tuple[Part, ...]:
-    """`units` units of `unit` elements over the devices."""
+    """Nearly equal parts of `units` units of `unit` elements, one a device."""
     count = len(devices)
     cuts = [(d * units // count if units >= count else min(d, units)) * unit for d in range(count + 1)]
     return tuple(Part(d, a, b) for d, (a, b) in zip(devices, pairwise(cuts), strict=True) if a < b)
@@ -99,7 +99,7 @@ class Placement:
 
 @dataclass(frozen=True)
 class PlacedGraph:
-    """An operator graph in which each operator runs on one device, and the placement that it was made by."""
+    """An operator graph in which each operator runs on one device, and the placement that it was made with."""
 
     graph: OpGraph
     placement: Placement

@@ -1,4 +1,4 @@
-"""A scheduled program: tables, and where its tiles and buffers lie."""
+"""A scheduled program: its tables, and where its tiles and buffers are stored."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tilecompile.runtime.format import ARENAS
 
 @dataclass(frozen=True)
 class PlacedTile:
-    """Where a weight tile lies in its device's pool; `bytes` is one expert's part of a gathered tile."""
+    """Where a weight tile is stored in its device's pool; `bytes` is the size of one expert's part if gathered."""
 
     index: int
     tile: WeightTile
@@ -27,13 +27,13 @@ class PlacedTile:
 
     @property
     def copies(self) -> int:
-        """Tiles that lie one after another: experts of a gathered tile, else 1."""
+        """The number of tiles stored one after another: the experts of a gathered tile, else 1."""
         return self.tile.end - self.tile.begin if self.tile.gathered else 1
 
 
 @dataclass(frozen=True)
 class PlacedBuffer:
-    """Where a tensor lies: index in the buffer table, device, arena, offset and size in bytes."""
+    """Where a tensor is stored: index in the buffer table, device, arena, offset and size in bytes."""
 
     index: int
     tensor: Tensor
@@ -84,5 +84,5 @@ class EngineGraph:
 
 
 def graph_of(plans: Sequence[EventTensors]) -> EngineGraph:
-    """What the schedule numbered: one operator a task grid."""
+    """The operators that the schedule numbered, one for each task grid."""
     return EngineGraph({p.grids.graph.program: p.grids.graph for p in plans})

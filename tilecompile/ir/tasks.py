@@ -81,8 +81,8 @@ class EventTensor:
     """An array of counters that the tasks of one producer grid notify.
 
     `notify` (int64 [producer tasks]) is the element that each task notifies, -1 for none; `wait_counts` (int64
-    [elements]) is the number of tasks that notify each element. The counters lie on `device`, where the tasks that wait
-    for them run. After Event Tensor, arXiv 2604.13327.
+    [elements]) is the number of tasks that notify each element. The counters are stored on `device`, where the tasks
+    that wait for them run. After Event Tensor, arXiv 2604.13327.
     """
 
     index: int

@@ -23,7 +23,7 @@ class Access:
     """The boxes of one operand that the tasks of a grid read or write.
 
     `box` gives (begin, end) for each dimension of the operand's view; each bound is a number or an array with one
-    entry a task. A data-dependent address is declared as all that it can reach.
+    entry a task. For a data-dependent address the box is all that it can reach.
     """
 
     operand: int
@@ -37,12 +37,12 @@ def whole(node: OpNode, operand: int) -> Access:
 
 @dataclass(frozen=True)
 class WeightTile:
-    """Rows of one or two weight matrices that one task streams, as they lie in the pool.
+    """Rows of one or two weight matrices that one task streams, as they are stored in the pool.
 
     The matrices are taken as [matrices, rows, cols] (a 2-d weight is one matrix). The tile holds rows
     `row_begin:row_end` of matrices `begin:end`, `cols` columns of them from `col_begin` on; rows of each matrix are
     padded to whole panels; with two tensors their panels alternate. A `gathered` tile stands for one such tile per
-    matrix (an expert), chosen at run time. `layout` says how the panels lie (format.LAYOUTS).
+    matrix (an expert), chosen at run time. `layout` is the order within panels (format.LAYOUTS).
     """
 
     tensors: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""What every tile op is made of: the types that an op's folder fills in, and the registry that the passes read.
+"""The definition of a tile op: the types that an op's folder fills in, and the registry that the passes read.
 
 An op's folder holds `__init__.py` (definition, eager reference, shape rule, tiling rule, C++ call, traits), `cpu.h`
 (the body) and `cases.py` (random test cases). Ops know nothing of the compiler's stages: what a pass, a placement or
@@ -72,7 +72,7 @@ class RowsRead:
     of_context: bool = True
 
     def at(self, context: int) -> int:
-        """Rows at a context of so many positions, the step's own included."""
+        """Rows read at a context of `context` positions, the step's own included."""
         if not self.of_context:
             return self.most or 0
         if context <= self.above:
@@ -101,10 +101,10 @@ class Distribution(Protocol):
     def make(self, name: str, shape: tuple[int, ...], dtype: str) -> View:
         """A new activation, of which devices get copies."""
 
-    def make_share(self, name: str, device: int, context: Context, shape: tuple[int, ...]) -> View:
-        """A device's shard of a tensor that is divided by blocks of the context; made if it isn't there."""
+    def make_shard(self, name: str, device: int, context: Context, shape: tuple[int, ...]) -> View:
+        """A device's shard of a tensor that is divided by blocks of the context; made if it doesn't exist."""
 
-    def share(self, name: str, device: int, context: Context) -> View:
+    def shard(self, name: str, device: int, context: Context) -> View:
         """A device's shard of a tensor. ValueError if it has none of these blocks."""
 
     def add(
@@ -116,12 +116,12 @@ class Distribution(Protocol):
         outputs: Sequence[View],
         private: bool = False,
     ) -> None:
-        """A device's operator, after the exchanges that it needs; what is `private` is never pushed."""
+        """Adds a device's operator, after the exchanges that it needs; `private` results are never pushed."""
 
 
 @dataclass(frozen=True)
 class WorkerParts:
-    """An operator in parts for several workers of a device, with what puts the parts together.
+    """An operator in parts for several workers of a device, and the operator that merges them.
 
     `made` is the tensor of the parts' results, as the merging operator reads it.
     """
@@ -144,7 +144,7 @@ class TileOp:
 
     Traits, which the passes ask for:
 
-    - `own_inputs`: inputs of the op itself; behind them come a folded norm's weight and the epilogue's further inputs.
+    - `own_inputs`: inputs of the op itself; after them come a folded norm's weight and the epilogue's further inputs.
     - `takes_epilogue`, `takes_norm`: the fuse pass may fold an elementwise epilogue, or the norm of input 0, into it.
       `is_elementwise`: it is one expression (`attrs["expr"]`); `is_norm`: it is a norm that others can fold.
     - `split_axes`: the ways in which it can be divided over devices. An op that `stores_to_peers` takes any number of

@@ -1,7 +1,7 @@
 """Blocks of the context on several devices: which positions of a sequence a device's caches hold, and where.
 
-Positions come in blocks, and blocks go round: block b is on device b mod `count`. So every context is spread evenly, to
-a block, and a device's rows lie in the order of their positions.
+Positions are divided into blocks, and blocks are assigned cyclically: block b is on device b mod `count`. So every
+context is spread evenly, to a block, and a device's rows are stored in the order of their positions.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tilecompile.ir.placement import Split
 
 @dataclass(frozen=True)
 class Context:
-    """The positions of share `index` of `count`, in blocks of `block`."""
+    """The positions of shard `index` of `count`, in blocks of `block`."""
 
     index: int
     count: int
@@ -24,12 +24,12 @@ class Context:
 
     @staticmethod
     def of(node: OpNode) -> Context | None:
-        """What `attrs["context"]` = (index, count, block) says; None for an operator that has all positions."""
+        """`attrs["context"]` = (index, count, block) of a node; None for an operator that has all positions."""
         stated = node.attrs.get("context")
         return None if stated is None else Context(*stated)
 
     def rows(self, positions: int) -> int:
-        """How many of the first `positions` positions belong to the share: their rows are the first."""
+        """How many of the first `positions` positions belong to the shard; they are in its first rows."""
         cycles, rest = divmod(positions, self.count * self.block)
         return cycles * self.block + min(max(rest - self.index * self.block, 0), self.block)
 
@@ -38,12 +38,12 @@ class Context:
         return (row // self.block * self.count + self.index) * self.block + row % self.block
 
     def cpp(self) -> str:
-        """The C++ value; coordinate 3 of a task says which share."""
+        """The C++ value; coordinate 3 of a task says which shard."""
         return f"Context<{self.count}, {self.block}>{{c.tile(3)}}"
 
 
 def parts_of(node: OpNode, split: Split) -> Iterator[tuple[int, Context, OpNode]]:
-    """Devices of an operator that is divided by context, their share of it, and the operator that works on it."""
+    """For an operator divided by context: each device, its shard of the context, and the operator on that shard."""
     for i, part in enumerate(split.parts):
         context = Context(i, len(split.parts), split.block)
         attrs = {**node.attrs, "context": (i, context.count, context.block)}
@@ -62,13 +62,13 @@ def rows_of(node: OpNode, positions: int) -> int:
 
 
 def cpp_context(node: OpNode) -> str:
-    """The C++ value of an operator's share of the context."""
+    """The C++ value of an operator's shard of the context."""
     context = Context.of(node)
     return "Context<1, 1>{0}" if context is None else context.cpp()
 
 
 def rows_expr(positions: Any, index: Any, count: int, block: int) -> Any:
-    """`Context.rows` as a TileLang expression, of share `index`."""
+    """`Context.rows` as a TileLang expression, of shard `index`."""
     import tilelang.language as T
 
     if count == 1:
@@ -78,7 +78,7 @@ def rows_expr(positions: Any, index: Any, count: int, block: int) -> Any:
 
 
 def position_expr(row: Any, index: Any, count: int, block: int) -> Any:
-    """`Context.position` as a TileLang expression, of share `index`."""
+    """`Context.position` as a TileLang expression, of shard `index`."""
     import tilelang.language as T
 
     if count == 1:

@@ -1,8 +1,8 @@
 """elide: which waits a schedule must emit; the others follow from them and from the order of each worker.
 
 Vector clocks over the workers decide: a task's clock holds how many tasks of every worker are done before it starts. A
-wait whose producers are all in the clock already is left out, whatever put them there: the worker's own order, a wait
-of an earlier task of the worker, or another wait of the same task.
+wait whose producers are all in the clock already is left out, whether they got there by the worker's own order, by a
+wait of an earlier task of the worker, or by another wait of the same task.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ def events(grids: TaskGrids) -> EventTensors:
 def classes(matrix: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
     """Divides producers (columns) by the set of consumers (rows) that need them.
 
-    Returns the consumers of each class, bool [classes, consumers], and each producer's class, -1 where nobody needs it.
+    Returns the consumers of each class, bool [classes, consumers], and each producer's class, -1 where none needs it.
     Classes are numbered by their first producer.
     """
     columns, inverse = np.unique(matrix.T, axis=0, return_inverse=True)

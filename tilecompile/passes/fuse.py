@@ -17,7 +17,7 @@ from tilecompile.ops.base import op_of
 from tilecompile.passes.order import by_depth
 
 MAX_LEAVES = 64
-"""Size up to which expressions grow: a value that is used twice is written twice."""
+"""Most leaves of an expression, in which a value that is used twice is written twice."""
 
 
 def compose_maps(graph: OpGraph) -> OpGraph:
@@ -118,14 +118,14 @@ def fuse(graph: OpGraph) -> OpGraph:
 
 
 def _mergeable(node: OpNode, reader: OpNode, readers: dict[str, set[str]], graph: OpGraph) -> bool:
-    """Whether a node that `reader` reads may become part of it: nobody else reads it, and all of it is read."""
+    """Whether a node that `reader` reads may become part of it: only `reader` reads it, and reads all of it."""
     (out,) = node.outputs
     whole = all(v == out for v in reader.inputs if v.tensor == out.tensor)
     return whole and readers[out.tensor] == {reader.name} and out.tensor not in graph.outputs and _movable(node, graph)
 
 
 def _movable(node: OpNode, graph: OpGraph) -> bool:
-    """Whether the node gives the same value further down: caches may have been written to by then."""
+    """Whether the node may run later with the same result: it reads no cache, which may be written by then."""
     return all(graph.tensors[v.tensor].role != "cache" for v in node.inputs)
 
 

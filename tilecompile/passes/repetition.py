@@ -1,7 +1,7 @@
-"""repetition: a model of many equal layers as a short one of which some layers are repeated.
+"""repetition: plans a model of many equal layers as a short one, some layers of which are repeated.
 
-The passes plan the short model, and `runtime/folder/repeat.py` makes the tables of the whole program. That is no proof
-of anything: what is proved is the whole program.
+The passes plan the short model, and `runtime/folder/repeat.py` makes the tables of the whole program. The proof doesn't
+rely on this: it is of the whole program.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from tilecompile.runtime.format import ARENAS
 from tilecompile.runtime.names import PUSH, in_layer
 
 KEPT = (3, 4)
-"""Periods that stay: the first, which follows other layers, the repeated one, and the last; then one more.
+"""Periods that are kept: the first, which follows other layers, the repeated one, and the last; then one more.
 
 A period refers to the one before it, which must be like it. The first one may not be: operators are sorted by depth,
-and where it follows layers of another kind, its exchanges may lie at other depths.
+and where it follows layers of another kind, its exchanges may have other depths.
 """
 
 MOST = 16
-"""Layers of the longest period that is looked for."""
+"""Most layers of a period."""
 
 
 V = TypeVar("V")
@@ -38,26 +38,26 @@ V = TypeVar("V")
 
 @dataclass(frozen=True)
 class Move:
-    """Layers from `least` on get numbers that are larger by `by`, and names with those numbers."""
+    """Adds `by` to the numbers of the layers from `least` on, also in names."""
 
     least: int
     by: int
 
     def layer(self, layer: int | None) -> int | None:
-        """The layer's number afterwards."""
+        """The new number of a layer."""
         return layer if layer is None or layer < self.least else layer + self.by
 
     def name(self, name: str, layer: int | None) -> str:
-        """The name, afterwards, of what belongs to a layer."""
+        """The new name of what belongs to a layer."""
         return name if layer is None or layer < self.least else in_layer(name, layer, layer + self.by)
 
     def tensor(self, tensor: Tensor) -> Tensor:
-        """The tensor of the layer that it moves to."""
+        """The tensor with its new name and layer."""
         name, origin = (self.name(name, tensor.layer) for name in (tensor.name, tensor.origin))
         return replace(tensor, name=name, origin=origin, layer=self.layer(tensor.layer))
 
     def node(self, node: OpNode, layers: Mapping[str, int | None]) -> OpNode:
-        """The operator of the layer that it moves to; `layers` are those of the tensors."""
+        """The operator with its new names and layer; `layers` are those of the tensors."""
 
         def views(found: tuple[View, ...]) -> tuple[View, ...]:
             return tuple(v.of_tensor(self.name(v.tensor, layers[v.tensor])) for v in found)
@@ -71,18 +71,18 @@ class Move:
 
 @dataclass(frozen=True)
 class Repeat:
-    """Layers `layer` to `layer + layers - 1` of the short model stand `times` times in the whole one."""
+    """Layers `layer` to `layer + layers - 1` of the short model occur `times` times in the whole one."""
 
     layer: int
     layers: int
     times: int
 
     def copies(self, layer: int | None) -> int:
-        """How often a layer stands in the whole model; 1 for None."""
+        """How often a layer occurs in the whole model; 1 for None."""
         return self.times if layer is not None and 0 <= layer - self.layer < self.layers else 1
 
     def whole(self, items: Sequence[V], line: Line, moved: Callable[[V, Move], V]) -> list[V]:
-        """The items of the whole model. `moved` gives an item in another layer."""
+        """The items of the whole model; `moved(item, move)` is an item in another layer."""
         if not len(line.begin):
             return list(items)
         begin, end = int(line.begin[0]), int(line.end[0])
@@ -92,7 +92,7 @@ class Repeat:
         return out + [moved(item, self._move(self.times - 1, self.layer)) for item in items[end:]]
 
     def by_layer(self, layers: Iterable[tuple[str, int | None]]) -> list[tuple[str, str, Move]]:
-        """The names of the whole model, with those that they come from and how, of names with their layers."""
+        """For names with their layers: each name of the whole model, the short model's name, and the move."""
         out: list[tuple[str, str, Move]] = []
         for again, group in groupby(layers, lambda item: self.copies(item[1]) > 1):
             found = list(group)
@@ -156,7 +156,7 @@ def whole_placed(short: PlacedGraph, repeat: Repeat, operators: EngineGraph) -> 
 def agrees(program: Program, operators: EngineGraph) -> bool:
     """Whether the tables of a whole program have each operator's operands and weights, by name, where they are used.
 
-    They may not, where the repeated layers look different from those before them. The proof knows no names.
+    They may not, where the repeated layers differ from those before them. The proof doesn't check names.
     """
     nodes = operators.nodes
     ins, operands, tape = (program.tables[name] for name in ("instructions", "operands", "tape"))
@@ -180,7 +180,7 @@ def agrees(program: Program, operators: EngineGraph) -> bool:
 def shortened(kinds: Sequence[Hashable], kept: int = KEPT[0]) -> tuple[list[int], Repeat] | None:
     """The layers that a short model has, and how they are repeated; None where that would save no layer.
 
-    `kinds` are those of the whole model's layers. Of the longest stretch of equal periods `kept` stay.
+    `kinds` are those of the whole model's layers. Of the longest stretch of equal periods `kept` are kept.
     """
     saved, first, period = 0, 0, 1
     for length in range(1, MOST + 1):

@@ -1,4 +1,4 @@
-"""tile: operators to grids of tasks with the regions that they read and write, by each op's tiling rule."""
+"""tile: splits operators into grids of tasks with the regions that they read and write, by each op's tiling rule."""
 
 from __future__ import annotations
 

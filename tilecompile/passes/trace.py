@@ -1,4 +1,4 @@
-"""trace: a PyTorch step to an operator graph, by torch.export.
+"""trace: turns a PyTorch step into an operator graph, by torch.export.
 
 Tile ops arrive as custom ops and become nodes one to one. ATen between them is mapped by two small tables:
 `VIEWS` (windows of their base tensor) and `ELEMENTWISE` (`map` nodes). Anything else is refused by name.
@@ -50,7 +50,7 @@ NO_DATA = ("_assert_tensor_metadata.default",)
 
 
 def trace_program(step: StepProgram[C], config: C, storage: Storage, tokens: int = 1) -> OpGraph:
-    """The operator graph of a step program of a model, for so many tokens a step unless the program says how many."""
+    """The operator graph of a model's step program, for `tokens` tokens a step unless the program has its own."""
     count = step.tokens or tokens
     with torch.device("meta"):
         module = step.module(config, storage, count)
@@ -201,9 +201,9 @@ class _Tracer:
         return view
 
     def input(self, node: torch.fx.Node, view: View) -> View:
-        """Bodies load whole vectors of the last dimension, so its elements must lie together."""
+        """Bodies load whole vectors of the last dimension, so its elements must be contiguous."""
         if not view.shape or (view.shape[-1] > 1 and view.strides[-1] != 1):
-            raise self.refusal(node, f"operand {view} has no last dimension whose elements lie together")
+            raise self.refusal(node, f"operand {view} has no last dimension whose elements are contiguous")
         return view
 
     def elementwise(self, node: torch.fx.Node, aten: str) -> None:

@@ -1,4 +1,4 @@
-"""argmax: the most likely token. The lowest index wins ties, and not-a-number never wins."""
+"""argmax: the most likely token. The lowest index wins ties, and NaN never wins."""
 
 from __future__ import annotations
 

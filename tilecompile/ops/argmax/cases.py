@@ -11,7 +11,7 @@ from tilecompile.ops.testing import Case, normal
 
 
 def cases(generator: torch.Generator) -> Iterator[Case]:
-    """Odd sizes, a window of wider rows, ties within and across chunks, infinities, not-a-number, and nothing else."""
+    """Odd sizes, a window of wider rows, ties within and across chunks, infinities, some NaN, and only NaN."""
     inf, nan = torch.inf, torch.nan
     for tokens, vocab, width in ((1, 64, 64), (3, 37, 41), (3, 5003, 5003), (1, 1, 1), (7, 2500, 2503)):
         whole = View.of("x", (tokens, width), "f32")

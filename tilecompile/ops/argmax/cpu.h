@@ -1,12 +1,12 @@
-// argmax: the lowest index of the largest logit; not-a-number never wins, and 0 is the answer if there is nothing else.
+// argmax: the lowest index of the largest logit; NaN never wins, and the result is 0 if all are NaN.
 //
-// One pass finds the largest value and the first chunk that it lies in (a maximum doesn't depend on the order); then
+// One pass finds the largest value and the first chunk that contains it (a maximum doesn't depend on the order); then
 // only that chunk is searched for the index.
 #pragma once
 
 constexpr int ARGMAX_CHUNK = 1024;
 
-// The largest of n values, or -infinity; `maximum` keeps its second operand where the first is not a number.
+// The largest of n values, or -infinity; `maximum` keeps its second operand where the first is NaN.
 inline float largest(const float* x, int n) {
   v16 m[4];
   for (int q = 0; q < 4; ++q) m[q] = splat(-INFINITY);

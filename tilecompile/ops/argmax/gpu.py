@@ -11,7 +11,7 @@ def gpu(node: OpNode) -> TileBody:
 
 
 def build(f: Flavor, tokens: int, size: int, x_token: int, y_token: int) -> PrimFunc:
-    """Not-a-number compares as false, so it never wins."""
+    """Builds the `prim_func`. A comparison with NaN is false, so NaN never wins."""
     import tilelang.language as T
 
     @T.prim_func

@@ -1,7 +1,7 @@
 """attention_merge: the softmax over all positions from the parts that `mla_attention` makes.
 
 Part s of a head has sums p, largest score m and denominator l; the result is Σ_s e^(m_s - M) p_s / Σ_s e^(m_s - M) l_s,
-M the largest m, added in the order of the shares. (FlashDecoding: Dao, Haziza, Massa, Sizov 2023.)
+M the largest m, added in the order of the parts. (FlashDecoding: Dao, Haziza, Massa, Sizov 2023.)
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from tilecompile.ops.base import TileOp, register
 
 def tile(node: OpNode, parts: int) -> Tiling:
     """Head ranges, for all tokens; the coordinates are (first head, one past the last)."""
-    tokens, shares, heads, width = node.inputs[0].shape
-    bounds = split(heads, pieces(parts, tokens * shares * heads * width), unit=1)
+    tokens, count, heads, width = node.inputs[0].shape
+    bounds = split(heads, pieces(parts, tokens * count * heads * width), unit=1)
     lo, hi = bounds[:-1], bounds[1:]
     coords = np.zeros((len(lo), 4), np.int32)
     coords[:, 0], coords[:, 1] = lo, hi
     return Tiling(
         coords=coords,
-        reads=(Access(0, ((0, tokens), (0, shares), (lo, hi), (0, width))),),
+        reads=(Access(0, ((0, tokens), (0, count), (lo, hi), (0, width))),),
         writes=(Access(1, ((0, tokens), (lo, hi), (0, width - 2))),),
         weights=((),) * len(lo),
-        cost=np.asarray((hi - lo) * tokens * (shares + 1) * width * 4, np.float64),
+        cost=np.asarray((hi - lo) * tokens * (count + 1) * width * 4, np.float64),
     )
 
 
@@ -42,7 +42,7 @@ def cpu(node: OpNode) -> str:
 
 
 def reference(node: OpNode, inputs: list[torch.Tensor], weights: list[torch.Tensor]) -> torch.Tensor:
-    """f32 [T, H, R] from parts f32 [T, shares, H, R + 2]; a part whose denominator is 0 counts for nothing."""
+    """f32 [T, H, R] from parts f32 [T, parts, H, R + 2]; parts whose denominator is 0 are ignored."""
     sums, largest, denominator = torch.split(inputs[0], [inputs[0].shape[3] - 2, 1, 1], 3)
     largest = largest.masked_fill(denominator == 0, -torch.inf)
     factor = torch.exp(largest - largest.amax(1, keepdim=True))

@@ -12,14 +12,14 @@ from tilecompile.ops.testing import Case, normal
 
 def cases(generator: torch.Generator) -> Iterator[Case]:
     """One part and many, parts without positions, some heads of wider tensors, scores that differ widely."""
-    for tokens, shares, heads, latent, more, spread in (
+    for tokens, count, heads, latent, more, spread in (
         (1, 8, 12, 256, 0, 1.0),
         (3, 3, 5, 53, 2, 3.0),
         (3, 2, 1, 16, 3, 100.0),
         (2, 1, 4, 30, 0, 1.0),
         (1, 20, 3, 70, 1, 10.0),
     ):
-        shape = (tokens, shares, heads + more, latent + 2)
+        shape = (tokens, count, heads + more, latent + 2)
         wide = View.of("parts", shape, "f32")
         parts = View("parts", (*shape[:2], heads, shape[3]), wide.strides, more * shape[3], "f32")
         y = View.of("y", (tokens, heads, latent), "f32")
@@ -28,6 +28,6 @@ def cases(generator: torch.Generator) -> Iterator[Case]:
         data[..., latent + 1] = data[..., latent + 1].abs() + 1
         data[..., :latent] *= data[..., latent + 1 :]
         empty = torch.rand(shape[:3], generator=generator) < 0.4
-        empty[:, shares // 2] = False
+        empty[:, count // 2] = False
         data[empty] = 0.0
         yield Case(OpNode("merge", "attention_merge", (parts,), (), (y,)), {"parts": data})

@@ -1,20 +1,20 @@
 // attention_merge: y = sum_s f[s] * p[s] / sum_s f[s] * l[s] for each head, where f[s] = e^(m[s] - largest m); the parts
-// (p of R floats, m, l) are added in their order. A part with l = 0 has no position, and counts for nothing.
+// (p of R floats, m, l) are added in their order. A part with l = 0 has no position and is ignored.
 #pragma once
 
-template <int T, int SHARES, int R>
-inline void attention_merge(const float* parts, size_t p_token, size_t p_share, int p_head, float* y, int y_token,
+template <int T, int PARTS, int R>
+inline void attention_merge(const float* parts, size_t p_token, size_t p_part, int p_head, float* y, int y_token,
                             int y_head, int head_begin, int head_end) {
   for (int t = 0; t < T; ++t)
     for (int h = head_begin; h < head_end; ++h) {
       const float* part = parts + t * p_token + size_t(h) * p_head;
-      float factor[SHARES], largest = -INFINITY, sum = 0.f;
-      for (int s = 0; s < SHARES; ++s) {
-        const float* end = part + s * p_share + R;
+      float factor[PARTS], largest = -INFINITY, sum = 0.f;
+      for (int s = 0; s < PARTS; ++s) {
+        const float* end = part + s * p_part + R;
         if (end[1] != 0.f && end[0] > largest) largest = end[0];
       }
-      for (int s = 0; s < SHARES; ++s) {
-        const float* end = part + s * p_share + R;
+      for (int s = 0; s < PARTS; ++s) {
+        const float* end = part + s * p_part + R;
         alignas(64) float e[16];
         store(e, exp(splat(end[0] - largest)));
         factor[s] = end[1] != 0.f ? e[0] : 0.f;
@@ -23,7 +23,7 @@ inline void attention_merge(const float* parts, size_t p_token, size_t p_share, 
       const v16 scale = splat(1.f / sum);
       each_block(0, R, [&](int i, int n) INLINED {
         v16 a = zero();
-        for (int s = 0; s < SHARES; ++s) a = fma(splat(factor[s]), load_n(part + s * p_share + i, n), a);
+        for (int s = 0; s < PARTS; ++s) a = fma(splat(factor[s]), load_n(part + s * p_part + i, n), a);
         store_n(y + t * y_token + h * y_head + i, a * scale, n);
       });
     }

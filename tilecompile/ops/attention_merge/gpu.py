@@ -15,7 +15,7 @@ def build(f: Flavor, shape: tuple[int, ...], p_strides: tuple[int, ...], y_strid
     """Heads lo:hi of all tokens; the parts are added in their order."""
     import tilelang.language as T
 
-    tokens, shares, heads, width = shape
+    tokens, count, heads, width = shape
     latent = width - 2
 
     @T.prim_func
@@ -28,17 +28,17 @@ def build(f: Flavor, shape: tuple[int, ...], p_strides: tuple[int, ...], y_strid
         with T.Kernel(1, threads=THREADS):
             most = T.alloc_local((1,), "float32")
             total = T.alloc_local((1,), "float32")
-            factor = T.alloc_local((shares,), "float32")
+            factor = T.alloc_local((count,), "float32")
             part = f.fragment((THREADS,), "float32")
             for t in T.serial(tokens):
                 for h in T.serial(lo, hi):
                     most[0] = -T.infinity("float32")
-                    for s in T.unroll(shares):
+                    for s in T.unroll(count):
                         end = t * p_strides[0] + s * p_strides[1] + h * p_strides[2] + latent
                         if parts[end + 1] != 0:
                             most[0] = T.max(most[0], parts[end])
                     total[0] = 0
-                    for s in T.unroll(shares):
+                    for s in T.unroll(count):
                         end = t * p_strides[0] + s * p_strides[1] + h * p_strides[2] + latent
                         factor[s] = 0
                         if parts[end + 1] != 0:
@@ -48,7 +48,7 @@ def build(f: Flavor, shape: tuple[int, ...], p_strides: tuple[int, ...], y_strid
                         for i in f.lanes():
                             if k * THREADS + i < latent:
                                 part[i] = 0
-                                for s in T.unroll(shares):
+                                for s in T.unroll(count):
                                     at = t * p_strides[0] + s * p_strides[1] + h * p_strides[2]
                                     part[i] += factor[s] * parts[at + k * THREADS + i]
                                 y[t * y_strides[0] + h * y_strides[1] + k * THREADS + i] = part[i] / total[0]

@@ -33,7 +33,7 @@ def _(cache: torch.Tensor, x: torch.Tensor, position: torch.Tensor, column: int)
 
 
 def tile(node: OpNode, parts: int) -> Tiling:
-    """One task; where the rows lie is known at run time only, so all rows of the columns are declared."""
+    """One task; which rows it writes is known at run time only, so all rows of the columns are declared."""
     cache, x, _ = node.inputs
     column, context = node.attrs["column"], Context.of(node)
     return Tiling(
@@ -72,8 +72,9 @@ def by_context(distribution: Distribution, node: OpNode, split: Split) -> None:
     """Each device appends to its own blocks."""
     cache = node.inputs[0]
     for device, context, own in parts_of(node, split):
-        share = distribution.make_share(cache.tensor, device, context, (context.rows(cache.shape[0]), *cache.shape[1:]))
-        distribution.add(own, device, (share, *node.inputs[1:]), (), ())
+        shape = (context.rows(cache.shape[0]), *cache.shape[1:])
+        shard = distribution.make_shard(cache.tensor, device, context, shape)
+        distribution.add(own, device, (shard, *node.inputs[1:]), (), ())
 
 
 register(

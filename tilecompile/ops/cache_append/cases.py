@@ -11,7 +11,7 @@ from tilecompile.ops.testing import Case, normal
 
 
 def cases(generator: torch.Generator) -> Iterator[Case]:
-    """Both cache types, all columns and some, odd sizes, first and last rows, rows past the end, shares."""
+    """Both cache types, all columns and some, odd sizes, first and last rows, rows past the end, shards."""
     for tokens, rows, cols, width, column, position, context in (
         (1, 10, 64, 64, 0, 0, None),
         (3, 9, 83, 37, 41, 6, None),

@@ -4,12 +4,12 @@
 // that another device's cache holds.
 #pragma once
 
-template <int T, int W, class Share, class E>
-inline void cache_append(Share share, E* cache, size_t cache_stride, int rows, const float* x, int x_stride,
+template <int T, int W, class Shard, class E>
+inline void cache_append(Shard shard, E* cache, size_t cache_stride, int rows, const float* x, int x_stride,
                          int position) {
   for (int t = 0; t < T; ++t) {
-    const int row = share.rows(position + t);
-    if (row >= rows || row == share.rows(position + t + 1)) continue;
+    const int row = shard.rows(position + t);
+    if (row >= rows || row == shard.rows(position + t + 1)) continue;
     E* out = cache + size_t(row) * cache_stride;
     const float* in = x + t * x_stride;
     each_block(0, W, [&](int i, int n) { store_n(out + i, load_n(in + i, n), n); });

@@ -6,7 +6,7 @@ from tilecompile.ops.kit.body import CPP, STORED, THREADS, Flavor, PrimFunc, Til
 
 
 def gpu(node: OpNode) -> TileBody:
-    """The body for the node's shapes and share of the context."""
+    """The body for the node's shapes and shard of the context."""
     cache, x, _ = node.inputs
     context = Context.of(node)
     count, block = (context.count, context.block) if context else (1, 1)
@@ -37,12 +37,12 @@ def build(
         cache: T.Tensor((rows * row,), STORED[dtype]),
         x: T.Tensor(((tokens - 1) * x_token + width,), T.float32),
         position: T.int32,
-        share: T.int32,
+        shard: T.int32,
     ):
         with T.Kernel(1, threads=THREADS):
             for t in T.serial(tokens):
-                at = rows_expr(position + t, share, count, block)
-                after = rows_expr(position + t + 1, share, count, block)
+                at = rows_expr(position + t, shard, count, block)
+                after = rows_expr(position + t + 1, shard, count, block)
                 if at < rows and at != after:
                     for k in T.serial(T.ceildiv(width, THREADS)):
                         for i in f.lanes():

@@ -1,7 +1,7 @@
 // dispatch: the distinct ids of T tokens with K experts each, ascending, as slots; each token's weight for each slot.
 //
 // More distinct ids than SLOTS are a fault of the model (it takes min(T * K, experts) slots); the surplus is dropped,
-// so that nothing is written out of place.
+// so that nothing is written out of bounds.
 #pragma once
 #include <algorithm>
 

@@ -1,5 +1,5 @@
-// embed: y[t] = table[ids[t]] as floats, columns begin..end. Ids lie within the table: whoever starts a step checks its
-// ids, and argmax gives no others.
+// embed: y[t] = table[ids[t]] as floats, columns begin..end. Ids are rows of the table: the ids of a
+// request are checked, and argmax returns no others.
 #pragma once
 
 template <int T, class E>

@@ -27,7 +27,7 @@ def expert_combine(
 ) -> torch.Tensor:
     """y[t] = sum over slots s, in order, of slot_weight[t, s] · (weight[expert[s]] · x[t, s]).
 
-    Inactive slots (expert -1) and, for each token, slots of weight zero are skipped: what x holds there doesn't matter.
+    Inactive slots (expert -1) and, for each token, slots of weight zero are skipped, whatever x holds there.
     x: f32 [T, slots, K], expert: i32 [1, slots], slot_weight: f32 [T, slots], weight: [E, N, K]; returns f32 [T, N],
     accumulated in f32.
     """

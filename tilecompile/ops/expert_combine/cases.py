@@ -13,7 +13,7 @@ from tilecompile.ops.testing import Case, normal
 def cases(generator: torch.Generator) -> Iterator[Case]:
     """Shapes with odd sizes, T = 1 and more, both weight types, inactive slots, slots that only some tokens use.
 
-    x is not a number wherever a token doesn't use a slot: it must not be looked at, or must not show.
+    x is NaN wherever a token doesn't use a slot: the result must not depend on it.
     """
     for tokens, rows, cols, dtype, experts in (
         (1, 48, 64, "f32", [1, 4]),

@@ -24,21 +24,21 @@ UNIT = 128
 """Blocks of positions are multiples of this."""
 
 BLOCKS, ENOUGH = 8, 64
-"""Blocks a part, as the context ends somewhere in the cache, and what lies before the end should spread evenly; but not
-more than ENOUGH of them, unless there are as many parts: where these are many, single blocks are spread well."""
+"""Blocks a part: the context ends somewhere in the cache, and the blocks before its end should be spread evenly. In all
+at most ENOUGH, or one a part: with many parts, single blocks are spread well."""
 
 LEAST = 256
 """Fewest positions of a block."""
 
 FLOPS_PER_BYTE = 4.0
-"""What a core computes while it reads a byte, about: turns arithmetic into cost."""
+"""About what a core computes while it reads a byte; converts arithmetic into cost."""
 
 
 @torch.library.custom_op("tilecompile::index_score", mutates_args=())
 def index_score(
     query: torch.Tensor, weight: torch.Tensor, cache: torch.Tensor, position: torch.Tensor, topk: int
 ) -> torch.Tensor:
-    """Scores f32 [T, S]; not-a-number where they are undefined.
+    """Scores f32 [T, S]; NaN where they are undefined.
 
     query: f32 [T, H, D], weight: f32 [T, H], cache: f32 or bf16 [S, D], position: i32 [1]. Defined are the scores of
     positions up to the token's own, position + t, if these are more than `topk`.
@@ -128,8 +128,8 @@ def by_context(distribution: Distribution, node: OpNode, split: Split) -> None:
     query, weight, cache, position = node.inputs
     (scores,) = node.outputs
     for device, context, own in parts_of(node, split):
-        keys = distribution.share(cache.tensor, device, context)
-        result = distribution.make_share(scores.tensor, device, context, (scores.shape[0], keys.shape[0]))
+        keys = distribution.shard(cache.tensor, device, context)
+        result = distribution.make_shard(scores.tensor, device, context, (scores.shape[0], keys.shape[0]))
         distribution.add(own, device, (query, weight, keys, position), (), (result,), private=True)
 
 

@@ -13,7 +13,7 @@ from tilecompile.ops.testing import Case, normal
 
 
 def cases(generator: torch.Generator) -> Iterator[Case]:
-    """Contexts that end within a block, at its end, and at the last of the cache; tokens below topk; shares of them."""
+    """Contexts that end within a block, at its end, and at the last of the cache; tokens below topk; shards of them."""
     for tokens, heads, width, size, position, topk, dtype, context in (
         (1, 8, 64, 1024, 700, 64, "f32", None),
         (3, 8, 64, 600, 597, 64, "bf16", None),

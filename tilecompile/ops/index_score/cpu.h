@@ -47,12 +47,12 @@ inline void add_heads(const float* query, int q_head, const float* weight, const
   });
 }
 
-template <int T, int H, int D, int TOPK, class Share, class E>
-inline void index_score(const Call& c, Share share, const float* query, int q_token, int q_head, const float* weight,
+template <int T, int H, int D, int TOPK, class Shard, class E>
+inline void index_score(const Call& c, Shard shard, const float* query, int q_token, int q_head, const float* weight,
                         int w_token, const E* cache, size_t row, int position, float* scores, size_t s_token) {
   constexpr int HEADS = LANES == 16 ? 8 : LANES == 8 ? 3 : 1;  // as many as the registers hold the sums of
   const int first = position < TOPK ? TOPK - position : 0;     // tokens before it see at most TOPK positions
-  const int all = share.rows(position + T), end = c.tile(1) < all ? c.tile(1) : all;
+  const int all = shard.rows(position + T), end = c.tile(1) < all ? c.tile(1) : all;
   if (first >= T) return;
   c.scratch->norm_x = nullptr;
   float* keys = reinterpret_cast<float*>(c.scratch->base);
@@ -71,7 +71,7 @@ inline void index_score(const Call& c, Share share, const float* query, int q_to
       }
       for (; h + HEADS <= H; h += HEADS) add_heads<HEADS, D, false>(q + h * q_head, q_head, w + h, keys, ahead, score);
       if constexpr (H % HEADS != 0) add_heads<H % HEADS, D, false>(q + h * q_head, q_head, w + h, keys, ahead, score);
-      const int visible = share.rows(position + t + 1), seen = visible < end ? visible : end;
+      const int visible = shard.rows(position + t + 1), seen = visible < end ? visible : end;
       float* out = scores + t * s_token + s;
       for (int g = 0; g < 2; ++g) store_n(out + 16 * g, score[g], seen - s - 16 * g);
     }

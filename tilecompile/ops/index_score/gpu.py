@@ -46,7 +46,7 @@ def build(
     count: int,
     block: int,
 ) -> PrimFunc:
-    """Positions (of a share: rows) lo:hi, for the tokens that see more than `topk` positions."""
+    """Positions (of a shard: rows) lo:hi, for the tokens that see more than `topk` positions."""
     import tilelang.language as T
 
     tokens, heads, width = shape
@@ -62,7 +62,7 @@ def build(
         scores: T.Tensor(((tokens - 1) * s_token + size,), T.float32),
         lo: T.int32,
         hi: T.int32,
-        share: T.int32,
+        shard: T.int32,
     ):
         with T.Kernel(1, threads=THREADS):
             rows = f.shared((KEYS, pitch), STORED[dtype])
@@ -71,7 +71,7 @@ def build(
             key = T.alloc_local((1,), "float32")
             dot = T.alloc_local((GROUP,), "float32")
             score = f.fragment((THREADS,), "float32")
-            end = T.min(hi, rows_expr(position + tokens, share, count, block))
+            end = T.min(hi, rows_expr(position + tokens, shard, count, block))
             if position + tokens > topk:
                 for b in T.serial(T.ceildiv(end - lo, KEYS)):
                     for k in T.unroll(T.ceildiv(KEYS * width, THREADS), unroll_factor=8):
@@ -109,7 +109,7 @@ def build(
                                             ] * T.max(dot[j], T.float32(0))
                                 if i >= KEYS:
                                     sums[i - KEYS] = score[i]
-                            seen = T.min(end, rows_expr(position + t + 1, share, count, block))
+                            seen = T.min(end, rows_expr(position + t + 1, shard, count, block))
                             for i in f.lanes():
                                 if i < KEYS and lo + b * KEYS + i < seen:
                                     scores[t * s_token + lo + b * KEYS + i] = score[i] + sums[i]

@@ -1,1 +1,1 @@
-"""What the bodies of ops are written over."""
+"""The helpers that the bodies of ops are written with."""

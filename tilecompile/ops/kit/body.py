@@ -16,10 +16,10 @@ THREADS = BLOCK.body_threads
 
 STORED = {"f32": "float32", "bf16": "uint16", "i32": "int32"}
 """How TileLang bodies see the elements of buffers. bf16 as bits: TileLang's passes that replace bf16 for its C target
-overlook conversions of values that have a name, and give wrong numbers."""
+miss conversions of values that have a name, and give wrong results."""
 
 CPP = {"f32": "float", "bf16": "uint16_t", "i32": "int32_t"}
-"""The same in C++."""
+"""Types of the elements of buffers in C++."""
 
 PrimFunc = Any
 """A TileLang `prim_func`. TileLang has no types."""
@@ -38,7 +38,7 @@ class Flavor:
     cpu: bool = False
 
     def fragment(self, shape: tuple[int, ...], dtype: str) -> Any:
-        """An array that lies in the threads' registers, divided over them."""
+        """An array in the threads' registers, divided over them."""
         import tilelang.language as T
 
         return T.alloc_local(shape, dtype) if self.cpu else T.alloc_fragment(shape, dtype)
@@ -50,7 +50,7 @@ class Flavor:
         return T.alloc_local(shape, dtype) if self.cpu else T.alloc_shared(shape, dtype)
 
     def parallel(self, *extents: int) -> Any:
-        """Loops whose iterations are independent, divided over the threads: with THREADS in all one for each."""
+        """Loops whose iterations are independent, divided over the threads; one each if there are THREADS."""
         import tilelang.language as T
 
         return T.grid(*extents) if self.cpu else T.Parallel(*extents)
@@ -68,7 +68,7 @@ class Flavor:
         return T.reinterpret(T.shift_left(T.cast(x, "uint32"), T.uint32(16)), "float32")
 
     def narrow(self, x: Any, dtype: str) -> Any:
-        """An f32, rounded to the nearest element of a buffer, ties to even. Not for not-a-number."""
+        """An f32, rounded to the nearest element of a buffer, ties to even. x must not be NaN."""
         import tilelang.language as T
 
         if dtype == "f32":
@@ -94,7 +94,7 @@ class TileBody:
 
 @dataclass(frozen=True)
 class StreamBody:
-    """A body by hand: the C++ statement over `const Call& c`, and the ops whose `gpu.cuh` it needs, in order.
+    """A body written by hand: the C++ statement over `const Call& c`, and the ops whose `gpu.cuh` it needs, in order.
 
     It takes `scratch` bytes of shared memory, and `panel_scratch` for each panel of its largest weight tile.
     """

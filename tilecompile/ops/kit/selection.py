@@ -1,8 +1,8 @@
-"""GPU steps of an exact selection of the k largest keys, as macros that bodies are written over.
+"""GPU steps of an exact selection of the k largest keys, as macros for bodies.
 
-A histogram of 2048 intervals over the range of the keys says in which of them the k-th largest lies; that one is
+A histogram of 2048 intervals over the range of the keys says which of them contains the k-th largest; that one is
 divided again, at most three times in all. Scores are compared as integers (`ordered`). Then each thread takes a stretch
-of positions, counts what it holds of them, and writes it behind what the threads before it hold.
+of positions, counts the selected ones, and writes them after those of the threads before it.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ from tilecompile.ops.kit.body import THREADS, Flavor
 from tilecompile.runtime.format import INTERVAL_BITS
 
 BITS = INTERVAL_BITS
-"""An interval's number."""
+"""Bits of an interval's number."""
 
 BINS = 1 << BITS
 EACH = BINS // THREADS
@@ -21,21 +21,21 @@ LOWEST, HIGHEST = -(2**31), 2**31 - 1
 
 
 def ordered(bits: Any) -> Any:
-    """The i32 that compares as the f32 of these bits (i32) does, but that -0 is one below 0."""
+    """The i32 that compares as the f32 with these bits (i32) does, except that -0 is one less than 0."""
     import tilelang.language as T
 
     return T.bitwise_xor(bits, T.bitwise_and(T.shift_right(bits, 31), HIGHEST))
 
 
 def signed(word: Any) -> Any:
-    """The i32 that compares as a u32, in an i32's bits, does; and back."""
+    """The i32 that compares as the u32 with the bits of `word` does; its own inverse."""
     import tilelang.language as T
 
     return T.cast(T.bitwise_xor(T.cast(word, "uint32"), T.uint32(1 << 31)), "int32")
 
 
 def above(number: Any, base: Any) -> Any:
-    """How far an i32 lies above another one, u32."""
+    """The difference of two i32, u32; `number` must not be less than `base`."""
     import tilelang.language as T
 
     return T.cast(number, "uint32") - T.cast(base, "uint32")
@@ -46,7 +46,7 @@ class Selector:
 
     Shared memory: bins [BINS], sums and ties [2, THREADS], found [2]; fragments own, part and equal [THREADS]; state
     [6], which every thread computes for itself. `find` leaves the want-th largest key in state[0], and in state[2] how
-    many of those equal to it are wanted; `take` writes the positions of the keys above and of those, in order.
+    many of those equal to it are selected; `take` writes the positions of the keys above and of those, in order.
     """
 
     def __init__(self, f: Flavor, load: Any) -> None:
@@ -74,7 +74,7 @@ class Selector:
                         equal[i] = T.min(equal[i], own[i])
             T.reduce_max(part, most, dim=0)
             T.reduce_min(equal, least, dim=0)
-            # The lowest and the highest key that come into question, and how many of them are wanted.
+            # The lowest and the highest candidate, and how many of the candidates are selected.
             state[0] = least[0]
             state[1] = most[0]
             state[2] = want
@@ -83,7 +83,7 @@ class Selector:
                 for b in T.serial(32 - BITS):
                     if T.shift_right(above(state[1], state[0]), T.uint32(BITS + b)) != T.uint32(0):
                         state[3] = b + 1
-                state[4] = T.if_then_else(state[0] == state[1], 0, n)  # keys to look at
+                state[4] = T.if_then_else(state[0] == state[1], 0, n)  # keys to read
                 for b in T.serial(EACH):
                     for i in f.lanes():
                         bins[b * THREADS + i] = 0

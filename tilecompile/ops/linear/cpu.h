@@ -7,7 +7,7 @@
 #pragma once
 
 // One panel times T tokens whose activations are `stride` floats apart. `next` is what will be read after the panel, into
-// which the prefetches run on; without it, what lies behind the panel.
+// which the prefetches run on; without it, what is stored after the panel.
 template <int T, class W>
 inline void panel_dot(const W* w, const float* x, int stride, int K, v16 (&out)[T], const W* next = nullptr) {
   const int64_t bytes = int64_t(K) * PANEL * sizeof(W);
@@ -40,7 +40,7 @@ inline void panel_dot(const W* w, const float* x, int stride, int K, v16 (&out)[
 }
 
 // Rows row_begin..row_end of N weights; `epilogue(acc, t, row, n)` gets the N results of 16 rows and stores them.
-// `after` is what will be read after the tile; without it, what lies behind the tile.
+// `after` is what will be read after the tile; without it, what is stored after the tile.
 template <int T, int K, int N, class W, class Epilogue>
 inline void linear_rows(const W* w, const float* x, int stride, int row_begin, int row_end, Epilogue&& epilogue,
                         const W* after = nullptr) {

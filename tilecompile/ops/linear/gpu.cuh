@@ -58,8 +58,8 @@ struct Fp8 {
   TC_DEVICE static float rest(float x, uint32_t packed, int half) { return x - f32_of_f16(uint16_t(packed >> 16 * half)); }
 };
 
-// A product's shape: type of the weights, tokens, columns, weights whose panels alternate, and how far the first column
-// lies behind the start of a block that has one scale.
+// A product's shape: type of the weights, tokens, columns, weights whose panels alternate, and the offset of the
+// first column in its block of SCALE_BLOCK columns.
 template <class Weight, int Tokens, int Cols, int Weights, int Phase>
 struct Shape {
   using W = Weight;
@@ -74,11 +74,11 @@ struct Shape {
   static constexpr int GROUPS = PARTIAL_BYTES / (N * PANEL_BYTES) > 1 ? PARTIAL_BYTES / (N * PANEL_BYTES) : 1;
   static_assert(PHASE % 16 == 0 && T <= MAX_TOKENS);
 
-  // Scratch memory, in this order; scales, and behind them what the op wants a panel, take what the largest tile needs.
+  // Scratch memory, in this order; then scales and the op's own memory a panel, as the largest tile needs.
   static constexpr int SUMS = 0;        // 2 x [warps][T]
   static constexpr int UNSCALE = 512;   // [T]
   static constexpr int HIGH = 576;      // [BLOCKS][T][4 lanes]
-  static constexpr int LOW = HIGH + HIGH_BYTES;       // the same
+  static constexpr int LOW = HIGH + HIGH_BYTES;       // [BLOCKS][T][4 lanes]
   static constexpr int PARTIAL = LOW + LOW_BYTES;     // [GROUPS][N][RESIDUES][COLUMNS][PANEL]
   static constexpr int FIXED = PARTIAL + GROUPS * N * PANEL_BYTES;
   TC_DEVICE static int head_blocks(int panels) { return (panels * SCALES * 4 + FRAGMENT_BYTES - 1) / FRAGMENT_BYTES; }
@@ -234,7 +234,7 @@ struct Stream {
     }
   }
 
-  // Behind the scales, for the op.
+  // After the scales: memory of the op.
   TC_DEVICE char* more() const { return c.scratch + S::FIXED + head * FRAGMENT_BYTES; }
 
   TC_DEVICE float* partial(int panel, int residue) const {
@@ -246,7 +246,7 @@ struct Stream {
     const int residue = (c.warp() - panel * S::BLOCKS) & (RESIDUES - 1);
     float acc[S::PRODUCTS][4] = {};
     for (int b = residue; b < S::BLOCKS;) {
-      // As many as are in the slot, without looking at the ring.
+      // As many as are in the slot, without a wait for the ring.
       const char* block = blocks.at(head + panel * S::BLOCKS + b);
       const int there = blocks.begin + SLOT_BLOCKS - head - panel * S::BLOCKS;
       const int end = there < S::BLOCKS ? there : S::BLOCKS;
@@ -270,8 +270,8 @@ struct Stream {
     return ((r[0] + r[1]) + (r[2] + r[3])) + ((r[4] + r[5]) + (r[6] + r[7]));
   }
 
-  // Panels begin .. begin + N * groups of the run, of N weights in turn: `each(sums, t, group, row)` gets the sums of a
-  // row of each weight for token t. With `last` the run ends here. All warps have left the staged activations then.
+  // Panels begin .. begin + N * groups of the run, which alternate between N weights: `each(sums, t, group, row)` gets
+  // the sums of a row of each weight for token t. With `last` the run ends here, and no warp reads the staged activations.
   template <class Each>
   TC_DEVICE void multiply(int begin, int groups, bool last, Each&& each) {
     for (int group = 0; group < groups; group += S::GROUPS) {

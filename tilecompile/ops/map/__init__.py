@@ -16,7 +16,7 @@ from tilecompile.ops.map.gpu import gpu
 
 
 def inner(node: OpNode) -> int:
-    """Which dimension (1 to ndim) starts those that every operand holds contiguously, so that they are one vector."""
+    """The first dimension (1 to ndim) of the innermost ones that are contiguous in every operand: one vector."""
     views, shape = node.operands, node.outputs[0].shape
     first, run = len(shape), 1
     while first > 1 and all(shape[first - 1] == 1 or v.strides[first - 1] == run for v in views):
@@ -46,7 +46,7 @@ def tile(node: OpNode, parts: int) -> Tiling:
 
 
 def cpu(node: OpNode) -> str:
-    """Loops over the dimensions that lie apart, and within them blocks of 16 elements of those that lie together."""
+    """Loops over the outer dimensions, and within them over blocks of 16 elements of the contiguous ones."""
     shape, first = node.outputs[0].shape, inner(node)
 
     def offset(view: View) -> str:

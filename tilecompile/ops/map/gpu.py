@@ -8,7 +8,7 @@ from tilecompile.ir.node import OpNode
 from tilecompile.ops.kit.body import CPP, STORED, THREADS, Flavor, PrimFunc, TileBody, extent
 
 MOST = 12
-"""Inputs of the prim_func, whose number TileLang wants fixed; those that a node lacks come to nothing."""
+"""Inputs of the prim_func, whose number TileLang requires to be fixed; those that a node lacks are unused."""
 
 Strided = tuple[tuple[int, ...], str]
 """Strides and type of an operand."""
@@ -56,7 +56,7 @@ def value(expr: Expr, inputs: list[Any]) -> Any:
 
 
 def build(f: Flavor, shape: tuple[int, ...], views: tuple[Strided, ...], expr: Expr) -> PrimFunc:
-    """Elements lo:hi of dimension 1 and all of those behind it, for all tokens."""
+    """Elements lo:hi of dimension 1 and all of the dimensions after it, for all tokens."""
     import tilelang.language as T
 
     inner = prod(shape[2:])

@@ -4,7 +4,7 @@ A cache row is a latent (R values) and a rotated key (P values); it serves all h
 
 With `attrs["context"]` (see `ops/context.py`) the cache and the selection hold only some blocks of positions, and with
 `attrs["part"]` the selection is a range of its entries (`split_attention.py`). The result is then a part of the
-softmax's, f32 [T, H, R + 2], for `attention_merge`: the sums of the latents weighted by e^(score - largest score), the
+softmax, f32 [T, H, R + 2], for `attention_merge`: the sums of the latents weighted by e^(score - largest score), the
 largest score, and the sum of the weights; all zero without a selected position. (FlashDecoding: Dao, Haziza, Massa,
 Sizov 2023; merging by maxima: Milakov and Gimelshein, arXiv 1805.02867.)
 """
@@ -39,11 +39,11 @@ from tilecompile.runtime.format import DTYPE_BYTES
 from tilecompile.runtime.names import MERGE, PART
 
 FLOPS_PER_BYTE = 4.0
-"""What a core computes while it reads a byte, about: turns arithmetic into cost."""
+"""About what a core computes while it reads a byte; converts arithmetic into cost."""
 
 ENTRIES, UNIT = 64, 16
-"""Entries of the selection below which a part isn't worth a task and its share of the merging; parts are multiples of
-UNIT."""
+"""Fewest entries of the selection in a part: with fewer, a task and its merging cost more than they save. Parts are
+multiples of UNIT."""
 
 
 @torch.library.custom_op("tilecompile::mla_attention", mutates_args=())
@@ -144,9 +144,9 @@ def reference(node: OpNode, inputs: list[torch.Tensor], weights: list[torch.Tens
 
 
 def reads(node: OpNode) -> Mapping[int, RowsRead]:
-    """The selected rows; of the positions that are selected, a shard of the context is taken to hold its share."""
-    selection, share = node.inputs[3], Context.of(node)
-    if share is None:
+    """The selected rows; selected positions are taken to be spread evenly over the shards of the context."""
+    selection = node.inputs[3]
+    if Context.of(node) is None:
         return {2: RowsRead(selection.shape[1], first=selection.offset)}
     return {2: RowsRead(int(node.attrs["topk"]))}
 
@@ -154,10 +154,10 @@ def reads(node: OpNode) -> Mapping[int, RowsRead]:
 def work(node: OpNode, tiles: Indices, context: int) -> TaskWork:
     """What tasks do at a context: each reads all selected rows for its heads."""
     q_latent, q_rope, cache, selection = node.inputs[:4]
-    share, most = Context.of(node), int(node.attrs.get("topk", selection.shape[1]))  # of all shares together
-    if share and context > most:  # which positions are chosen isn't known: as many of each share
-        most = -(-most // share.count)
-    first = selection.offset if share is None else 0  # of the selection's entries; those that count come first
+    shard, most = Context.of(node), int(node.attrs.get("topk", selection.shape[1]))  # of all shards together
+    if shard and context > most:  # which positions are selected isn't known: equally many of each shard
+        most = -(-most // shard.count)
+    first = selection.offset if shard is None else 0  # of the selection's entries; those that count come first
     heads, chosen = tiles[:, 1] - tiles[:, 0], max(0, min(rows_of(node, context) - first, most))
     latent, width = q_latent.shape[2], q_latent.shape[2] + q_rope.shape[2]
     read = np.full(len(tiles), float(chosen * width * DTYPE_BYTES[cache.dtype]))
@@ -169,15 +169,15 @@ def work(node: OpNode, tiles: Indices, context: int) -> TaskWork:
 def by_context(distribution: Distribution, node: OpNode, split: Split) -> None:
     """Each device attends to the selected positions of its own blocks, and pushes the parts of all heads.
 
-    They go to the devices that go on with these heads, which are the split's `adds`.
+    They are pushed to the devices that continue with these heads: the split's `adds`.
     """
     q_latent, q_rope, cache, selection, position = node.inputs
     (y,) = node.outputs
     tokens, heads, latent = y.shape
     slots = distribution.make(f"{y.tensor}.parts", (tokens, len(split.parts), heads, latent + 2), y.dtype)
     for device, context, own in parts_of(node, split):
-        own = replace(own, role=PART, attrs={**own.attrs, "topk": selection.shape[1]})  # of all shares together
-        rows, chosen = (distribution.share(v.tensor, device, context) for v in (cache, selection))
+        own = replace(own, role=PART, attrs={**own.attrs, "topk": selection.shape[1]})  # of all shards together
+        rows, chosen = (distribution.shard(v.tensor, device, context) for v in (cache, selection))
         inputs = (q_latent, q_rope, rows, chosen, position)
         distribution.add(own, device, inputs, (), (slots.select(1, context.index),))
     name = f"{node.name}.merge"
@@ -191,7 +191,7 @@ def split_over_workers(node: OpNode, workers: int, name: Callable[[str], str]) -
     """The heads' attention in parts of the selection's entries, where there are more workers than heads.
 
     One task a head would read all selected rows alone, while most workers have nothing to do. `attention_merge` adds
-    the parts of a head in their order.
+    the parts of a head in order.
     """
     *others, selection, position = node.inputs
     (y,) = node.outputs
@@ -199,7 +199,7 @@ def split_over_workers(node: OpNode, workers: int, name: Callable[[str], str]) -
     cuts = 1 if is_part(node) else min(workers // heads, selection.shape[1] // ENTRIES)
     if cuts < 2:
         return None
-    # What a head's merging reads is in one piece.
+    # A head's parts are contiguous, for the merge that reads them.
     made = View.of(f"%{name('.parts')}", (tokens, heads, cuts, latent + 2), y.dtype)
     by_part = made.swapped(1, 2)
     parts = []

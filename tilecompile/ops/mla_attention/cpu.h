@@ -77,7 +77,7 @@ inline void score_rows(const Query& q, const E* const* rows, const E* const* ahe
   for (int h = 0; h < HEADS; ++h) memcpy(score + h * pitch, t + 4 * h, 16);
 }
 
-// Turns n scores into e^(score - largest); entries up to the next multiple of 16 become zero or next to it. Returns
+// Turns n scores into e^(score - largest); entries up to the next multiple of 16 become zero or almost zero. Returns
 // their sum.
 inline float exponentials(float* score, int n, float& max) {
   for (int j = n; j % 16 != 0; ++j) score[j] = -INFINITY;
@@ -133,7 +133,7 @@ inline int selected_rows(const int32_t* selection, int size) {
   return lo;
 }
 
-// PART: of a share of the context, as y[t][h] = [sums of latents, largest score, denominator].
+// PART: of a shard of the context, as y[t][h] = [sums of latents, largest score, denominator].
 template <int T, int R, int P, int TOPK, bool PART, class E>
 inline void mla_attention(const Call& c, const float* q_latent, int ql_token, int ql_head, const float* q_rope,
                           int qr_token, int qr_head, const E* cache, size_t row, const int32_t* selection, int s_token,
@@ -152,7 +152,7 @@ inline void mla_attention(const Call& c, const float* q_latent, int ql_token, in
     }
     const auto address = [&](int j) { return cache + size_t(selected[j < n ? j : n - 1]) * row; };
 
-    const E *rows[ROWS], *next[ROWS];  // behind the last row the last one again
+    const E *rows[ROWS], *next[ROWS];  // after the last row, the last one is repeated
     for (int r = 0; r < ROWS; ++r) next[r] = address(r);
     for (int j = 0; j < n; j += ROWS) {
       for (int r = 0; r < ROWS; ++r) rows[r] = next[r], next[r] = address(j + ROWS + r);

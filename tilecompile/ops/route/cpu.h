@@ -1,6 +1,6 @@
 // route: per token the TOPK largest of sigmoid(logits) + bias, in descending order, and the weights of those.
 //
-// The maximum of every block of 16 experts is kept, so that each choice looks at E/16 blocks and then at the lanes of
+// The maximum of every block of 16 experts is kept, so that each choice compares E/16 blocks and then the lanes of
 // one. Of equal values the first block and the first lane win: the lowest index. The weights are summed in the order of
 // choice.
 #pragma once
@@ -25,7 +25,7 @@ inline void route_token(const float* logits, const float* bias, int32_t* ids, fl
     int best = 0;
     for (int b = 1; b < BLOCKS; ++b)
       if (top[b] > top[best]) best = b;
-    // Lanes of real experts only: whatever the values are, even not-a-number, the id is one of an expert.
+    // Lanes of real experts only: whatever the values are, even NaN, the id is one of an expert.
     int i = 16 * best;
     for (int l = (E - i < 16 ? E - i : 16) - 1; l > 0; --l)
       if (key[16 * best + l] == top[best]) i = 16 * best + l;

@@ -1,6 +1,6 @@
-"""topk_candidates: what a share of the context contributes to the choice of the `topk` best positions of all.
+"""topk_candidates: what a shard of the context contributes to the choice of the `topk` best positions of all.
 
-Among the `topk` best of all positions a share has at most its own `topk` best, so those are its candidates. A candidate
+Among the `topk` best of all positions a shard has at most its own `topk` best, so those are its candidates. A candidate
 is a 64-bit key, as two i32: the high word orders as the scores do, the low one is the complement of the position, so
 that of equal scores that of the lowest position wins. `topk_merge` decides.
 """
@@ -25,7 +25,7 @@ def ordered(scores: torch.Tensor) -> torch.Tensor:
 
 
 def tile(node: OpNode, parts: int) -> Tiling:
-    """One task, as for topk_select; coordinate 3 is the share."""
+    """One task, as for topk_select; coordinate 3 is the shard."""
     tokens, size = node.inputs[0].shape
     return Tiling(
         coords=np.array([[0, 0, 0, node.attrs["context"][0]]], np.int32),
@@ -51,8 +51,8 @@ def cpu(node: OpNode) -> str:
 def reference(node: OpNode, inputs: list[torch.Tensor], weights: list[torch.Tensor]) -> torch.Tensor:
     """Keys i32 [T, K, 2] in the order of positions, zero in unused entries, and in all while no choice is needed.
 
-    scores: f32 [T, rows], those of the share's rows; position: i32 [1]. Token t sees positions up to position + t, and
-    chooses if these are more than `topk`. K is at least the smaller of `topk` and the share's rows.
+    scores: f32 [T, rows], those of the shard's rows; position: i32 [1]. Token t sees positions up to position + t, and
+    chooses if these are more than `topk`. K is at least the smaller of `topk` and the shard's rows.
     """
     scores, position = inputs
     context, topk = Context(*node.attrs["context"]), node.attrs["topk"]

@@ -32,7 +32,7 @@ def cases(generator: torch.Generator) -> Iterator[Case]:
             x = torch.full_like(x, -1.5)
         for t in range(tokens):
             seen = position + t + 1
-            x[t, context.rows(seen) if seen > topk else 0 :] = torch.nan  # must not be looked at
+            x[t, context.rows(seen) if seen > topk else 0 :] = torch.nan  # must not be read
         tensors = {"scores": x, "position": torch.tensor([position], dtype=torch.int32)}
         attrs = {"topk": topk, "context": (context.index, context.count, context.block)}
         yield Case(OpNode(kind, "topk_candidates", (scores, where), (), (wide,), attrs), tensors, tolerance=0)

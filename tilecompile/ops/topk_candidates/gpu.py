@@ -1,4 +1,4 @@
-"""The GPU body of topk_candidates: topk_select's steps on a share's scores, and keys of what they choose."""
+"""The GPU body of topk_candidates: topk_select's steps on a shard's scores, and keys of what they choose."""
 
 from tilecompile.ir.node import OpNode
 from tilecompile.ops.context import Context, position_expr, rows_expr
@@ -18,7 +18,7 @@ def gpu(node: OpNode) -> TileBody:
 def build(
     f: Flavor, tokens: int, size: int, s_token: int, topk: int, room: int, k_token: int, count: int, block: int
 ) -> PrimFunc:
-    """The chosen rows come to stand in shared memory, and become keys from there."""
+    """The chosen rows are written to shared memory first, then converted to keys."""
     import tilelang.language as T
 
     load = load_score()
@@ -29,7 +29,7 @@ def build(
         scores: T.Tensor(((tokens - 1) * s_token + size,), T.float32),
         position: T.int32,
         keys: T.Tensor(((tokens - 1) * k_token + room * 2,), T.int32),
-        share: T.int32,
+        shard: T.int32,
     ):
         with T.Kernel(1, threads=THREADS):
             bins = f.shared((BINS,), "int32")
@@ -42,7 +42,7 @@ def build(
             equal = f.fragment((THREADS,), "int32")
             state = T.alloc_local((6,), "int32")
             for t in T.serial(tokens):
-                n = T.min(rows_expr(position + t + 1, share, count, block), size)
+                n = T.min(rows_expr(position + t + 1, shard, count, block), size)
                 chosen = T.if_then_else(position + t + 1 <= topk, 0, T.min(n, topk))
                 if chosen > 0 and n > topk:
                     steps.find(bins, sums, found, own, part, equal, state, scores, t * s_token, n, topk)
@@ -60,7 +60,7 @@ def build(
                             part[i] = rows[k * THREADS + i]
                             load(own, i, scores, t * s_token + part[i])
                             own[i] = signed(own[i])
-                            part[i] = -1 - position_expr(part[i], share, count, block)
+                            part[i] = -1 - position_expr(part[i], shard, count, block)
                         if k * THREADS + i < room:
                             keys[t * k_token + (k * THREADS + i) * 2] = part[i]
                             keys[t * k_token + (k * THREADS + i) * 2 + 1] = own[i]

@@ -1,4 +1,4 @@
-"""topk_merge: a share's part of the `topk` best positions, from the candidates of all shares of the context.
+"""topk_merge: a shard's part of the `topk` best positions, from the candidates of all shards of the context.
 
 Every device makes the same choice as `topk_select` would on one device, and keeps the positions that its own cache
 holds, as rows of it.
@@ -18,15 +18,15 @@ from tilecompile.runtime.format import INTERVAL_BITS, KEY_WORDS
 
 
 def tile(node: OpNode, parts: int) -> Tiling:
-    """One task; coordinate 3 is the share."""
-    tokens, shares, room, _ = node.inputs[0].shape
+    """One task; coordinate 3 is the shard."""
+    tokens, shards, room, _ = node.inputs[0].shape
     return Tiling(
         coords=np.array([[0, 0, 0, node.attrs["context"][0]]], np.int32),
         reads=(whole(node, 0), whole(node, 1)),
         writes=(whole(node, 2),),
         weights=((),),
-        cost=np.array([32.0 * tokens * shares * room]),
-        scratch=4 * (KEY_WORDS * shares * room + (1 << INTERVAL_BITS)),
+        cost=np.array([32.0 * tokens * shards * room]),
+        scratch=4 * (KEY_WORDS * shards * room + (1 << INTERVAL_BITS)),
     )
 
 
@@ -42,10 +42,10 @@ def cpu(node: OpNode) -> str:
 
 
 def reference(node: OpNode, inputs: list[torch.Tensor], weights: list[torch.Tensor]) -> torch.Tensor:
-    """Selected rows i32 [T, K] of the share's cache, ascending; -1 in the unused entries at the end.
+    """Selected rows i32 [T, K] of the shard's cache, ascending; -1 in the unused entries at the end.
 
-    keys: i32 [T, shares, room, 2] of `topk_candidates`, position: i32 [1]. A token that sees at most `topk` positions
-    gets all of them. K is the smaller of `topk` and the share's rows.
+    keys: i32 [T, shards, room, 2] of `topk_candidates`, position: i32 [1]. A token that sees at most `topk` positions
+    gets all of them. K is the smaller of `topk` and the shard's rows.
     """
     keys, position = inputs
     context, topk = Context(*node.attrs["context"]), node.attrs["topk"]

@@ -21,7 +21,7 @@ def gpu(node: OpNode) -> TileBody:
 def build(
     f: Flavor,
     tokens: int,
-    shares: int,
+    shards: int,
     room: int,
     k_token: int,
     topk: int,
@@ -33,7 +33,7 @@ def build(
     """Each thread then takes a stretch of the own candidates, as in topk_select."""
     import tilelang.language as T
 
-    all_keys = shares * room
+    all_keys = shards * room
     stretch = -(-room // THREADS)
 
     @T.macro
@@ -53,7 +53,7 @@ def build(
         keys: T.Tensor(((tokens - 1) * k_token + all_keys * 2,), T.int32),
         position: T.int32,
         selection: T.Tensor(((tokens - 1) * o_token + size,), T.int32),
-        share: T.int32,
+        shard: T.int32,
     ):
         with T.Kernel(1, threads=THREADS):
             bins = f.shared((BINS,), "int32")
@@ -70,7 +70,7 @@ def build(
                         for i in f.lanes():
                             if k * THREADS + i < size:
                                 selection[t * o_token + k * THREADS + i] = T.if_then_else(
-                                    k * THREADS + i < rows_expr(position + t + 1, share, count, block),
+                                    k * THREADS + i < rows_expr(position + t + 1, shard, count, block),
                                     k * THREADS + i,
                                     -1,
                                 )
@@ -83,8 +83,8 @@ def build(
                         part[i] = 0
                         for k in T.serial(stretch):
                             if i * stretch + k < room:
-                                own[i] = signed(keys[t * k_token + (share * room + i * stretch + k) * 2 + 1])
-                                equal[i] = signed(keys[t * k_token + (share * room + i * stretch + k) * 2])
+                                own[i] = signed(keys[t * k_token + (shard * room + i * stretch + k) * 2 + 1])
+                                equal[i] = signed(keys[t * k_token + (shard * room + i * stretch + k) * 2])
                                 if own[i] > least[0] or (own[i] == least[0] and equal[i] >= state[0]):
                                     part[i] += 1
                         sums[0, i] = part[i]
@@ -93,11 +93,11 @@ def build(
                         part[i] = sums[0, i] - part[i]
                         for k in T.serial(stretch):
                             if i * stretch + k < room:
-                                own[i] = signed(keys[t * k_token + (share * room + i * stretch + k) * 2 + 1])
-                                equal[i] = signed(keys[t * k_token + (share * room + i * stretch + k) * 2])
+                                own[i] = signed(keys[t * k_token + (shard * room + i * stretch + k) * 2 + 1])
+                                equal[i] = signed(keys[t * k_token + (shard * room + i * stretch + k) * 2])
                                 if own[i] > least[0] or (own[i] == least[0] and equal[i] >= state[0]):
                                     selection[t * o_token + part[i]] = rows_expr(
-                                        -1 - signed(equal[i]), share, count, block
+                                        -1 - signed(equal[i]), shard, count, block
                                     )
                                     part[i] += 1
                     for k in T.serial(T.ceildiv(size, THREADS)):

@@ -85,12 +85,12 @@ def by_context(distribution: Distribution, node: OpNode, split: Split) -> None:
     room = min(topk, parts[0][1].rows(scores.shape[1]))
     keys = distribution.make(f"{selection.tensor}.candidates", (tokens, len(parts), room, KEY_WORDS), "i32")
     for device, context, own in parts:
-        inputs = (distribution.share(scores.tensor, device, context), position)
+        inputs = (distribution.shard(scores.tensor, device, context), position)
         candidates = replace(own, name=f"{node.name}.candidates", op=TOPK_CANDIDATES.name, role=PART)
         distribution.add(candidates, device, inputs, (), (keys.select(1, context.index),))
     for device, context, own in parts:
         size = min(topk, context.rows(scores.shape[1]))
-        result = distribution.make_share(selection.tensor, device, context, (tokens, size))
+        result = distribution.make_shard(selection.tensor, device, context, (tokens, size))
         merge = replace(own, name=f"{node.name}.merge", op=TOPK_MERGE.name, role=MERGE)
         distribution.add(merge, device, (keys, position), (), (result,), private=True)
 

@@ -37,7 +37,7 @@ def cases(generator: torch.Generator) -> Iterator[Case]:
             x[:, ::501] = torch.inf
         for t in range(tokens):
             context = position + t + 1
-            x[t, context if context > topk else 0 :] = torch.nan  # must not be looked at
+            x[t, context if context > topk else 0 :] = torch.nan  # must not be read
         tensors = {"scores": x, "position": torch.tensor([position], dtype=torch.int32)}
         node = OpNode(kind, "topk_select", (scores, where), (), (selection,), {"topk": topk})
         yield Case(node, tensors, tolerance=0)

@@ -1,7 +1,7 @@
 // topk_select: the positions of the TOPK largest scores, ascending; of equal scores the lowest position wins.
 //
-// Exact, in time proportional to the context: a histogram over the range of the scores says in which of 2048 intervals
-// the TOPK-th largest lies; the scores in that interval are the candidates of the next round, at most three in all.
+// Exact, in time proportional to the context: a histogram over the range of the scores says which of 2048 intervals
+// contains the TOPK-th largest; the scores in that interval are the candidates of the next round, at most three in all.
 #pragma once
 
 // Integers that compare as the scores do; -0 equals 0.
@@ -67,7 +67,7 @@ inline void select_row(const float* scores, int n, int32_t* out, uint32_t* scrat
     size = keep_between(from, size, lo, hi, candidates);
     from = candidates;
   }
-  // Keys from lo on, or, where more keys than wanted equal it, the first `want` of those and all above. The unused last
+  // Keys from lo on, or, where more keys than needed equal it, the first `want` of those and all above. The unused last
   // write of an iteration stays within TOPK entries, since each loop ends when it has taken its last one.
   int taken = 0, i = 0;
   if (tied)

@@ -1,9 +1,9 @@
 """choose: the placement `auto`, by simulated time.
 
-Every recipe is planned for a few of the model's layers and simulated at the wanted context; of the fastest one, each
-family of operators is then placed otherwise, replicated where it was divided and divided where it was replicated, and
-what is faster stays. So every choice has a figure. A device's workers are taken together by the dozen, which changes
-neither its bytes nor who waits for whom, only how finely the tasks are cut.
+Every recipe is planned for a few of the model's layers and simulated at the given context. In the fastest one,
+each family of operators is then placed otherwise, replicated where it was divided and divided where it was replicated,
+and the change is kept if it is faster. So every choice has a simulated time. A device's workers are grouped into at
+most WORKERS, which changes neither its bytes nor its dependencies, only how finely the tasks are cut.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tilecompile.schedules.auto import REPLICATE, Choice, Recipe, alternatives, 
 from tilecompile.schedules.machine import Machine, OpCost
 
 DEFAULT_CONTEXT = 4096
-"""Positions that a placement is chosen for, if the engine holds as many and nothing else is said."""
+"""Positions that a placement is chosen for by default, if the engine holds as many."""
 
 WORKERS = 12
 """Workers of a device in the search, at most."""
@@ -40,17 +40,17 @@ MOST_HOPS, LEAST_HOPS = 3.0, 0.25
 """Hops that replicating a family of operators can save, and that dividing it must save."""
 
 LAYERS = 3
-"""Layers that the search looks at, at least."""
+"""Fewest layers that the search plans."""
 
 GAIN = 0.002
-"""Part of the time that a change must save: below, it may as well be a matter of where tasks happen to fall."""
+"""Fraction of the time that a change must save: less may be due to the assignment of tasks to workers alone."""
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """The choice, and what was tried: milliseconds of the `layers` that were looked at, by choice, in order.
+    """The choice, and what was tried: milliseconds of the `layers` that were planned, by choice, in order.
 
-    `recipes` are those of them without exceptions.
+    `recipes` are the choices without exceptions.
     """
 
     choice: Choice
@@ -81,9 +81,9 @@ def choose(
     context: int,
     progress: Count = silent,
 ) -> Chosen:
-    """Looks for the fastest placement, by a fused graph of so many of the model's layers (`sample`).
+    """Searches the fastest placement, by a fused graph of `layers` layers of the model (`sample`).
 
-    `workers` counts those of one device, `progress` gets the families of operators that were looked at, and their
+    `workers` are those of one device; `progress` is called with the families of operators tried so far, and their
     number.
 
     InputError for a machine without costs, and where no recipe can use the devices.
@@ -117,12 +117,12 @@ def choose(
             if ms(changed := otherwise(best, name, how)) < (1 - GAIN) * ms(best):
                 best = changed
         except ValueError:
-            continue  # it can't lie so
+            continue  # this placement is infeasible
     return Chosen(best, tried, tuple(map(str, candidates)), context, layers)
 
 
 def may_pay(graph: OpGraph, name: str, how: str, machine: Machine, devices: int) -> bool:
-    """Whether placing a family otherwise could save time, by what its weights take to read against the time of a hop.
+    """Whether placing a family otherwise could save time: compares the time to read its weights with that of a hop.
 
     Replicating can save a few hops at most, and dividing must save a good part of one.
     """
@@ -134,10 +134,10 @@ def may_pay(graph: OpGraph, name: str, how: str, machine: Machine, devices: int)
 
 
 def sample(kinds: Sequence[LayerKind]) -> range:
-    """The layers that the search looks at: the shortest stretch that has every kind and can begin a model.
+    """The layers that the search plans: the shortest stretch that has every kind and can begin a model.
 
-    Of equally short ones it is the last, which has the most layers of the kinds that follow. All layers of a model that
-    has few.
+    Of equally short ones it is the last, which has the most layers of the later kinds. In a model with few layers it
+    is all of them.
     """
     count = len(kinds)
     for length in range(min(LAYERS, count), count):

@@ -1,9 +1,9 @@
-"""copies: the operators of all devices and the exchanges between them, as `distribute` adds one after the other.
+"""copies: the operators of all devices and the exchanges between them, which `distribute` adds one by one.
 
 Every activation and cache has a copy on each device that touches it, of the full shape. Which columns of a copy are
-there is known, so an operator that reads others makes the device that has them push them first. What is divided by
-blocks of the context is no copy but a shard with rows of its own: shards are read where they are written, and never
-pushed.
+valid is known, so before an operator that reads others a device that has them pushes them. A tensor that is divided
+by blocks of the context has no copies but shards with rows of their own, which are read where they are written and
+never pushed.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from tilecompile.runtime.names import PUSH
 class Copies:
     """`full` are the tensors before they are copied, `tensors` and `nodes` become those of the distributed graph.
 
-    `there[copy]` are the columns (begin, end) that a copy has, `written` who wrote them, `made` the undivided operator
-    that makes a tensor; `layer` is that of the operators that are being added.
+    `there[copy]` are the columns (begin, end) that a copy has, `written` those that each device wrote, `made` the
+    undivided operator that makes a tensor, `shards` the shards by tensor and device; `layer` is that of the operators
+    that are being added.
     """
 
     def __init__(self, graph: OpGraph) -> None:
@@ -37,7 +38,7 @@ class Copies:
         self.there: dict[str, list[tuple[int, int]]] = defaultdict(list)
         self.written: dict[str, list[tuple[int, int, int]]] = defaultdict(list)
         self.made: dict[str, str] = {}
-        self.shares: dict[str, dict[int, Context]] = {}
+        self.shards: dict[str, dict[int, Context]] = {}
         for tensor in graph.tensors.values():
             if tensor.role == "input":
                 self.wrote(tensor.name, tensor.device, [(0, tensor.cols)])
@@ -47,21 +48,21 @@ class Copies:
         self.full[name] = Tensor(name, shape, dtype, "activation", layer=self.layer)
         return View.of(name, shape, dtype)
 
-    def make_share(self, name: str, device: int, context: Context, shape: tuple[int, ...]) -> View:
-        """A device's share of a tensor, unless it is there already: what belongs to some blocks of the context."""
+    def make_shard(self, name: str, device: int, context: Context, shape: tuple[int, ...]) -> View:
+        """A device's shard of a tensor: the rows of some blocks of the context; made if it isn't there."""
         tensor = self.full[name]
         own = replace(tensor, name=f"{name}.share", shape=shape)
         self.full[own.name] = own
         shard = (context.index, context.count, context.block)
         copy = replace(own, name=local(own, device), device=device, origin=name, shard=shard)
         self.tensors[copy.name] = copy
-        self.shares.setdefault(name, {})[device] = context
+        self.shards.setdefault(name, {})[device] = context
         return View.of(own.name, shape, own.dtype)
 
-    def share(self, name: str, device: int, context: Context) -> View:
-        """A device's share of a tensor. ValueError if it has none of these blocks."""
-        if self.shares.get(name, {}).get(device) != context:
-            raise ValueError(f"device {device} doesn't have share {context.index} of the context of {name}")
+    def shard(self, name: str, device: int, context: Context) -> View:
+        """A device's shard of a tensor. ValueError if it has none of these blocks."""
+        if self.shards.get(name, {}).get(device) != context:
+            raise ValueError(f"device {device} doesn't have shard {context.index} of the context of {name}")
         tensor = self.tensors[f"{name}.share@{device}"]
         return View.of(f"{name}.share", tensor.shape, tensor.dtype)
 
@@ -74,15 +75,15 @@ class Copies:
         outputs: Iterable[View],
         private: bool = False,
     ) -> None:
-        """A device's operator on the device's copies, after the exchanges that it needs.
+        """Adds a device's operator on the device's copies, after the exchanges that it needs.
 
-        What is `private` has the same name on every device and other contents: it is never pushed. ValueError where
-        nobody has what it needs.
+        `private` results have the same name on every device but other contents, and are never pushed. ValueError if no
+        device has what the operator needs.
         """
         inputs, outputs = tuple(inputs), tuple(outputs)
         mutated = len(op_of(node).mutated)
         for view in inputs:
-            if view.tensor in self.shares:
+            if view.tensor in self.shards:
                 raise ValueError(f"{view.tensor} is divided by context, and {node.name} needs all of it")
             if self.full[view.tensor].role in ("activation", "input"):
                 self.fetch(view, device, node.layer)
@@ -104,7 +105,7 @@ class Copies:
             self.wrote(view.tensor, device, view.runs, private=True)
 
     def on(self, view: View, device: int) -> View:
-        """The view of the device's copy, which is made where it isn't there."""
+        """The view of the device's copy, which is made if it isn't there."""
         tensor = self.full[view.tensor]
         name = local(tensor, device)
         if name not in self.tensors:
@@ -114,7 +115,7 @@ class Copies:
         return view.of_tensor(name)
 
     def wrote(self, tensor: str, device: int, runs: list[tuple[int, int]], private: bool = False) -> None:
-        """Notes columns that a device has computed."""
+        """Records columns that a device has computed."""
         self.there[local(self.full[tensor], device)] += runs
         if not private:
             self.written[tensor] += [(begin, end, device) for begin, end in runs]
@@ -128,7 +129,7 @@ class Copies:
             while at < end:
                 found = next(((b, e, d) for b, e, d in self.written[view.tensor] if b <= at < e), None)
                 if found is None:
-                    raise ValueError(f"nobody has columns {at}:{end} of {view.tensor}, which device {device} needs")
+                    raise ValueError(f"no device has columns {at}:{end} of {view.tensor}, which device {device} needs")
                 upto, source = min(end, found[1]), found[2]
                 window = View(tensor.name, (tensor.rows, upto - at), (tensor.cols, 1), at, tensor.dtype)
                 name = f"{tensor.name.removeprefix('%')}.push.{at}:{upto}@{source}>{device}"
@@ -147,14 +148,14 @@ def local(tensor: Tensor, device: int) -> str:
 
 
 def on_device(name: str, device: int) -> str:
-    """What an operator or a tensor is called on a device."""
+    """The name of an operator or a tensor on a device."""
     return f"{name}@{device}"
 
 
-def _missing(wanted: tuple[int, int], there: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The parts of an interval that none of the others covers."""
+def _missing(needed: tuple[int, int], there: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The parts of the interval `needed` that no interval of `there` covers."""
     gaps = []
-    at, end = wanted
+    at, end = needed
     for b, e in sorted(there):
         if b >= end:
             break

@@ -1,7 +1,7 @@
-"""direct: what an operator makes for other devices it stores there itself, where its epilogue can.
+"""direct: an operator stores its results on other devices itself, where its epilogue can.
 
-A push of exactly what one operator has written is a task, an event and a look at the event more than the exchange
-needs. Such an operator gets the peers' copies as further outputs, all of the same values, and its tasks notify the
+A push of exactly what one operator has written costs a task, an event and a wait that the exchange doesn't need.
+Instead, the operator gets the peers' copies as further outputs, all with the same values, and its tasks notify the
 peers' events.
 """
 
@@ -40,7 +40,7 @@ def _can(node: OpNode) -> bool:
 
 
 def _window(view: View) -> tuple[int, ...]:
-    """Where a view lies in its tensor, if it has no gaps between columns; else nothing that a push can equal."""
+    """Rows and columns of a view in its tensor; empty, which equals no push's window, if its columns have gaps."""
     begin, end = view.columns
     whole = View.of("", view.shape, view.dtype).strides[1:] == view.strides[1:]
     return (view.shape[0], begin, end) if whole else ()

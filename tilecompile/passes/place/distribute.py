@@ -1,11 +1,12 @@
-"""distribute: a placed graph as operators of single devices, with the exchanges between them.
+"""distribute: turns a placed graph into operators of single devices, with the exchanges between them.
 
 Every activation and cache has a copy on each device that touches it (`copies.py`); a device's operators write the
-columns that the placement gives them, and what another device reads of them is pushed to it: that is all-gather. Where
-the shards are partial sums, each device's sum is a slot of one tensor, the slots are pushed to who adds them, and the
-sum of the slots, in the order of the devices, with the operator's epilogue, is an operator of its own: added by
-everybody that is a one-shot all-reduce, added in shares that are then pushed it is the two-step form. What is divided
-by blocks of the context is the op's affair (`TileOp.context_rule`); what needs no push of its own is in `direct.py`.
+columns that the placement gives them, and what another device reads of them is pushed to it: an all-gather. Where the
+shards are partial sums, each device's sum is a slot of one tensor; the slots are pushed to the devices that reduce
+them. An operator of its own computes their sum in the order of the devices, with the original operator's epilogue. If
+every device reduces all columns, that is a one-shot all-reduce; if each reduces some columns and pushes them, it is the
+two-step form: reduce-scatter, then all-gather. Operators that are divided by blocks of the context are added by the op
+(`TileOp.context_rule`); `direct.py` removes the pushes that aren't needed.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ class _Distributor:
         return OpGraph(self.graph.program, self.graph.tokens, copies.tensors, copies.nodes, outputs)
 
     def local_sums(self) -> dict[str, str]:
-        """Operators with partial sums that only another one with partial sums adds: by the one that adds them."""
+        """Pairs of operators with partial sums, where only the second adds the first one's result: second by first."""
         found: dict[str, str] = {}
         producer = self.graph.producer()
         consumers = self.graph.consumers()
@@ -137,7 +138,7 @@ class _Distributor:
             self.sum_of(node, split, slots, rest)
 
     def terms(self, node: OpNode) -> tuple[_Epilogue, _Epilogue]:
-        """A node's epilogue in two: what each device does to its own sum, and what is done to the sum of all."""
+        """A node's epilogue in two: what each device applies to its own sum, and what is applied to the total."""
         extra = node.inputs[epilogue_begin(node) :]
         expr: Expr = node.attrs.get("epilogue") or ACC
         if node.name not in self.deferred:
@@ -170,7 +171,7 @@ class _Distributor:
         return slots
 
     def sum_of(self, node: OpNode, split: Split, slots: View, rest: _Epilogue) -> None:
-        """Adds the sum of the slots, in the order of the devices, with the rest of the node's epilogue."""
+        """Adds operators that reduce the slots, in the order of the devices, with the rest of the node's epilogue."""
         (out,) = node.outputs
         count = len(split.parts)
         used = sorted({leaf[1] for leaf in _inputs_of(rest.expr)})

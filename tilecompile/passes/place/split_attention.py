@@ -1,7 +1,7 @@
 """split_attention: where a device has more workers than an operator has tasks, the operator is divided further.
 
 The op says how (`TileOp.split_over_workers`): attention with fewer heads than workers is divided by selected positions
-too, and `attention_merge` adds the parts. (FlashDecoding: Dao, Haziza, Massa, Sizov 2023.)
+too, and `attention_merge` merges the parts. (FlashDecoding: Dao, Haziza, Massa, Sizov 2023.)
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tilecompile.passes.place.copies import on_device
 
 
 def split_attention(placed: PlacedGraph, workers: int) -> PlacedGraph:
-    """The placed graph with operators in parts, for so many workers a device; the same if no worker would be idle."""
+    """The placed graph with operators in parts, for `workers` workers a device; unchanged if none would be idle."""
     graph = placed.graph
     tensors, nodes = dict(graph.tensors), list[OpNode]()
     for node in graph.nodes:
@@ -36,7 +36,7 @@ def split_attention(placed: PlacedGraph, workers: int) -> PlacedGraph:
 
 
 def _namer(node: OpNode, devices: int) -> Callable[[str], str]:
-    """Names for what is made of a node: the undivided operator's with an ending, on the node's device."""
+    """Names the parts of a node: the undivided operator's name with an ending, on the node's device."""
     if devices == 1:
         return lambda ending: node.undivided + ending
     return lambda ending: on_device(node.undivided + ending, node.device)

@@ -6,7 +6,7 @@
 #include <cstring>
 #include <utility>
 
-// Everything here is a few instructions that must not become a call, however large the kernel around it. Also for
+// For functions of a few instructions that must not become a call, however large the kernel around them; also for
 // lambdas that get vectors or block sizes: `[&](int i, int n) INLINED { … }`.
 #define INLINED __attribute__((always_inline))
 #define INLINE INLINED inline
@@ -36,7 +36,7 @@ INLINE float to_float(bf16 x) {
   memcpy(&f, &u, 4);
   return f;
 }
-// Round to nearest, ties to even, as torch does; not-a-number stays one.
+// Round to nearest, ties to even, as torch does; NaN stays NaN.
 INLINE bf16 to_bf16(float x) {
   uint32_t u;
   memcpy(&u, &x, 4);
@@ -169,7 +169,7 @@ INLINE v16 rounded(const v16& x) {
   return x;
 #endif
 }
-// Where either is not a number the result is b.
+// Where either is NaN the result is b.
 INLINE v16 maximum(const v16& a, const v16& b) {
   v16 r;
   EACH r.p[i_] = a.p[i_] > b.p[i_] ? a.p[i_] : b.p[i_];
@@ -288,8 +288,8 @@ INLINE v16 lane_sums(const v16 (&a)[16]) {
   return r;
 }
 
-// e^x to about 1e-7 relative: 2^n times a polynomial on [-ln2/2, ln2/2] (coefficients: Cephes expf). Not-a-number
-// stays.
+// e^x to about 1e-7 relative: 2^n times a polynomial on [-ln2/2, ln2/2] (coefficients: Cephes expf). NaN
+// stays NaN.
 INLINE v16 exp(const v16& x0) {
   const v16 x = minimum(splat(88.3f), maximum(splat(-87.3f), x0));
   const v16 magic = splat(12582912.f);  // 1.5 * 2^23: adding it rounds to an integer
@@ -314,7 +314,7 @@ INLINE v16 exp(const v16& x0) {
 }
 
 INLINE v16 neg(const v16& x) { return zero() - x; }
-INLINE v16 relu(const v16& x) { return maximum(zero(), x); }  // not-a-number kept
+INLINE v16 relu(const v16& x) { return maximum(zero(), x); }  // NaN stays NaN
 INLINE v16 sigmoid(const v16& x) { return splat(1.f) / (splat(1.f) + exp(neg(x))); }
 INLINE v16 silu(const v16& x) { return x / (splat(1.f) + exp(neg(x))); }
 INLINE v16 tanh(const v16& x) { return splat(1.f) - splat(2.f) / (exp(x + x) + splat(1.f)); }

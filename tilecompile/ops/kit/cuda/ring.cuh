@@ -1,8 +1,9 @@
 // The weight ring: slots of shared memory that the loader fills in the order of the tape, and consumers empty.
 //
-// Slots are numbered from the launch on and never begin anew: slot n lies at n mod STAGES, in phase n / STAGES. Both
-// sides count them for themselves, so each must take exactly the slots that the other one gives: a run of weights is cut
-// in pieces of SLOT bytes, of which the last may be short. Their number and size are the block's (runtime/format/block.py).
+// Slots are numbered from the launch on, without reset: slot n is in stage n mod STAGES, in phase n / STAGES. Producer
+// and consumers count them separately, so each must take exactly the slots that the other one gives: a run of weights
+// is cut in pieces of SLOT bytes, of which the last may be short. Their number and size are the block's
+// (runtime/format/block.py).
 #pragma once
 
 namespace tc {
@@ -18,16 +19,16 @@ struct Place {
   }
 };
 
-constexpr uint32_t LOOKS = 256;  // at what a thread waits for between two looks at the clock
+constexpr uint32_t POLLS = 256;  // between two reads of the clock
 
 // How long a thread has been waiting.
 struct Patience {
-  uint32_t looks = 0;
+  uint32_t polls = 0;
   uint64_t since = 0;
 
-  // Called at every look: whether it is one after which the thread looks around.
+  // Called at every poll. True at every POLLS-th, when the thread checks for a time-out or an abort.
   TC_DEVICE bool tick() {
-    if (++looks % LOOKS) return false;
+    if (++polls % POLLS) return false;
     if (!since) since = nanoseconds();
     return true;
   }
@@ -43,8 +44,8 @@ struct Ring {
   char* slots;
   uint64_t* full;         // one a stage: ends a phase when the bytes are there
   uint64_t* empty;        // one a stage: ends a phase when all consumer warps have released
-  uint32_t* leave;        // the block is about to end: what waits gets what isn't there
-  uint64_t stall_ns;      // time after which no weights will come any more
+  uint32_t* leave;        // the block is about to end: waits return without their bytes
+  uint64_t stall_ns;      // time-out of a wait
   Place place;
 
   TC_DEVICE const char* wait() {

@@ -7,11 +7,11 @@ TC_DEVICE float add(float a, float b) { return a + b; }
 TC_DEVICE float sub(float a, float b) { return a - b; }
 TC_DEVICE float mul(float a, float b) { return a * b; }
 TC_DEVICE float div(float a, float b) { return a / b; }
-// Where either is not a number the result is b.
+// Where either is NaN the result is b.
 TC_DEVICE float maximum(float a, float b) { return a > b ? a : b; }
 TC_DEVICE float minimum(float a, float b) { return a < b ? a : b; }
 TC_DEVICE float neg(float x) { return -x; }
-TC_DEVICE float relu(float x) { return maximum(0.f, x); }  // not-a-number kept
+TC_DEVICE float relu(float x) { return maximum(0.f, x); }  // NaN stays NaN
 TC_DEVICE float exp(float x) { return expf(x); }
 TC_DEVICE float sqrt(float x) { return sqrtf(x); }
 TC_DEVICE float tanh(float x) { return tanhf(x); }

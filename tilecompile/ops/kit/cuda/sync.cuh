@@ -1,4 +1,4 @@
-// Everything that is written in PTX: loads and stores with an order, barriers, bulk copies, matrix products.
+// Everything that is written in PTX: ordered loads and stores, barriers, bulk copies, matrix products.
 //
 // The rest of the kernel is plain C++ over these functions, so that tests can run its text on a host with functions of
 // their own (tests/support/cuda_host/shim.cuh). None of it has run on a GPU yet.
@@ -13,7 +13,7 @@ namespace tc {
 // Where a thread is.
 TC_DEVICE int thread() { return threadIdx.x; }
 TC_DEVICE int lane() { return threadIdx.x & (LANES - 1); }
-// The same as `thread`, read anew: what is computed from it is not kept in registers over all bodies and the loop.
+// The thread's number, read again: values computed from it are not kept in registers over all bodies and the loop.
 TC_DEVICE int fresh_thread() {
   int t;
   asm volatile("mov.u32 %0, %tid.x;" : "=r"(t));
@@ -28,7 +28,7 @@ TC_DEVICE char* shared_memory() {
 }
 TC_DEVICE uint32_t shared(const void* p) { return uint32_t(__cvta_generic_to_shared(p)); }
 
-// Plain accesses to what other threads of the block or other blocks access too, ordered by something else.
+// Plain accesses to memory that other threads or blocks access too; a fence or barrier orders them.
 template <class T>
 TC_DEVICE T load(const T* p) {
   return *p;
@@ -40,7 +40,7 @@ TC_DEVICE void store(T* p, T v) {
 
 // Scopes: the device, or with `sys` all devices and the host.
 
-// A look at a word that others change. It orders nothing: `fence` must follow.
+// One poll of a word that others change: a relaxed load, which a `fence` must follow.
 TC_DEVICE uint32_t look(const uint32_t* p, bool sys) {
   uint32_t v;
   if (sys)
@@ -49,15 +49,15 @@ TC_DEVICE uint32_t look(const uint32_t* p, bool sys) {
     asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
   return v;
 }
-// What was written before the releases that the thread's looks have seen is visible from here on; and what the thread
-// has written or seen is visible to whoever acquires what it stores from here on.
+// Acquires the releases that the thread's polls have seen, and makes what the thread has written or seen visible to
+// threads that acquire its later stores.
 TC_DEVICE void fence(bool sys) {
   if (sys)
     asm volatile("fence.acq_rel.sys;" ::: "memory");
   else
     asm volatile("fence.acq_rel.gpu;" ::: "memory");
 }
-// A word of host memory, with all that was written before its release.
+// Loads a word of host memory and acquires its release.
 TC_DEVICE uint32_t load_acquire_sys(const uint32_t* p) {
   uint32_t v;
   asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
@@ -66,11 +66,11 @@ TC_DEVICE uint32_t load_acquire_sys(const uint32_t* p) {
 TC_DEVICE void store_relaxed_sys(uint32_t* p, uint32_t v) {
   asm volatile("st.relaxed.sys.global.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
 }
-// Makes all that the thread has written or seen visible to whoever acquires the word.
+// Stores a word, and makes all that the thread has written or seen visible to threads that acquire it.
 TC_DEVICE void store_release_sys(uint32_t* p, uint32_t v) {
   asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
 }
-// Adds one to a counter, and releases as above.
+// Adds one to a counter, with release as above.
 TC_DEVICE void add_release(uint32_t* p, bool sys) {
   if (sys)
     asm volatile("red.release.sys.global.add.u32 [%0], 1;" ::"l"(p) : "memory");
@@ -78,7 +78,7 @@ TC_DEVICE void add_release(uint32_t* p, bool sys) {
     asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(p) : "memory");
 }
 
-// The same within the block, for words of shared memory.
+// Acquire and release within the block, for words of shared memory.
 TC_DEVICE uint32_t load_acquire_block(const uint32_t* p) {
   uint32_t v;
   asm volatile("ld.acquire.cta.shared::cta.u32 %0, [%1];" : "=r"(v) : "r"(shared(p)) : "memory");
@@ -100,7 +100,7 @@ TC_DEVICE void barrier() {
   asm volatile("bar.sync %0, %1;" ::"n"(ID), "n"(THREADS) : "memory");
 }
 TC_DEVICE void warp_barrier() { __syncwarp(); }
-// What the lane whose number differs in the bits of `mask` gives.
+// The value of the lane whose number differs in the bits of `mask`.
 TC_DEVICE float shuffle_xor(float v, int mask) { return __shfl_xor_sync(0xffffffff, v, mask); }
 
 // mbarriers in shared memory.
@@ -127,8 +127,8 @@ TC_DEVICE bool mbarrier_try(uint64_t* b, uint32_t parity) {
   return done;
 }
 
-// Copies weights to shared memory behind the thread's back and counts their bytes at the barrier; addresses and size are
-// multiples of 16. Weights are read once a step: they leave the second-level cache first.
+// Copies weights to shared memory asynchronously and counts their bytes at the barrier; addresses and size are
+// multiples of 16. Weights are read once a step, so they are evicted from the L2 cache first.
 TC_DEVICE void bulk_copy(void* to, const void* from, uint32_t bytes, uint64_t* b) {
   constexpr uint64_t EVICT_FIRST = 0x12F0000000000000;
   asm volatile(
@@ -137,7 +137,7 @@ TC_DEVICE void bulk_copy(void* to, const void* from, uint32_t bytes, uint64_t* b
       "l"(from), "r"(bytes), "r"(shared(b)), "l"(EVICT_FIRST)
       : "memory");
 }
-// Fetches memory into the second-level cache; a hint.
+// Prefetches memory into the L2 cache.
 TC_DEVICE void prefetch(const void* p, uint32_t bytes) {
   asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(p), "r"(bytes) : "memory");
 }

@@ -95,10 +95,10 @@ def test_every_weight_and_position_is_read_once(devices: int) -> None:
         assert sorted(positions) == sorted([*range(32)] * times)
 
 
-def test_a_selection_in_shares_is_refused_where_a_whole_one_is_read() -> None:
+def test_a_selection_in_shards_is_refused_where_a_whole_one_is_read() -> None:
     graph = graph_of("decode", 1)
     placement = even.place(graph, 2)
-    for op, words in (("mla_attention", "is divided by context"), ("topk_select", "doesn't have share 0")):
+    for op, words in (("mla_attention", "is divided by context"), ("topk_select", "doesn't have shard 0")):
         splits = dict(placement.splits)
         name = next(n.name for n in graph.nodes if n.op == op)
         if op == "mla_attention":

@@ -36,7 +36,7 @@ REFUSED: dict[str, tuple[Middle, str]] = {
     "computed weight": (lambda m, x: ops.linear(x, x), r"linear\.default at layers\.3\.0 .*whole parameter"),
     "elements apart": (
         lambda m, x: ops.linear(x.view(2, 16, 2)[:, :, 0:1].squeeze(2), m.c),
-        r"linear\.default at layers\.3\.0 .*lie together",
+        r"linear\.default at layers\.3\.0 .*whose elements are contiguous",
     ),
     "made while running": (lambda m, x: x * torch.ones(2, HIDDEN, device="meta"), r"aten\.ones\.default at layers\.3"),
     "lifted": (lambda m, x: x * torch.tensor(2.0, device="meta"), r"lifted_tensor.* makes while it runs"),

@@ -156,7 +156,7 @@ class Sections:
         return found if same and bool((enters == found.enters).all() and (leaves == found.leaves).all()) else None
 
     def _passing(self, events: Ints, k: int) -> tuple[Bools, Bools]:
-        """bool [events] each: whether a wait in section k or later follows notifications before k; whether waits follow k."""
+        """bool [events] twice: a wait in section k or later follows notifications before k; some wait follows k."""
         last = self.last_awaited[events]
         return (self.first_made[events] < k) & (last >= k), last > k
 

@@ -43,7 +43,7 @@ def weight_fills(tables: Tables, device: int, pool: int) -> Table:
         kind[mine] = stored.fill or 0
         if stored.largest is not None:
             limit[mine], scale[mine] = stored.largest, most[mine] / stored.largest
-    # Of each copy of a tile its scales, which may be none, and the rest.
+    # For each copy of a tile: its scales, if any, then the rest.
     copies = tiles["copies"].astype(np.int64)
     tile, copy = owners(copies), expanded(0, copies)
     size = tiles["bytes"].astype(np.int64)

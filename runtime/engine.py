@@ -23,9 +23,9 @@ from tilecompile.runtime.folder.files import read_bytes
 from tilecompile.runtime.folder.manifest import Manifest
 from tilecompile.runtime.folder.operators import read_operators
 from tilecompile.runtime.folder.tables import Tables
-from tilecompile.runtime.format import ARENAS
+from tilecompile.runtime.format import ARENAS, State
 from tilecompile.runtime.generate import Output, Run, Stats, TokenStream, check_ids, check_max_new
-from tilecompile.runtime.kernel import STALLED, Resident
+from tilecompile.runtime.kernel import Resident
 from tilecompile.runtime.launches import Launches
 from tilecompile.runtime.replay.buffers import Arrays, check_kept, find_operator, numbers_of, read_buffers, writes
 from tilecompile.runtime.replay.replay import prepared, record, replay_score
@@ -132,7 +132,7 @@ class Engine:
         """Assigns the engine to a locked claim, which feeds it from a position on."""
         self._usable()
         self._claims.take(claim)
-        if self._kernel.field("state") == STALLED:
+        if self._kernel.field("state") == State.STALLED:
             self._launches.relaunch()
         if not 0 <= position <= self._scored:
             raise InputError(f"start is {position}, want 0 to {self._scored} (positions that score has just fed)")

@@ -16,8 +16,8 @@ import numpy.typing as npt
 from tilecompile.runtime.claims import Claim
 from tilecompile.runtime.cpu.memory import address
 from tilecompile.runtime.errors import EngineError, InputError
-from tilecompile.runtime.format import REQUEST, Reason
-from tilecompile.runtime.kernel import BAD_ID, REASONS, RUNNING, STALLED, Resident
+from tilecompile.runtime.format import REQUEST, Reason, State
+from tilecompile.runtime.kernel import REASONS, Resident
 from tilecompile.runtime.text import Pieces
 
 POLL_MS = 50
@@ -126,11 +126,11 @@ class Run:
         """
         state = self._kernel.wait(generated, POLL_MS)
         more = self._kernel.field("generated") > generated
-        if state == STALLED and not more:
+        if state == State.STALLED and not more:
             raise self._stalled(self._kernel)
-        if self._kernel.field("reason") == BAD_ID and not more:
+        if self._kernel.field("reason") == Reason.BAD_ID and not more:
             raise EngineError("the kernel chose an id outside the vocabulary; compile the model again")
-        return more or state != RUNNING
+        return more or state != State.RUNNING
 
     def wait(self, generated: int) -> int:
         """Waits until there are more than `generated` tokens or the request has ended; returns how many there are."""
@@ -151,9 +151,9 @@ class Run:
         try:
             if self._kernel.closed:
                 return
-            if self._kernel.wait(0, 0) == RUNNING:
+            if self._kernel.wait(0, 0) == State.RUNNING:
                 self._kernel.abort()
-                while self._kernel.wait(UNLIMITED, POLL_MS) == RUNNING:
+                while self._kernel.wait(UNLIMITED, POLL_MS) == State.RUNNING:
                     pass
             self._kernel.release()
         finally:

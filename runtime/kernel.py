@@ -7,10 +7,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from tilecompile.runtime.format import Reason, State
-
-IDLE, RUNNING, STALLED, CLOSED = State
-BAD_ID = Reason.BAD_ID
+from tilecompile.runtime.format import Reason
 
 REASONS = {
     Reason.NO_REASON: "running",

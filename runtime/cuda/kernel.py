@@ -18,7 +18,8 @@ from tilecompile.runtime.cuda.driver import NOT_READY, SUCCESS, error_of
 from tilecompile.runtime.cuda.memory import Pinned
 from tilecompile.runtime.errors import EngineError
 from tilecompile.runtime.folder.tables import Tables
-from tilecompile.runtime.kernel import IDLE, RUNNING, STALLED, Record
+from tilecompile.runtime.format import State
+from tilecompile.runtime.kernel import Record
 
 LOGITS_BYTES = 64 << 20
 """Pinned memory for the logits of one request, if one row needs no more."""
@@ -130,8 +131,8 @@ class CudaKernel:
         with self._mutex:
             self._check()
             state = self._poll()
-            if state != IDLE:
-                return -1 if state == RUNNING else -2
+            if state != State.IDLE:
+                return -1 if state == State.RUNNING else -2
             count = int(request["count"][0])
             if logits is not None and count > self._mail.rows:
                 raise EngineError(f"logits of {count} positions are asked for at once, want {self._mail.rows} at most")
@@ -158,15 +159,15 @@ class CudaKernel:
         seen, now = self._mail.host["status"][0], self.status.copy()
         request = int(seen["request"])  # before the state, which is that of an earlier request until this is stored
         state = int(seen["state"])
-        if state != STALLED and request != self._submitted:  # not yet taken up
-            state = RUNNING
+        if state != State.STALLED and request != self._submitted:  # not yet taken up
+            state = State.RUNNING
             now["fed"] = now["generated"] = now["reason"] = 0
         else:
             for name in ("fed", "generated", "reason"):  # after the state: they are whole once it is not RUNNING
                 now[name] = seen[name]
         now["steps"] = seen["steps"]
         now["state"], now["request"] = state, self._submitted
-        if state == STALLED:
+        if state == State.STALLED:
             self._explain(now)
         self.status = now
         return state
@@ -196,11 +197,11 @@ class CudaKernel:
                 self._check()
                 state = self._poll()
                 now = time.monotonic()
-                if state != RUNNING or self.field("generated") > generated or now >= end:
+                if state != State.RUNNING or self.field("generated") > generated or now >= end:
                     break
                 self._watch(now)
                 time.sleep(NAP_SECONDS)
-            if state != RUNNING and self._logits is not None:
+            if state != State.RUNNING and self._logits is not None:
                 rows = self.field("fed")
                 self._logits[:rows] = self._mail.host["logits"][:rows]
         return state
@@ -212,7 +213,7 @@ class CudaKernel:
         self._watched = now
         for gpu, stream in self._streams:
             code = gpu.attempt("cuStreamQuery", stream)
-            if code == NOT_READY or self._poll() != RUNNING:
+            if code == NOT_READY or self._poll() != State.RUNNING:
                 continue
             failure = EngineError(f"{gpu.where} ({gpu.name}): the kernel has ended by itself")
             self._failure = failure if code == SUCCESS else error_of(f"{gpu.where} ({gpu.name})", "the kernel", code)
@@ -221,7 +222,7 @@ class CudaKernel:
         if last != self._last:
             self._last, self._moved = last, now
         elif now - self._moved > self._patience:
-            self._mail.host["status"]["state"] = STALLED
+            self._mail.host["status"]["state"] = State.STALLED
             self._leave()
 
     def tokens(self, begin: int, end: int) -> list[int]:

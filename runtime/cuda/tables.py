@@ -67,7 +67,7 @@ def device_tables(
     instructions = tables["instructions"].copy()
     conditional = np.zeros(len(instructions), bool)
     conditional[referrers(instructions, "tape")[tables["tape"]["slot"] >= 0]] = True
-    conditional |= (instructions["flags"] & fmt.GATED).astype(bool)
+    conditional |= (instructions["flags"] & fmt.PREDICATED).astype(bool)
     conditional &= instructions["tape_count"] > 0
     instructions["flags"] |= np.where(conditional, fmt.CONDITIONAL, 0).astype(np.uint16)
 

@@ -27,7 +27,7 @@ DTYPE_BYTES = {"f32": 4, "bf16": 2, "i32": 4, "fp8": 1}
 READ, WRITE = 0, 1
 """`Region.mode`."""
 
-GATED = 1
+PREDICATED = 1
 """`Instruction.flags`, `DeviceRun.flags`: the body runs only in steps with NEEDS_LOGITS."""
 
 CONDITIONAL = 2

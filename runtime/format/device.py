@@ -42,7 +42,7 @@ DEVICE_RUN = Record(
         Field("count", "u4", "as `Wait.count`"),
         Field("event", "u4", "that event's number, for reports"),
         Field("bytes", "u4", "length"),
-        Field("flags", "u4", "bit 0: GATED, bit 1: CONDITIONAL"),
+        Field("flags", "u4", "bit 0: PREDICATED, bit 1: CONDITIONAL"),
         Field("instruction", "u4", "instruction that takes it"),
         Field("hint", "u4", "next run of the stream that isn't conditional, or NONE"),
         Field("reserved", "u4", "reserved, zero", 2),

@@ -17,7 +17,9 @@ RECORDS: tuple[Record, ...] = (*TABLES.values(), PROGRAM, STEP, LAUNCH, REQUEST,
 ENUMS: tuple[type[IntEnum], ...] = (constants.State, constants.Reason, constants.IdSource)
 
 CONSTANTS = {
-    **dict.fromkeys(("NONE", "FORMAT_VERSION", "READ", "WRITE", "GATED", "CONDITIONAL", "NEEDS_LOGITS"), "uint32_t"),
+    **dict.fromkeys(
+        ("NONE", "FORMAT_VERSION", "READ", "WRITE", "PREDICATED", "CONDITIONAL", "NEEDS_LOGITS"), "uint32_t"
+    ),
     **dict.fromkeys(("REMOTE", "BOARD_BYTES", "LEAVE_OFFSET"), "uint32_t"),
     **dict.fromkeys(("FILL_BF16", "FILL_F32", "FILL_E4M3"), "uint32_t"),
     "COMMIT_KIND": "uint16_t",

@@ -22,7 +22,7 @@ INSTRUCTION = Record(
     64,
     (
         Field("kind", "u2", "task kind: index into the kernel's bodies"),
-        Field("flags", "u2", "bit 0: GATED"),
+        Field("flags", "u2", "bit 0: PREDICATED"),
         Field("op", "u4", "operator instance, for listings and reports"),
         Field("tile", "i4", "tile coordinates within the operator's task grid", 4),
         Field("operand_begin", "u4", "first entry in `operands`"),

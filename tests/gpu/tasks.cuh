@@ -59,7 +59,7 @@ struct TaskLoader {
     for (uint32_t r = row.run_begin; r < row.run_end; ++r) {
       const DeviceRun run = load(reinterpret_cast<const DeviceRun*>(l.runs) + r);
       const char* source = reinterpret_cast<const char*>(run.source);
-      if ((run.flags & GATED) && !(b.step.flags & NEEDS_LOGITS)) continue;
+      if ((run.flags & PREDICATED) && !(b.step.flags & NEEDS_LOGITS)) continue;
       if (run.expert) {
         await_launches();
         const int32_t expert = load(reinterpret_cast<const int32_t*>(run.expert));
@@ -94,7 +94,7 @@ TC_DEVICE void one_task(const TaskLaunch& l) {
   if (thread() < CONSUMERS) {
     await_launches();
     Ring ring{slots, b.full, b.empty, &b.leave, l.stall_ns, {}};
-    if (!(b.ins.flags & GATED) || (b.step.flags & NEEDS_LOGITS))
+    if (!(b.ins.flags & PREDICATED) || (b.step.flags & NEEDS_LOGITS))
       Bodies::run(b.ins.kind, Call{&b.ins, &b.step, reinterpret_cast<const uint64_t*>(l.operands) + b.ins.operand_begin,
                                    shared_memory() + FRONT_BYTES, ring});
   } else if (lane() == 0) {

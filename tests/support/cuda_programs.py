@@ -63,7 +63,7 @@ class Case:
             self.dispatched += self.dispatched_here
             sampled, logits = [(SAMPLED, 0, 1, 0, TOKENS)], [(LOGITS, 0, TOKENS, 0, VOCAB)]
             self.tasks.append(Task(self.worker(), NEXT, 0, self.boxes(2), sampled, []))
-            self.tasks.append(Task(self.worker(), PLAIN, fmt.GATED, self.boxes(2), logits, self.runs(1)))
+            self.tasks.append(Task(self.worker(), PLAIN, fmt.PREDICATED, self.boxes(2), logits, self.runs(1)))
             self.tasks.append(Task(self.controller, fmt.COMMIT_KIND, 0, [*sampled, *logits], [], []))
             for task in self.tasks[begin:]:
                 task.program = program
@@ -110,11 +110,11 @@ class Case:
             first = 0 if several else rng.randrange(SLOTS)
             chosen = range(SLOTS) if several else range(first, first + 1)
             reads = [(slots, 0, 1, first, chosen[-1] + 1), *self.boxes(1, io=False)]
-            flags = fmt.GATED if rng.random() < 0.15 else 0
+            flags = fmt.PREDICATED if rng.random() < 0.15 else 0
             runs = [run for slot in chosen for run in self.runs(2 - several, slot)]
             self.tasks.append(Task(self.worker(), PLAIN, flags, reads, self.boxes(2, True), runs, slots))
         else:
-            flags = fmt.GATED if rng.random() < 0.15 else 0
+            flags = fmt.PREDICATED if rng.random() < 0.15 else 0
             tape = self.runs(2) if rng.random() < 0.7 else []
             self.tasks.append(Task(self.worker(), PLAIN, flags, self.boxes(2), self.boxes(2, True), tape))
 

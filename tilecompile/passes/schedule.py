@@ -211,7 +211,7 @@ class _Scheduler:
         touched = len(of.region["buffer"])
         tables["instructions"].append(
             kind=of.kind,
-            flags=fmt.GATED if grid.node.predicate else 0,
+            flags=fmt.PREDICATED if grid.node.predicate else 0,
             op=of.op,
             tile=tuple(map(int, grid.tiling.coords[task])),
             operand_begin=of.operand_begin,

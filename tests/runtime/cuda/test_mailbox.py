@@ -7,12 +7,12 @@ from types import SimpleNamespace
 from typing import Any
 
 from tilecompile.runtime.cuda.kernel import CudaKernel
-from tilecompile.runtime.kernel import IDLE, RUNNING
+from tilecompile.runtime.format import State
 
-BEFORE = {"request": 0, "state": IDLE, "fed": 5, "generated": 3, "reason": 2, "steps": 7}
+BEFORE = {"request": 0, "state": State.IDLE, "fed": 5, "generated": 3, "reason": 2, "steps": 7}
 STORES = (
-    *({"fed": 0}, {"generated": 0}, {"reason": 0}, {"state": RUNNING}, {"request": 1}),
-    *({"steps": 8}, {"fed": 1}, {"generated": 1}, {"reason": 1}, {"state": IDLE}),
+    *({"fed": 0}, {"generated": 0}, {"reason": 0}, {"state": State.RUNNING}, {"request": 1}),
+    *({"steps": 8}, {"fed": 1}, {"generated": 1}, {"reason": 1}, {"state": State.IDLE}),
 )
 """The record after a request, and what control.cuh stores during the next one (an id, a token), in its order."""
 
@@ -41,9 +41,9 @@ def test_a_request_ends_with_all_that_it_gave() -> None:
         state = kernel._poll()
         found = tuple(kernel.field(name) for name in ("fed", "generated", "reason"))
         states.add(state)
-        if state == IDLE:
+        if state == State.IDLE:
             assert found == (1, 1, 1), seen
         else:
             assert found[0] <= 1, seen
             assert found[1] <= 1, seen
-    assert states == {IDLE, RUNNING}
+    assert states == {State.IDLE, State.RUNNING}

@@ -135,7 +135,7 @@ static std::string check(const Ask& ask, const Answer& answer) {
     in(l.position) = position;
     for (uint32_t i = program->order_begin[p]; i < program->order_begin[p + 1]; ++i) {
       const Instruction& ins = program->instructions[program->order[i]];
-      if (ins.kind == COMMIT_KIND || ((ins.flags & GATED) && !s.flags)) continue;
+      if (ins.kind == COMMIT_KIND || ((ins.flags & PREDICATED) && !s.flags)) continue;
       InTwin a{ins};
       task(a, ins, s, 0, 1);
     }

@@ -17,8 +17,8 @@ from support.cuda_protocol import HEADERS, Result, build, random_run, request, r
 from tilecompile.runtime import format as fmt
 from tilecompile.runtime.cuda.tables import device_tables
 from tilecompile.runtime.errors import EngineError
-from tilecompile.runtime.format import Reason
-from tilecompile.runtime.kernel import IDLE, REASONS
+from tilecompile.runtime.format import Reason, State
+from tilecompile.runtime.kernel import REASONS
 from tilecompile.targets.cuda.build import ARCHITECTURES, check_instructions, check_resources, instructions
 from tilecompile.targets.cuda.build import build as build_cubin
 from tilecompile.targets.cuda.emit import front, once
@@ -101,7 +101,7 @@ def test_a_stall_says_who_waits_for_what(library: ctypes.CDLL) -> None:
 def test_a_loader_that_disagrees_with_a_body_is_a_stall(library: ctypes.CDLL, cut: int) -> None:
     """A body that takes more slots than the loader gives, or fewer: the block says that it waits for its loader."""
     case = two_tasks(NEXT, workers=1)
-    case.tasks[0].flags, case.tasks[0].tape, case.pool = fmt.GATED, [(256, 64, 0, -1)], 1024
+    case.tasks[0].flags, case.tasks[0].tape, case.pool = fmt.PREDICATED, [(256, 64, 0, -1)], 1024
     case.tasks.insert(0, Task(0, PLAIN, 0, [], [], [(0, 256, 0, -1)]))
     assert not run(library, case, [request(random.Random(1))], 1).error
     result = run(library, case, [request(random.Random(1))], 1, stall_ms=100, cut=cut)
@@ -117,7 +117,7 @@ def test_an_abort_ends_the_request_and_nothing_else(library: ctypes.CDLL) -> Non
         assert not result.error, seed
         first, second = result.answers
         assert first.reason == Reason.ABORTED or first.generated >= 4, "the host may be too late"
-        assert (second.state, second.reason, second.generated) == (IDLE, Reason.MAX_NEW, 2)
+        assert (second.state, second.reason, second.generated) == (State.IDLE, Reason.MAX_NEW, 2)
         if first.reason == Reason.ABORTED and first.generated < 4:
             return
     raise AssertionError("no abort came in time")

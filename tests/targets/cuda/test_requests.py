@@ -14,7 +14,7 @@ from support.cuda_programs import IDS, NEXT, PLAIN, POSITION, SAMPLED, TOKENS, V
 from support.cuda_protocol import MAX_SEQ_LEN, Ask, aligned, build, request, run
 from tilecompile.runtime import format as fmt
 from tilecompile.runtime.cpu.kernel import Kernel, open_kernel
-from tilecompile.runtime.kernel import IDLE, REASONS
+from tilecompile.runtime.kernel import REASONS
 from tilecompile.targets.cpu import emit as cpu_emit
 from tilecompile.targets.cpu.build import find_compiler
 from tilecompile.targets.cuda.emit import once
@@ -64,7 +64,7 @@ def cpu_answers(
         record["ids"], record["count"] = prompt.ctypes.data, ask.count
         record["position"], record["max_new"] = ask.position, ask.max_new
         assert kernel.submit(record, None) == 0
-        while kernel.wait(100, 1000) != IDLE:
+        while kernel.wait(100, 1000) != fmt.State.IDLE:
             pass
         fields = [kernel.field(name) for name in ("reason", "fed", "generated")]
         answers.append((*fields, kernel.tokens(0, fields[2])))

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from tilecompile.runtime.folder.manifest import Manifest
 from tilecompile.runtime.folder.rows import SPANS, entries, expanded, owners, sums
 from tilecompile.runtime.folder.tables import Tables
+from tilecompile.runtime.format import COMMIT_KIND
 
 Numbers = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
@@ -101,7 +102,7 @@ def tasks_of(manifest: Manifest, tables: Tables, threads: int, program: int = 0)
         bytes=sums(tables["tape"]["bytes"].astype(np.int64), rows, "tape"),
         consumer=consumer,
         producer=producer,
-        sink=int(np.flatnonzero(rows["kind"] == 0)[0]),
+        sink=int(np.flatnonzero(rows["kind"] == COMMIT_KIND)[0]),
     )
 
 

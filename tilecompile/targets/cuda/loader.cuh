@@ -30,7 +30,7 @@ struct Loader {
     }
     if (!await_step()) return false;
     const Step* step = &w.b.steps[steps % 2];
-    if ((run.flags & GATED) && !(load(&step->flags) & NEEDS_LOGITS)) {
+    if ((run.flags & PREDICATED) && !(load(&step->flags) & NEEDS_LOGITS)) {
       source = nullptr;
     } else if (run.expert) {
       const uint32_t want = load(&step->run) * run.count;

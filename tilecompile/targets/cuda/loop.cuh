@@ -181,7 +181,7 @@ struct Consumers {
     if (load(&ins.kind) == COMMIT_KIND) {
       keep_logits(step);
       if (thread() == 0) Controller{w, w.b.control}.commit(step);
-    } else if (!(load(&ins.flags) & GATED) || (load(&step.flags) & NEEDS_LOGITS)) {
+    } else if (!(load(&ins.flags) & PREDICATED) || (load(&step.flags) & NEEDS_LOGITS)) {
       Bodies::run(load(&ins.kind),
                   Call{&ins, &step, at<uint64_t>(w.l.operands) + load(&ins.operand_begin), shared_memory() + FRONT_BYTES, ring});
     }

@@ -22,6 +22,7 @@ from tilecompile.errors import EngineError, InputError
 from tilecompile.models.registry import NAMED
 from tilecompile.runtime.cuda.tables import device_tables
 from tilecompile.runtime.folder.manifest import Manifest, read_manifest
+from tilecompile.runtime.folder.rows import entries
 from tilecompile.runtime.folder.tables import Tables, load_tables
 from tilecompile.runtime.format import BLOCK, SHARED_BYTES
 from tilecompile.targets.cuda.build import build, instructions
@@ -72,10 +73,10 @@ def test_levels_keep_the_order_of_events(engine: tuple[Manifest, Tables], device
     for i, those in enumerate(found):
         level[those] = i
     notifiers = defaultdict(list)
-    for owner, entry in zip(*levels.ranges(rows["notify_begin"], rows["notify_count"]), strict=True):
+    for entry, owner in zip(*entries(rows, "notify"), strict=True):
         notifiers[int(tables["notifies"]["event"][entry])].append(owner)
     pairs = 0
-    for owner, entry in zip(*levels.ranges(rows["wait_begin"], rows["wait_count"]), strict=True):
+    for entry, owner in zip(*entries(rows, "wait"), strict=True):
         for before in notifiers[int(tables["waits"]["event"][entry])]:
             if level[owner] >= 0 and level[before] >= 0:
                 pairs += 1

@@ -40,7 +40,7 @@ DISTINCT = 128
 """From here on a number tells by itself what it is."""
 
 COINCIDENCES = {
-    ("ops/kit/cuda/ring.cuh", "LOOKS"): "polls between two looks at the clock",
+    ("ops/kit/cuda/ring.cuh", "POLLS"): "polls between two looks at the clock",
     ("targets/cuda/worker.cuh", "EAGER_POLLS"): "polls before a block naps",
     ("targets/cpu/worker.h", "HINT_BYTES"): "what a CPU worker prefetches while it waits",
     ("targets/cpu/worker.h", "PARK_POLLS"): "polls before a thread parks",

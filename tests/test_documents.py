@@ -14,6 +14,7 @@ import pytest
 from support.documents import (
     DOCUMENTS,
     broken_links,
+    code_spans,
     console_steps,
     forbidden_words,
     missing_paths,
@@ -100,6 +101,18 @@ def test_document_names_what_exists(document: Path, tutorial: Tutorial) -> None:
 
 def test_map_is_short() -> None:
     assert len((ROOT / "ARCHITECTURE.md").read_text().splitlines()) <= MAP_LINES
+
+
+def test_values_of_the_passes_are_those_of_a_dump(tutorial: Tutorial) -> None:
+    """Each row of the map's table of passes shows a line, or a part of one, that the tutorial's dump has."""
+    section = (ROOT / "ARCHITECTURE.md").read_text().split("## The passes")[1].split("\n## ")[0]
+    shown = [code_spans(line)[-1] for line in section.splitlines() if line.startswith("| `")]
+    dump = "\n".join(path.read_text() for path in sorted((tutorial[0] / "dump").iterdir()))
+    lines = [" ".join(line.split()) for line in dump.splitlines()]
+    assert len(shown) == 9
+    for value in shown:
+        pattern = re.compile(".*".join(map(re.escape, value.split("…"))))
+        assert any(pattern.search(line) for line in lines), value
 
 
 @pytest.mark.parametrize("folder", ["docs/decisions", "docs/lab"])

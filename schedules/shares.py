@@ -13,7 +13,7 @@ from collections.abc import Set as AbstractSet
 from tilecompile.ir.graph import OpGraph
 from tilecompile.ir.node import OpNode, View
 from tilecompile.ir.placement import Split
-from tilecompile.ops.base import op_of
+from tilecompile.ops.base import TraitError, op_of, reads_context
 
 HEADS, ROWS, COLS = "heads", "rows", "cols"
 """Axes that recipes divide along: heads, or for grouped heads groups of them; rows and columns of a weight."""
@@ -23,10 +23,18 @@ HOP_BYTES = 900_000
 
 
 def attentions(graph: OpGraph) -> Iterator[OpNode]:
-    """The operators that read a cache and can be divided by heads."""
+    """The operators that read the context from a cache and can be divided by heads.
+
+    TraitError for one that states no way to divide it: every device would do all of its work, without a word.
+    """
     for node in graph.nodes:
-        if HEADS in op_of(node).split_axes and len(graph.caches(node)) > len(op_of(node).mutated):
+        if not reads_context(node, graph.caches(node)):
+            continue
+        op = op_of(node)
+        if HEADS in op.split_axes:
             yield node
+        elif op.context_rule is None:
+            raise TraitError(f"tile op {op.name} reads a cache and states no way to divide it (`split_axes`)")
 
 
 def by_heads(graph: OpGraph, devices: tuple[int, ...]) -> dict[str, Split]:
@@ -99,7 +107,7 @@ def mlps(graph: OpGraph, devices: tuple[int, ...]) -> dict[str, Split]:
 
 def looks_up(node: OpNode) -> bool:
     """Whether an operator reads single rows of a table, however long the context is."""
-    return any(not rows.of_context for rows in op_of(node).reads(node).values())
+    return any(not rows.of_context and rows.most for rows in op_of(node).reads(node).values())
 
 
 def _of_heads(node: OpNode, heads: int) -> bool:

@@ -132,10 +132,14 @@ def choose_placement(source: ModelSource, settings: Settings, stages: Stages) ->
         return None
     layers = sample(source.config.layers)
     decode, config = source.programs[0], source.config.with_layers(layers)
-    graph = fuse(trace_program(decode, config, source.storage, settings.tokens))
     context = settings.context or min(DEFAULT_CONTEXT, source.storage.max_seq_len)
     cut = (settings.machine, settings.devices, settings.workers)
-    return stages.run("choose", choose, graph, len(layers), SEVERAL, *cut, context, stages.advance)
+
+    def chosen() -> Chosen:
+        graph = fuse(trace_program(decode, config, source.storage, settings.tokens))
+        return choose(graph, len(layers), SEVERAL, *cut, context, stages.advance)
+
+    return stages.run("choose", chosen)
 
 
 def prove(plan: Plan) -> Proof:

@@ -18,6 +18,9 @@ from tilecompile.runtime.names import OP, PUSH
 
 NAME = "graph.json"
 
+UNREADABLE = (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, RecursionError)
+"""What comes of values of other types or lengths than a reader of the file expects."""
+
 
 @dataclass(frozen=True)
 class Operator:
@@ -58,7 +61,7 @@ def read_json(manifest: Manifest) -> Any:
     try:
         data = json.loads(path.read_bytes())
         version = data["format"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, *UNREADABLE) as error:
         raise EngineError(f"{path}: is not a readable graph: {type(error).__name__} {error}") from error
     if version != FORMAT_VERSION:
         raise EngineError(f"{path}: format version is {version}, want {FORMAT_VERSION}")
@@ -70,7 +73,7 @@ def read_operators(manifest: Manifest) -> list[Operator]:
     data = read_json(manifest)
     try:
         found = [operator for program in data["programs"] for operator in _operators(program)]
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+    except UNREADABLE as error:
         path = manifest.file(NAME)
         raise EngineError(f"{path}: is not a readable graph: {type(error).__name__} {error}") from error
     if [o.name for o in found] != manifest.data["operators"]:

@@ -11,15 +11,15 @@ import numpy.typing as npt
 
 from tilecompile.runtime.errors import EngineError, InputError
 from tilecompile.runtime.folder.manifest import Manifest
-from tilecompile.runtime.folder.operators import NAME, read_json
+from tilecompile.runtime.folder.operators import NAME, UNREADABLE, read_json
 from tilecompile.runtime.folder.tables import Tables
 from tilecompile.runtime.format import DTYPES
 from tilecompile.runtime.replay.selections import Ints, Selections
 
 PROGRAM = "decode"
 
-EXPERTS = "experts"
-"""`TileOp.chooses` of operators that choose experts; other choosing operators choose positions."""
+POSITIONS, EXPERTS = "positions", "experts"
+"""What operators choose, as the ops say (`TileOp.chooses`)."""
 
 Array = npt.NDArray[Any]
 
@@ -54,7 +54,7 @@ def choices(manifest: Manifest, tables: Tables) -> list[Choice]:
         raise EngineError(f"{manifest.folder}: a step has several tokens, selections are of engines with one")
     try:
         found = list(_choices(manifest, tables, read_json(manifest)))
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+    except UNREADABLE as error:
         raise EngineError(f"{manifest.file(NAME)}: is not a readable graph: {type(error).__name__} {error}") from error
     check_shards(manifest, found)
     return found
@@ -68,14 +68,17 @@ def _choices(manifest: Manifest, tables: Tables, graph: Any) -> Iterator[Choice]
     for program in graph["programs"]:
         for node in program["operators"]:
             op += 1
-            if program["name"] != PROGRAM or not node.get("chooses"):
+            chooses = node.get("chooses")
+            if program["name"] != PROGRAM or chooses is None:
                 continue
+            if chooses not in (POSITIONS, EXPERTS):
+                raise ValueError(f"{node['name']} chooses {chooses!r}, want {POSITIONS} or {EXPERTS}")
             outputs = node["outputs"]
             width = int(outputs[0][1][1])
             if any(shape != [1, width] or offset for _, shape, _, offset, _ in outputs):
                 raise ValueError(f"{node['name']} selects into a part of a tensor")
             buffers = tuple(number[output[0]] for output in outputs)
-            experts = node["chooses"] == EXPERTS
+            experts = chooses == EXPERTS
             types = [DTYPES.index("i32"), DTYPES.index("f32")][: 2 if experts else 1]
             records = tables["buffers"][list(buffers)]
             if records["dtype"].tolist() != types or (records["bytes"] != 4 * width).any():

@@ -211,6 +211,22 @@ def test_reads_that_are_left_out_are_an_error_in_the_costs_too() -> None:
             cost()
 
 
+def test_axes_that_are_left_out_are_an_error_on_several_devices() -> None:
+    replaced(replace(GQA_ATTENTION, split_axes={}))
+    with pytest.raises(TraitError, match=r"gqa_attention reads a cache and states no way to divide it"):
+        placed("tensor_parallel", 2)
+
+
+def test_a_cache_that_an_op_writes_and_reads_needs_reads_too() -> None:
+    op = REGISTRY["cache_append"]
+    replaced(replace(op, reads=lambda node: {}))
+    try:
+        with pytest.raises(TraitError, match=r"cache_append reads a cache as input 0 .*\(`reads`\)"):
+            tile(placed("single", 1), 2)
+    finally:
+        replaced(op)
+
+
 def test_slots_that_are_left_out_are_an_error() -> None:
     op = REGISTRY["expert_linear"]
     replaced(replace(op, slots=None))

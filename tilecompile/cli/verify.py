@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -62,7 +63,9 @@ def prove(manifest: Manifest, tables: dict[str, Any]) -> Proof:
     data = manifest.data
     buffers = _names([b.get("tensor") for b in data.get("buffers", []) if isinstance(b, dict)])
     weights = _names(data["weights"].get("tensors", []))
-    layers = [operator.layer for operator in read_operators(manifest)]
+    layers: list[int | None] = []
+    with suppress(EngineError):  # without graph.json only the hints where to cut the proof are missing
+        layers = [operator.layer for operator in read_operators(manifest)]
     try:
         memory = Memory(arena_sizes(manifest).astype("int64"))
         return proof_of(tables, data["operators"], memory, buffers, weights, layers=layers)

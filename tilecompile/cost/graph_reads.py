@@ -8,7 +8,7 @@ from math import prod
 
 from tilecompile.cost.traffic import CacheReads, Reads
 from tilecompile.ir.graph import OpGraph
-from tilecompile.ops.base import cache_reads, op_of
+from tilecompile.ops.base import NO_ROWS, TraitError, cache_reads, op_of
 from tilecompile.runtime.format import DTYPE_BYTES
 from tilecompile.runtime.weight_formats import FORMATS
 
@@ -37,9 +37,13 @@ def reads(graph: OpGraph, max_seq_len: int, copies: Callable[[int | None], int] 
         for i, view in enumerate(node.inputs):
             tensor = graph.tensors[view.tensor]
             row = tensor.cols * DTYPE_BYTES[tensor.dtype] * copies(tensor.layer)
+            rows = stated.get(i)
+            if rows not in (None, NO_ROWS) and (rows.first or rows.of_context != (tensor.role == "cache")):
+                raise TraitError(f"tile op {node.op} reads rows of input {i} that no formula of a step states: {rows}")
             if tensor.role == "constant" and view.tensor not in seen:
                 seen.add(view.tensor)
-                total += row * (stated[i].at(1) if i in stated else tensor.rows)
-            elif tensor.role == "cache" and i in stated:
-                caches[stated[i].above, stated[i].most or max_seq_len] += row * prod(view.shape[1:]) // tensor.cols
+                total += row * (tensor.rows if rows is None else rows.at(1))
+            elif tensor.role == "cache" and rows is not None and rows != NO_ROWS:
+                most = max_seq_len if rows.most is None else rows.most
+                caches[rows.above, most] += row * prod(view.shape[1:]) // tensor.cols
     return Reads(total, tuple(CacheReads(size, *key) for key, size in sorted(caches.items())))

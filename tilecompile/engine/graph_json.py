@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from tilecompile.errors import EngineError
-from tilecompile.ir.graph import OpGraph, Tensor
+from tilecompile.ir.graph import TENSOR_ROLES, OpGraph, Tensor
 from tilecompile.ir.node import OpNode, View
 from tilecompile.ir.program import EngineGraph
 from tilecompile.ops.base import REGISTRY, op_of
 from tilecompile.runtime.folder.manifest import Manifest
-from tilecompile.runtime.folder.operators import NAME, read_json
-from tilecompile.runtime.format import FORMAT_VERSION
+from tilecompile.runtime.folder.operators import NAME, UNREADABLE, read_json
+from tilecompile.runtime.format import DTYPES, FORMAT_VERSION
+from tilecompile.runtime.names import ROLES
 
 OF_NODE = {"layer": int, "device": int, "origin": str, "role": str, "peer": int}
 OF_TENSOR = {"device": int, "origin": str, "shard": tuple, "layer": int}
@@ -47,8 +48,11 @@ def read_graph(manifest: Manifest) -> EngineGraph:
     """Reads the graph.json of an engine. EngineError in one line if there is none of this version."""
     data = read_json(manifest)
     try:
-        return EngineGraph({str(p["name"]): _read_program(p) for p in data["programs"]})
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        programs = {str(p["name"]): _read_program(p) for p in data["programs"]}
+        for graph in programs.values():
+            _check(graph, manifest.devices)
+        return EngineGraph(programs)
+    except UNREADABLE as error:
         path = manifest.file(NAME)
         raise EngineError(f"{path}: is not a readable graph: {type(error).__name__} {error}") from error
 
@@ -57,6 +61,26 @@ def _read_program(data: dict[str, Any]) -> OpGraph:
     tensors = {tensor.name: tensor for tensor in map(_read_tensor, data["tensors"])}
     nodes, outputs = [_read_operator(o) for o in data["operators"]], tuple(map(str, data["outputs"]))
     return OpGraph(str(data["name"]), int(data["tokens"]), tensors, nodes, outputs)
+
+
+def _check(graph: OpGraph, devices: int) -> None:
+    """ValueError for a structure that no engine of so many devices has."""
+    for tensor in graph.tensors.values():
+        if tensor.dtype not in DTYPES or tensor.role not in TENSOR_ROLES:
+            raise ValueError(f"tensor {tensor.name} is {tensor.dtype} {tensor.role}, want a type and a role that exist")
+        if not 0 <= tensor.device < devices:
+            raise ValueError(f"tensor {tensor.name} is on device {tensor.device}, want 0 to {devices - 1}")
+        if tensor.shard is not None and [type(x) for x in tensor.shard] != [int] * 3:
+            raise ValueError(f"the shard of tensor {tensor.name} is {tensor.shard}, want index, count and block")
+    for node in graph.nodes:
+        if node.role not in ROLES:
+            raise ValueError(f"the role of operator {node.name} is {node.role!r}, want one of {', '.join(ROLES)}")
+        for device in (node.device, *(() if node.peer is None else (node.peer,))):
+            if not 0 <= device < devices:
+                raise ValueError(f"operator {node.name} names device {device}, want 0 to {devices - 1}")
+        for view in (*node.inputs, *node.weights, *node.outputs):
+            if view.tensor not in graph.tensors:
+                raise ValueError(f"operator {node.name} names tensor {view.tensor}, which isn't among the tensors")
 
 
 def _operator(node: OpNode) -> dict[str, Any]:

@@ -109,8 +109,10 @@ class Stages:
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
         self._running, begin = stage, time.perf_counter()
-        yield
-        self.seconds[stage] += time.perf_counter() - begin
+        try:
+            yield
+        finally:
+            self.seconds[stage] += time.perf_counter() - begin
 
     def _show(self, stage: str, values: list[V]) -> None:
         """Writes a stage's values to its file, over those of an earlier run of the stage."""

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from tilecompile.ir.expr import to_text
 from tilecompile.ir.node import OpNode, View
 
+TENSOR_ROLES = ("activation", "cache", "weight", "constant", "input")
+
 
 @dataclass(frozen=True)
 class Tensor:

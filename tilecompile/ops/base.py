@@ -81,6 +81,10 @@ class RowsRead:
         return max(0, rows if self.most is None else min(rows, self.most))
 
 
+NO_ROWS = RowsRead(0, of_context=False)
+"""Of a cache that a step only writes to."""
+
+
 @dataclass(frozen=True)
 class TaskWork:
     """What tasks do at a context: an array [tasks] each, or one number for all of them.
@@ -152,8 +156,8 @@ class TileOp:
     - `context_rule(distribution, node, split)`: adds the node's operators divided by blocks of the context.
     - `split_over_workers(node, workers, name)`: the node in parts, where a device has more workers than tasks for it;
       None where that doesn't pay. `name(ending)` names the new operators and tensors.
-    - `reads(node)`: rows of caches and tables that a step reads, by input. Every cache that is read must be in it; a
-      table that isn't is read whole.
+    - `reads(node)`: rows of caches and tables that a step reads, by input. Every cache must be in it, with NO_ROWS if
+      it is only written to; a table that isn't in it is read whole.
     - `work(node, tiles, context)`: what tasks with tile coordinates int64 [tasks, 4] do at a context. An op that reads
       a cache must state it; for others the declared regions say it.
     - `slots(node)`: the i32 operand that chooses the matrix of each slot, of an op that streams one of several stacked
@@ -227,20 +231,25 @@ def epilogue_begin(node: OpNode) -> int:
 
 
 def cache_reads(node: OpNode, caches: Sequence[int]) -> Mapping[int, RowsRead]:
-    """`reads` of a node whose inputs `caches` are caches. TraitError if it doesn't state one that it reads."""
+    """`reads` of a node whose inputs `caches` are caches. TraitError if it leaves one of them out."""
     op = REGISTRY[node.op]
     found = op.reads(node)
     for i in caches:
-        if i >= len(op.mutated) and i not in found:
+        if i not in found:
             raise TraitError(f"tile op {op.name} reads a cache as input {i} and doesn't state how many rows (`reads`)")
     return found
 
 
+def reads_context(node: OpNode, caches: Sequence[int]) -> bool:
+    """Whether a node reads positions of the context from one of its inputs `caches`. TraitError as `cache_reads`."""
+    found = cache_reads(node, caches)
+    return any(found[i].of_context for i in caches)
+
+
 def check_traits(node: OpNode, caches: Sequence[int], tiling: Tiling) -> None:
     """TraitError if the node's op leaves out a trait without which bytes or times of the node would be wrong."""
-    op = REGISTRY[node.op]
-    cache_reads(node, caches)
-    if op.work is None and len(caches) > len(op.mutated):
+    op, reads = REGISTRY[node.op], reads_context(node, caches)
+    if reads and op.work is None:
         raise TraitError(f"tile op {op.name} reads a cache and doesn't state what its tasks do there (`work`)")
     if op.slots is None and any(slot >= 0 for task in tiling.weights for _, slot in task):
         raise TraitError(f"tile op {op.name} streams weights by slot and doesn't state its slots (`slots`)")

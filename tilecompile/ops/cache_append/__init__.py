@@ -11,9 +11,10 @@ import torch
 from tilecompile.ir.node import OpNode
 from tilecompile.ir.placement import Split
 from tilecompile.ir.tiling import Access, Tiling, whole
-from tilecompile.ops.base import CPP_TYPES, Distribution, TileOp, register
+from tilecompile.ops.base import CPP_TYPES, NO_ROWS, Distribution, TileOp, register
 from tilecompile.ops.cache_append.gpu import gpu
 from tilecompile.ops.context import Context, cpp_context, parts_of
+from tilecompile.runtime.format import DTYPE_BYTES
 
 
 @torch.library.custom_op("tilecompile::cache_append", mutates_args=("cache",))
@@ -41,7 +42,7 @@ def tile(node: OpNode, parts: int) -> Tiling:
         reads=(whole(node, 1), whole(node, 2)),
         writes=(Access(0, ((0, cache.shape[0]), (column, column + x.shape[1]))),),
         weights=((),),
-        cost=np.array([float(x.shape[0] * x.shape[1] * (6 if cache.dtype == "bf16" else 8))]),
+        cost=np.array([float(x.shape[0] * x.shape[1] * (4 + DTYPE_BYTES[cache.dtype]))]),
     )
 
 
@@ -85,6 +86,7 @@ register(
         reference,
         mutated=("cache",),
         gpu=gpu,
+        reads=lambda node: {0: NO_ROWS},
         context_rule=by_context,
         partly_written=True,
     )

@@ -11,6 +11,7 @@ from tilecompile.ir.node import OpNode
 from tilecompile.ir.tiling import Access, Tiling, pieces, split, whole
 from tilecompile.ops.base import CPP_TYPES, RowsRead, TileOp, register
 from tilecompile.ops.embed.gpu import gpu
+from tilecompile.runtime.format import DTYPE_BYTES
 
 
 @torch.library.custom_op("tilecompile::embed", mutates_args=())
@@ -37,7 +38,7 @@ def tile(node: OpNode, parts: int) -> Tiling:
         reads=(whole(node, 0), Access(1, ((0, table.shape[0]), (lo, hi)))),
         writes=(Access(2, ((0, tokens), (lo, hi))),),
         weights=((),) * len(lo),
-        cost=np.asarray((hi - lo) * tokens * (6 if table.dtype == "bf16" else 8), np.float64),
+        cost=np.asarray((hi - lo) * tokens * (4 + DTYPE_BYTES[table.dtype]), np.float64),
     )
 
 

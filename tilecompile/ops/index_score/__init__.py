@@ -70,7 +70,7 @@ def tile(node: OpNode, parts: int) -> Tiling:
     coords[:, 0], coords[:, 1] = lo, hi
     if context := Context.of(node):
         coords[:, 3] = context.index
-    element = 2 if cache.dtype == "bf16" else 4
+    element = DTYPE_BYTES[cache.dtype]
     return Tiling(
         coords=coords,
         reads=(whole(node, 0), whole(node, 1), Access(2, ((lo, hi), (0, width))), whole(node, 3)),

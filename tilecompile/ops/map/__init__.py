@@ -13,6 +13,7 @@ from tilecompile.ir.tiling import Access, Bound, Tiling, pieces, split
 from tilecompile.ops.base import CPP_TYPES, TileOp, register
 from tilecompile.ops.elementwise import evaluate
 from tilecompile.ops.map.gpu import gpu
+from tilecompile.runtime.format import DTYPE_BYTES
 
 
 def inner(node: OpNode) -> int:
@@ -35,7 +36,7 @@ def tile(node: OpNode, parts: int) -> Tiling:
     coords[:, 0], coords[:, 1] = lo, hi
     ranges: list[tuple[Bound, Bound]] = [(0, shape[0]), (lo, hi), *((0, n) for n in shape[2:])]
     box = tuple(ranges[: len(shape)])
-    bytes_each = sum(2 if v.dtype == "bf16" else 4 for v in node.operands) * prod(shape) // size
+    bytes_each = sum(DTYPE_BYTES[v.dtype] for v in node.operands) * prod(shape) // size
     return Tiling(
         coords=coords,
         reads=tuple(Access(i, box) for i in range(len(node.inputs))),

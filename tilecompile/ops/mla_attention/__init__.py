@@ -91,7 +91,7 @@ def tile(node: OpNode, parts: int) -> Tiling:
     coords = np.zeros((len(lo), 4), np.int32)
     coords[:, 0], coords[:, 1] = lo, hi
     width = cache.shape[1]
-    gathered = tokens * topk * width * (2 if cache.dtype == "bf16" else 4)
+    gathered = tokens * topk * width * DTYPE_BYTES[cache.dtype]
     flops = 2.0 * tokens * topk * (width + latent) * (hi - lo)
     most = int((hi - lo).max())
     return Tiling(

@@ -218,6 +218,8 @@ class CompileOptions:
             above = next((p for p in path.absolute().parents if p.exists()), None) if path else None
             if above and not above.is_dir():
                 raise InputError(f"{path}: can't be made: {above} is a file")
+        if dump == Path():
+            raise InputError("--dump is the current folder, want a folder of its own")
         if dump and dump.exists() and not dump.is_dir():
             raise InputError(f"--dump {dump}: is a file, want a folder")
 

@@ -301,6 +301,7 @@ BAD = [
     ({"output": Path(__file__).parent, "force": True}, "exists, is not empty and is no engine"),
     ({"output": Path(__file__) / "e"}, "can't be made: .*test_cli.py is a file"),
     ({"dump": Path(__file__)}, "--dump .*test_cli.py: is a file, want a folder"),
+    ({"dump": Path("")}, "--dump is the current folder, want a folder of its own"),
 ]
 
 

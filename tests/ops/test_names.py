@@ -52,6 +52,9 @@ def compared(tree: ast.AST) -> Iterator[tuple[int, str]]:
         parts: list[ast.expr | None] = []
         if isinstance(node, ast.Compare):
             parts = [node.left, *node.comparators]
+            attributes = {part.attr for part in parts if isinstance(part, ast.Attribute)}
+            if {"op", "name"} <= attributes:  # node.op == COMMIT.name
+                yield node.lineno, ast.unparse(node)
         elif isinstance(node, ast.Dict):
             parts = [*node.keys]
         elif isinstance(node, ast.MatchValue):
@@ -101,6 +104,7 @@ def test_no_names_are_taken_apart() -> None:
         'RULES = {"cache_append": 1}',
         'ENDS = ("embed", "argmax")',
         'slots = node.op.startswith("expert_")',
+        "if node.op == COMMIT.name: pass",
     ],
 )
 def test_comparisons_with_names_are_found(text: str) -> None:

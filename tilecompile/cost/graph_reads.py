@@ -37,13 +37,15 @@ def reads(graph: OpGraph, max_seq_len: int, copies: Callable[[int | None], int] 
         for i, view in enumerate(node.inputs):
             tensor = graph.tensors[view.tensor]
             row = tensor.cols * DTYPE_BYTES[tensor.dtype] * copies(tensor.layer)
-            rows = stated.get(i)
-            if rows not in (None, NO_ROWS) and (rows.first or rows.of_context != (tensor.role == "cache")):
-                raise TraitError(f"tile op {node.op} reads rows of input {i} that no formula of a step states: {rows}")
+            taken = stated.get(i)
+            if taken == NO_ROWS:
+                continue
+            if taken is not None and (taken.first or taken.of_context != (tensor.role == "cache")):
+                raise TraitError(f"tile op {node.op} reads rows of input {i} that no formula of a step states: {taken}")
             if tensor.role == "constant" and view.tensor not in seen:
                 seen.add(view.tensor)
-                total += row * (tensor.rows if rows is None else rows.at(1))
-            elif tensor.role == "cache" and rows is not None and rows != NO_ROWS:
-                most = max_seq_len if rows.most is None else rows.most
-                caches[rows.above, most] += row * prod(view.shape[1:]) // tensor.cols
+                total += row * (tensor.rows if taken is None else taken.at(1))
+            elif tensor.role == "cache" and taken is not None:
+                most = max_seq_len if taken.most is None else taken.most
+                caches[taken.above, most] += row * prod(view.shape[1:]) // tensor.cols
     return Reads(total, tuple(CacheReads(size, *key) for key, size in sorted(caches.items())))

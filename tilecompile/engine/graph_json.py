@@ -22,6 +22,7 @@ from tilecompile.runtime.folder.manifest import Manifest
 from tilecompile.runtime.folder.operators import NAME, UNREADABLE, read_json
 from tilecompile.runtime.format import DTYPES, FORMAT_VERSION
 from tilecompile.runtime.names import ROLES
+from tilecompile.runtime.weight_formats import FORMATS
 
 OF_NODE = {"layer": int, "device": int, "origin": str, "role": str, "peer": int}
 OF_TENSOR = {"device": int, "origin": str, "shard": tuple, "layer": int}
@@ -66,7 +67,7 @@ def _read_program(data: dict[str, Any]) -> OpGraph:
 def _check(graph: OpGraph, devices: int) -> None:
     """ValueError for a structure that no engine of so many devices has."""
     for tensor in graph.tensors.values():
-        if tensor.dtype not in DTYPES or tensor.role not in TENSOR_ROLES:
+        if tensor.dtype not in (*DTYPES, *FORMATS) or tensor.role not in TENSOR_ROLES:
             raise ValueError(f"tensor {tensor.name} is {tensor.dtype} {tensor.role}, want a type and a role that exist")
         if not 0 <= tensor.device < devices:
             raise ValueError(f"tensor {tensor.name} is on device {tensor.device}, want 0 to {devices - 1}")

@@ -6,6 +6,7 @@ that its matrices are.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Generic
 
 import torch
@@ -15,7 +16,7 @@ from tilecompile.models.registry import spec_of
 from tilecompile.models.spec import C
 
 
-class Weights(Generic[C]):
+class Weights(ABC, Generic[C]):
     """A model's parameters, read a few rows at a time.
 
     `config` is the model that they make, `source` their origin in words, `notes` are remarks for the user.
@@ -26,9 +27,9 @@ class Weights(Generic[C]):
         self.spec = spec_of(config)
         self.parameters = self.spec.parameters(config)
 
+    @abstractmethod
     def _window(self, tensor: str, shape: tuple[int, ...], rows: slice, cols: slice) -> Tensor:
         """Rows and columns of a checkpoint tensor; a 1-d tensor counts as one row."""
-        raise NotImplementedError
 
     def read(self, name: str, matrix: int, row_begin: int, row_end: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Rows `row_begin:row_end` of one matrix of a parameter, [rows, cols] and contiguous, rounded to nearest even.

@@ -6,10 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from tilecompile.ir.graph import OpGraph
-from tilecompile.ir.node import OpNode
 from tilecompile.ir.placement import Placement, Split
 from tilecompile.ops.base import op_of
-from tilecompile.runtime.names import without_layer
 from tilecompile.schedules.shares import ROWS, divided
 
 REPLICATE, SHARD = "replicate", "shard"
@@ -20,7 +18,7 @@ Recipe = Callable[[OpGraph, int, str | None], Placement]
 
 @dataclass(frozen=True)
 class Choice:
-    """A recipe's name, the form of its sums, and families of operators placed otherwise: REPLICATE or SHARD."""
+    """A recipe's name, the form of its sums, and families (`OpNode.family`) placed otherwise: REPLICATE or SHARD."""
 
     recipe: str
     reduction: str | None
@@ -31,16 +29,11 @@ class Choice:
         return f"{self.recipe}{f' ({self.reduction})' if self.reduction else ''}{families}"
 
 
-def family(node: OpNode) -> str:
-    """The family of an operator, the same in all layers: its name without the number of the layer."""
-    return without_layer(node.name, node.layer)
-
-
 def place(graph: OpGraph, devices: int, choice: Choice, recipes: Mapping[str, Recipe]) -> Placement:
     """The recipe's placement with its exceptions. ValueError for devices that the model can't be split over."""
     splits = dict(recipes[choice.recipe](graph, devices, choice.reduction).splits)
     for node in graph.nodes:
-        how = choice.otherwise.get(family(node))
+        how = choice.otherwise.get(node.family)
         if how == REPLICATE:
             splits[node.name] = Split.whole(tuple(range(devices)))
         elif how == SHARD:
@@ -56,9 +49,9 @@ def alternatives(graph: OpGraph, placement: Placement) -> dict[str, str]:
         if split is None or node.layer is None or not node.weights or ROWS not in op_of(node).split_axes:
             continue
         if split.axis == ROWS:
-            found[family(node)] = REPLICATE
+            found[node.family] = REPLICATE
         elif split.axis is None and len(split.parts) == placement.devices:
-            found[family(node)] = SHARD
+            found[node.family] = SHARD
     return found
 
 

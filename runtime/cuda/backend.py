@@ -58,7 +58,7 @@ class CudaBackend:
         if self._kernel is not None and not self._kernel.ended:
             raise EngineError(f"{self.manifest.folder}: a kernel runs already, and GPUs hold one only")
         if self.options.share is not None:
-            tables = share_of(tables, self.options.share, [o.on_all_devices for o in read_operators(self.manifest)])
+            tables = share_of(tables, self.options.share, [o.shared for o in read_operators(self.manifest)])
         held: list[tuple[Part, int]] = []
         mail = Mail(self.node.gpus[0], self.manifest.workers, self.manifest.max_seq_len, self.manifest.vocab_size)
 

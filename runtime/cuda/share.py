@@ -14,16 +14,17 @@ from collections.abc import Sequence
 import numpy as np
 
 from tilecompile.runtime.errors import EngineError
+from tilecompile.runtime.folder.operators import Shared
 from tilecompile.runtime.folder.rows import referrers
 from tilecompile.runtime.folder.tables import Tables
 from tilecompile.runtime.format import COMMIT_KIND
 
 
-def share_of(tables: Tables, device: int, operators: Sequence[str]) -> Tables:
+def share_of(tables: Tables, device: int, operators: Sequence[Shared]) -> Tables:
     """The tables with the streams of one device; its waits count what that device notifies itself.
 
-    `operators` are what the operators are called on all devices (`Operator.on_all_devices`). EngineError if the device
-    is not the one that has the sinks.
+    `operators` says of each operator what it shares with its counterparts on other devices (`Operator.shared`).
+    EngineError if the device is not the one that has the sinks.
     """
     out = {name: table.copy() for name, table in tables.items()}
     streams, instructions, events, notifies = (out[n] for n in ("streams", "instructions", "events", "notifies"))
@@ -37,15 +38,15 @@ def share_of(tables: Tables, device: int, operators: Sequence[str]) -> Tables:
     event_device = events["device"]
     target = notifies["event"].astype(np.int64)
     mine, here = owner[notifier] == device, event_device[target] == device
-    name = [operators[op] for op in instructions["op"].tolist()]
+    shared = [operators[op] for op in instructions["op"].tolist()]
     # Events of this device that others notify, and what this device notifies elsewhere, by operator.
-    coming: dict[str, set[int]] = defaultdict(set)
+    coming: dict[Shared, set[int]] = defaultdict(set)
     for row in np.flatnonzero(~mine & here):
-        coming[name[notifier[row]]].add(int(target[row]))
-    going: dict[str, set[int]] = defaultdict(set)
+        coming[shared[notifier[row]]].add(int(target[row]))
+    going: dict[Shared, set[int]] = defaultdict(set)
     for row in np.flatnonzero(mine & ~here):
-        going[name[notifier[row]]].add(int(target[row]))
-    lands: dict[tuple[str, int], int] = {}
+        going[shared[notifier[row]]].add(int(target[row]))
+    lands: dict[tuple[Shared, int], int] = {}
     for op, sent in going.items():
         to = sorted(coming.get(op, ()))
         for k, event in enumerate(sorted(sent)):
@@ -53,7 +54,7 @@ def share_of(tables: Tables, device: int, operators: Sequence[str]) -> Tables:
                 lands[op, event] = to[k % len(to)]
     for row in np.flatnonzero(mine & ~here):
         # Without a counterpart it stays what it was: the counters of other devices are in memory of their own.
-        notifies["event"][row] = lands.get((name[notifier[row]], int(target[row])), target[row])
+        notifies["event"][row] = lands.get((shared[notifier[row]], int(target[row])), target[row])
     counts = np.bincount(notifies["event"][mine], minlength=len(events))
     local = np.flatnonzero(event_device == device)
     events["wait_count"][local] = counts[local]

@@ -7,9 +7,10 @@ op it is, and where it comes from.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from tilecompile.runtime.errors import EngineError
 from tilecompile.runtime.folder.manifest import Manifest
@@ -22,12 +23,25 @@ UNREADABLE = (ValueError, KeyError, IndexError, TypeError, AttributeError, Overf
 """What comes of values of other types or lengths than a reader of the file expects."""
 
 
+class Shared(NamedTuple):
+    """What an operator has in common with its counterparts on other devices, and with no other operator.
+
+    `of` is the undivided operator that it does a part of, of a push the undivided tensor that it copies a part of.
+    `number` counts the operators of a device that agree in the other fields; it is 0 for all pushes of a tensor.
+    """
+
+    program: str
+    role: str
+    of: str
+    number: int
+
+
 @dataclass(frozen=True)
 class Operator:
     """An operator of a step program; the fields are those of `OpNode` (`ir/node.py`).
 
     `tensor` is the undivided tensor that a push copies a part of, "" for other operators; the layer of a push is
-    that of this tensor.
+    that of this tensor. `number` is that of `Shared`.
     """
 
     program: str
@@ -39,6 +53,7 @@ class Operator:
     role: str
     peer: int | None
     tensor: str
+    number: int
 
     @property
     def undivided(self) -> str:
@@ -46,11 +61,9 @@ class Operator:
         return self.origin or self.name
 
     @property
-    def on_all_devices(self) -> str:
-        """The name that it has in common with its counterparts on other devices."""
-        if self.tensor:
-            return self.tensor.removeprefix("%") + ".push"
-        return self.name.removesuffix(f"@{self.device}")
+    def shared(self) -> Shared:
+        """What it has in common with its counterparts on other devices."""
+        return Shared(self.program, self.role, self.tensor or self.undivided, self.number)
 
 
 def read_json(manifest: Manifest) -> Any:
@@ -83,21 +96,23 @@ def read_operators(manifest: Manifest) -> list[Operator]:
 
 def _operators(program: dict[str, Any]) -> Iterator[Operator]:
     tensors = {str(tensor["name"]): tensor for tensor in program["tensors"]}
+    numbers = Counter[tuple[int, str, str]]()
     for data in program["operators"]:
-        pushed = tensors[data["outputs"][0][0]] if data.get("role") == PUSH else None
-        yield _operator(str(program["name"]), data, pushed)
-
-
-def _operator(program: str, data: dict[str, Any], pushed: dict[str, Any] | None) -> Operator:
-    layer, peer = (data if pushed is None else pushed).get("layer"), data.get("peer")
-    return Operator(
-        program,
-        str(data["name"]),
-        str(data["op"]),
-        None if layer is None else int(layer),
-        int(data.get("device", 0)),
-        str(data.get("origin", "")),
-        str(data.get("role", OP)),
-        None if peer is None else int(peer),
-        "" if pushed is None else str(pushed.get("origin") or pushed["name"]),
-    )
+        role, device = str(data.get("role", OP)), int(data.get("device", 0))
+        pushed = tensors[data["outputs"][0][0]] if role == PUSH else None
+        layer, peer = (data if pushed is None else pushed).get("layer"), data.get("peer")
+        name, origin = str(data["name"]), str(data.get("origin", ""))
+        alike = (device, role, origin or name)
+        yield Operator(
+            str(program["name"]),
+            name,
+            str(data["op"]),
+            None if layer is None else int(layer),
+            device,
+            origin,
+            role,
+            None if peer is None else int(peer),
+            "" if pushed is None else str(pushed.get("origin") or pushed["name"]),
+            0 if pushed is not None else numbers[alike],
+        )
+        numbers[alike] += 1

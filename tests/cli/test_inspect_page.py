@@ -26,7 +26,7 @@ from tilecompile.compile import compile_model
 from tilecompile.engine.placement_json import read_table
 from tilecompile.inspection.layout import GAP, layout
 from tilecompile.inspection.picture import short
-from tilecompile.inspection.structure import Structure, ranges, structure
+from tilecompile.inspection.structure import Structure, ranges, shown_name, structure
 from tilecompile.options import CompileOptions
 from tilecompile.runtime.folder.manifest import Manifest, read_manifest
 from tilecompile.runtime.folder.operators import read_operators
@@ -107,7 +107,7 @@ def page_of(engine: Path, folder: Path, *options: str) -> tuple[str, Page]:
 
 def slow_edges(manifest: Manifest, tables: Tables, program: int) -> dict[tuple[str, str], tuple[Any, ...]]:
     """Edges by names of producer and consumer, counted one by one."""
-    names = [operator.on_all_devices for operator in read_operators(manifest)]
+    names = [shown_name(operator) for operator in read_operators(manifest)]
     mine = [s for s in tables["streams"] if s["program"] == program]
     tasks = [(i, int(s["device"])) for s in mine for i in range(s["begin"], s["end"])]
     producer, remote = {}, defaultdict(bool)
@@ -167,7 +167,7 @@ def test_edges_are_those_of_the_tables(tables: tuple[Manifest, Tables], program:
 def test_operators_of_all_devices_are_folded_into_one(tables: tuple[Manifest, Tables]) -> None:
     found = structure(*tables, 0)
     assert len({o.name for o in found.operators}) == len(found.operators)
-    assert {o.on_all_devices for o in read_operators(tables[0])} >= {o.name for o in found.operators}
+    assert {shown_name(o) for o in read_operators(tables[0])} >= {o.name for o in found.operators}
     assert sum(sum(o.tasks.values()) for o in found.operators) == tables[0].program()["tasks"]
     streamed = Counter[int]()
     for s in tables[1]["streams"]:

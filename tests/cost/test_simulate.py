@@ -19,7 +19,7 @@ from tilecompile.compile import compile_model
 from tilecompile.cost.simulate.report import CAUSES, figures
 from tilecompile.cost.simulate.step import Simulated, rates_at, simulate
 from tilecompile.cost.simulate.work import work_of
-from tilecompile.cost.step_time.path import critical_path, path_length
+from tilecompile.cost.step_time.path import critical_path
 from tilecompile.cost.step_time.spans import gaps_of, tasks_of
 from tilecompile.cost.traffic import stated_reads
 from tilecompile.errors import EngineError, InputError
@@ -87,8 +87,9 @@ def check_spans(found: Simulated) -> None:
         mine = np.flatnonzero(tasks.thread == thread)
         mine = mine[np.argsort(spans.begin[mine], kind="stable")]
         assert (spans.begin[mine[1:]] >= spans.end[mine[:-1]]).all()
-    assert path_length(critical_path(spans, found.gaps)) == pytest.approx(spans.duration)
-    assert path_length(critical_path(spans, gaps_of(spans))) == pytest.approx(spans.duration)
+    for gaps in (found.gaps, gaps_of(spans)):
+        path = critical_path(spans, gaps)
+        assert sum(link.until - link.begin + link.gap for link in path) == pytest.approx(spans.duration)
     assert sum(summary(spans)["shares"].values()) == pytest.approx(1)
 
 

@@ -14,7 +14,7 @@ import tilecompile.ops  # noqa: F401  (registers the ops)
 from tilecompile.ir.node import OpNode, View
 from tilecompile.ir.tiling import PANEL, Tiling, WeightTile
 from tilecompile.ops.base import REGISTRY
-from tilecompile.targets.tiles import pack_tile
+from tilecompile.targets.codecs import CODECS
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 
@@ -37,14 +37,16 @@ def tiles(draw: st.DrawFn) -> tuple[WeightTile, dict[str, torch.Tensor]]:
 @settings(deadline=None)
 def test_packed_bytes_unpack_to_the_rows(drawn: tuple[WeightTile, dict[str, torch.Tensor]]) -> None:
     tile, tensors = drawn
-    packed = pack_tile(tile, lambda name, matrix, begin, end: tensors[name][matrix, begin:end])
     dtype = tensors["w"].dtype
+    stored = {4: "f32", 2: "bf16"}[dtype.itemsize]
+    pack = CODECS[stored].packer(lambda name, m, begin, end, _: tensors[name][m, begin:end], lambda _: 0)
+    packed = pack(tile, range(tile.begin, tile.end)).view(torch.uint8)
     experts = tile.end - tile.begin if tile.gathered else 1
-    assert len(packed) == experts * tile.bytes({4: "f32", 2: "bf16"}[dtype.itemsize])
+    assert len(packed) == experts * tile.bytes(stored)
 
     rows = tile.row_end - tile.row_begin
     panels = -(-rows // PANEL)
-    values = torch.from_numpy(packed).view(dtype)
+    values = packed.view(dtype)
     # Lane r of panel p is row 16 p + r; panels of the tensors alternate; matrices follow one another.
     values = values.view(tile.end - tile.begin, panels, len(tile.tensors), tile.cols * PANEL)
     pairs = tile.cols // 2 * 2 if dtype == torch.bfloat16 else 0  # columns that are stored two by two

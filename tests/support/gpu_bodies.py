@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from support import opharness
+from support.c_bodies import to_c
 from tilecompile.ir.node import OpNode
 from tilecompile.ops.base import REGISTRY
 from tilecompile.ops.kit.body import TileBody
@@ -16,7 +17,7 @@ from tilecompile.runtime.format import BLOCK, c_header
 from tilecompile.targets.cpu.build import find_compiler
 from tilecompile.targets.cpu.emit import FRONT, KIT
 from tilecompile.targets.cuda import emit
-from tilecompile.targets.cuda.lower import to_c, to_cuda
+from tilecompile.targets.cuda.lower import to_cuda
 from tilecompile.targets.kind import Kind
 
 FLAGS = ("-std=c++20", "-O1", "-fPIC", "-shared", "-fno-strict-aliasing", "-ffp-contract=off", "-w")
@@ -46,7 +47,7 @@ def build_c_bodies(nodes: list[OpNode]) -> tuple[ctypes.CDLL, dict[str, Kind]]:
         number = functions.setdefault(lowered.source, len(functions))
         statement = lowered.call(f"body{number}", body.args)
         key = (number, statement)
-        kinds.setdefault(key, Kind(len(kinds) + 1, node.op, node.name, statement))
+        kinds.setdefault(key, Kind(len(kinds) + 1, node.op, node.name, "", statement))
         of_node[node.name] = kinds[key]
     parts = [c_header(), *((KIT / name).read_text() for name in FRONT)]
     parts += [source.replace("@NAME@", f"body{number}") for source, number in functions.items()]

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from support.c_bodies import to_c
 from support.cuda_bodies import HOST
 from support.gpu_bodies import FLAGS
 from tilecompile.compile import compile_model
@@ -29,7 +30,6 @@ from tilecompile.targets.cuda import emit
 from tilecompile.targets.cuda.build import toolkit
 from tilecompile.targets.cuda.emit import GpuKind, once
 from tilecompile.targets.cuda.kernel import Kernel, make_kernel
-from tilecompile.targets.cuda.lower import to_c
 
 FAKE = Path(__file__).parent / "fake_cuda"
 SCRATCH = 1 << 20

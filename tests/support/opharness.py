@@ -29,10 +29,10 @@ from tilecompile.ops.testing import Case
 from tilecompile.passes.schedule import ALIGN
 from tilecompile.runtime import format as fmt
 from tilecompile.runtime.machine import cpu_features
+from tilecompile.targets.codecs import CODECS
 from tilecompile.targets.cpu.build import ISAS, Isa, build
 from tilecompile.targets.cpu.emit import bodies_source, task_kinds
 from tilecompile.targets.kind import Kind
-from tilecompile.targets.tiles import pack_tile
 
 Raw = npt.NDArray[np.unsignedinteger]
 Bytes = npt.NDArray[np.uint8]
@@ -130,16 +130,19 @@ def pack_pool(
     With `fill`, the padding between tiles is full of it, and so are tiles of experts that no slot of the task holds.
     """
 
-    def read(name: str, matrix: int, begin: int, end: int) -> torch.Tensor:
+    def read(name: str, matrix: int, begin: int, end: int, dtype: torch.dtype) -> torch.Tensor:
         t = case.tensors[name]
-        return (t.unsqueeze(0) if t.dim() == 2 else t)[matrix, begin:end]
+        return (t.unsqueeze(0) if t.dim() == 2 else t)[matrix, begin:end].to(dtype)
 
+    dtype_of = {w.tensor: w.dtype for w in case.node.weights}
+    pack = {d: CODECS[d].packer(read, lambda name: case.tensors[name].shape[-2]) for d in set(dtype_of.values())}
     offsets: dict[WeightTile, int] = {}
     pool = np.zeros(0, np.uint8)
     tape = np.zeros(max(1, len(tiles)), fmt.TAPE_RUN.dtype)
     for i, (tile, slot) in enumerate(tiles):
         if tile not in offsets:
-            data = pack_tile(tile, read)
+            packed = pack[dtype_of[tile.tensors[0]]](tile, range(tile.begin, tile.end))
+            data = packed.view(torch.uint8).numpy()
             if fill is not None and tile.gathered:
                 experts = case.tensors[case.node.inputs[expert_operand(case.node)].tensor].flatten().tolist()
                 held = {experts[s] for other, s in tiles if other == tile}
@@ -148,7 +151,7 @@ def pack_pool(
             padding = -len(pool) % ALIGN
             offsets[tile] = len(pool) + padding
             pool = np.concatenate([pool, filling(padding, fill or 0), data])
-        size = tile.bytes(next(w.dtype for w in case.node.weights if w.tensor == tile.tensors[0]))
+        size = tile.bytes(dtype_of[tile.tensors[0]])
         tape[i] = (offsets[tile], size, size if tile.gathered else 0, slot, 0)
     return pool, tape
 

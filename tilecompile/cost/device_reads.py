@@ -7,18 +7,14 @@ part of the context.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from math import prod
-
-import numpy as np
-import numpy.typing as npt
 
 from tilecompile.ir.graph import OpGraph
 from tilecompile.ir.node import OpNode
 from tilecompile.ir.placement import PlacedGraph
 from tilecompile.ops.base import RowsRead, cache_reads, op_of
 from tilecompile.ops.context import Context, rows_of
-from tilecompile.runtime.folder.rows import span
 from tilecompile.runtime.format import DTYPE_BYTES
 
 
@@ -66,13 +62,3 @@ def distinct_reads(graph: OpGraph, context: int) -> Iterable[tuple[OpNode, float
                 again += tensor.rows * tensor.cols * DTYPE_BYTES[tensor.dtype]
             seen.add((node.device, name))
         yield node, node_reads(graph, node, context) - again
-
-
-def tape_reads(tables: Mapping[str, npt.NDArray[np.void]], program: int, devices: int) -> list[int]:
-    """Bytes that the tapes of each device read in a step of a program, one expert for each slot."""
-    reads = [0] * devices
-    instructions, tape = tables["instructions"], tables["tape"]
-    for stream in tables["streams"][tables["streams"]["program"] == program]:
-        for ins in instructions[stream["begin"] : stream["end"]]:
-            reads[int(stream["device"])] += int(tape["bytes"][span(ins, "tape")].sum())
-    return reads

@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from tilecompile.runtime.errors import InputError
 from tilecompile.runtime.folder.manifest import Manifest
-from tilecompile.runtime.folder.operators import read_operators
+from tilecompile.runtime.folder.operators import Operator as Stated
+from tilecompile.runtime.folder.operators import Shared, read_operators
 from tilecompile.runtime.folder.rows import entries, expanded, owners, sums
 from tilecompile.runtime.folder.tables import Tables
 from tilecompile.runtime.format import COMMIT_KIND, DTYPE_BYTES, DTYPES
@@ -155,17 +156,23 @@ def structure(manifest: Manifest, tables: Tables, program: int) -> Structure:
 def _operators(manifest: Manifest, rows: npt.NDArray[np.void]) -> tuple[list[Operator], Ints]:
     """The operators in their order, and the place of each value of `Instruction.op` among them, -1 for none."""
     stated = read_operators(manifest)
-    found: dict[str, int] = {}
+    found: dict[Shared, int] = {}
     operators: list[Operator] = []
     of_op = np.full(len(stated), -1, np.int64)
     for number in np.unique(rows["op"]).tolist():
         one = stated[number]
-        name = one.on_all_devices
-        if name not in found:
-            found[name] = len(operators)
-            operators.append(Operator(name, one.op, one.layer, one.undivided, one.role))
-        of_op[number] = found[name]
+        if one.shared not in found:
+            found[one.shared] = len(operators)
+            operators.append(Operator(shown_name(one), one.op, one.layer, one.undivided, one.role))
+        of_op[number] = found[one.shared]
     return operators, of_op
+
+
+def shown_name(operator: Stated) -> str:
+    """What an operator and its counterparts on other devices are called together, for people."""
+    if operator.tensor:
+        return operator.tensor.removeprefix("%") + ".push"
+    return operator.name.removesuffix(f"@{operator.device}")
 
 
 def _pushed(tables: Tables, rows: npt.NDArray[np.void], device: Ints) -> Ints:

@@ -56,12 +56,3 @@ def to_scalar(expr: Expr) -> str:
     if expr[0] in LEAVES:
         return f"{expr[0]}{expr[1]}"
     return f"{expr[0]}({', '.join(to_scalar(arg) for arg in expr[1:])})"
-
-
-def extra_inputs(expr: Expr) -> int:
-    """How many extra inputs the expression reads: one more than the largest ("in", i)."""
-    if expr[0] == "in":
-        return int(expr[1]) + 1
-    if expr[0] in LEAVES:
-        return 0
-    return max(extra_inputs(arg) for arg in expr[1:])

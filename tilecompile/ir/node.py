@@ -79,7 +79,8 @@ class OpNode:
 
     `name` is for people. `origin` is the name of the operator of the undivided graph that this one does a part of, ""
     for that operator itself and for exchanges of what the controller writes; `role` is one of `runtime.names.ROLES`,
-    `peer` the device that a push writes to. `layer` is the layer of the model, None outside the layers.
+    `peer` the device that a push writes to. `layer` is the layer of the model, None outside the layers; `family` is the
+    same for corresponding operators of all layers, and of no use once a placement is chosen: graph.json lacks it.
     """
 
     name: str
@@ -93,6 +94,7 @@ class OpNode:
     origin: str = ""
     role: str = OP
     peer: int | None = None
+    family: str = field(default="", compare=False)
 
     @property
     def operands(self) -> tuple[View, ...]:

@@ -177,6 +177,7 @@ def _absorb(node: OpNode, producers: list[OpNode]) -> OpNode:
     return replace(
         host,
         name="+".join(p.name for p in producers),
+        family="+".join(p.family for p in producers),
         inputs=(*host.inputs, *extra),
         weights=tuple(w for p in producers for w in p.weights),
         outputs=node.outputs,

@@ -23,7 +23,7 @@ from tilecompile.ops.commit import COMMIT
 from tilecompile.ops.dtypes import dtype_names, torch_dtype
 from tilecompile.ops.map import MAP
 from tilecompile.passes.views import VIEWS
-from tilecompile.runtime.names import layer_of
+from tilecompile.runtime.names import layer_of, without_layer
 
 if TYPE_CHECKING:
     from tilecompile.models.spec import C, StepProgram, Storage
@@ -191,7 +191,7 @@ class _Tracer:
             for r, suffix in zip(results, suffixes, strict=True)
         ]
         self.values[node] = outputs if isinstance(value, (tuple, list)) else outputs[0] if outputs else None
-        self.add(OpNode(name, op, tuple(inputs), tuple(weights), tuple(outputs), attrs, layer_of(name)))
+        self.add(OpNode(name, op, tuple(inputs), tuple(weights), tuple(outputs), attrs))
 
     def weight(self, node: torch.fx.Node, view: View) -> View:
         """A weight is streamed by rows of its tensor, so it must be a whole parameter."""
@@ -230,7 +230,7 @@ class _Tracer:
         name = self.unique(f"{_module_path(node)}.{function}")
         out = self.tensor(f"%{name}", shape, node.meta["val"].dtype, "activation", node)
         self.values[node] = out
-        self.add(OpNode(name, MAP.name, tuple(inputs), (), (out,), {"expr": (function, *leaves)}, layer_of(name)))
+        self.add(OpNode(name, MAP.name, tuple(inputs), (), (out,), {"expr": (function, *leaves)}))
 
     def view(self, node: torch.fx.Node, aten: str) -> View | list[View]:
         base = self.values[node.args[0]]  # type: ignore[index]
@@ -248,7 +248,9 @@ class _Tracer:
         return name
 
     def add(self, node: OpNode) -> None:
-        self.graph.nodes.append(node)
+        """Appends an operator, in the layer and the family that its name states."""
+        layer = layer_of(node.name)
+        self.graph.nodes.append(replace(node, layer=layer, family=without_layer(node.name, layer)))
 
 
 def _module_path(node: torch.fx.Node) -> str:

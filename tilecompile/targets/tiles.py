@@ -6,13 +6,9 @@ words, a row's two weights are widened by one shift and one mask, without a shuf
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import numpy as np
-import numpy.typing as npt
 import torch
 
-from tilecompile.ir.tiling import PANEL, WeightTile
+from tilecompile.ir.tiling import PANEL
 
 
 def pack_rows(matrices: list[torch.Tensor]) -> torch.Tensor:
@@ -41,15 +37,3 @@ def _exchange(panels: torch.Tensor, to: tuple[int, int]) -> torch.Tensor:
     pairs = panels.shape[2] // 2 * 2
     even = panels[:, :, :pairs].reshape(*panels.shape[:2], pairs // 2, to[1], to[0]).transpose(3, 4)
     return torch.cat((even.reshape(panels[:, :, :pairs].shape), panels[:, :, pairs:]), 2)
-
-
-def pack_tile(tile: WeightTile, read: Callable[[str, int, int, int], torch.Tensor]) -> npt.NDArray[np.uint8]:
-    """The bytes of a tile (of all experts, one after the other, if gathered).
-
-    `read(tensor, matrix, row_begin, row_end)` gives rows of one matrix in the weight type, [rows, cols].
-    """
-    parts = [
-        pack_rows([read(name, m, tile.row_begin, tile.row_end) for name in tile.tensors])
-        for m in range(tile.begin, tile.end)
-    ]
-    return torch.cat([p.flatten() for p in parts]).view(torch.uint8).numpy()

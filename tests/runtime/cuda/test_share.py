@@ -13,13 +13,13 @@ from tilecompile.errors import EngineError
 from tilecompile.options import CompileOptions
 from tilecompile.runtime.cuda.share import share_of
 from tilecompile.runtime.folder.manifest import read_manifest
-from tilecompile.runtime.folder.operators import read_operators
+from tilecompile.runtime.folder.operators import Shared, read_operators
 from tilecompile.runtime.folder.rows import referrers
 from tilecompile.runtime.folder.tables import Tables, load_tables
 from tilecompile.runtime.format import COMMIT_KIND
 
 
-def plan(folder: Path, placement: str, reduction: str | None = None) -> tuple[Tables, list[str]]:
+def plan(folder: Path, placement: str, reduction: str | None = None) -> tuple[Tables, list[Shared]]:
     model = str(tiny_model(folder / "model"))
     shape = {"devices": 2, "workers": 3, "max_seq_len": 64, "no_kernel": True, "no_weights": True}
     options = CompileOptions(
@@ -27,7 +27,7 @@ def plan(folder: Path, placement: str, reduction: str | None = None) -> tuple[Ta
     )
     compile_model(options)
     manifest = read_manifest(options.output)
-    return load_tables(manifest), [o.on_all_devices for o in read_operators(manifest)]
+    return load_tables(manifest), [o.shared for o in read_operators(manifest)]
 
 
 def executed(tables: Tables, steps: int) -> list[int]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from tilecompile.cost.step_time.spans import Gaps, Spans
 
 EVENT, THREAD, START = "event", "thread", "start"
@@ -42,8 +40,3 @@ def critical_path(spans: Spans, gaps: Gaps) -> list[Link]:
         found.append(Link(task, begin, until, via, begin - left))
         task, until = previous, left
     return found[::-1]
-
-
-def path_length(path: list[Link]) -> float:
-    """Nanoseconds from the beginning of the step to the path's end."""
-    return float(np.sum([link.until - link.begin + link.gap for link in path]))

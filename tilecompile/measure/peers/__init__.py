@@ -29,11 +29,6 @@ class PeerError(TilecompileError):
     """A peer can't run, or didn't finish; one line that names it and says why."""
 
 
-def names() -> list[str]:
-    """The peers whose steps can be measured, whether they can run here or not."""
-    return list(BENCH)
-
-
 def check(name: str) -> str | None:
     """Why a peer can't run here, in one line, or None. InputError for a name that is no peer's."""
     if name not in BENCH:

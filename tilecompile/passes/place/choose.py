@@ -27,7 +27,7 @@ from tilecompile.runtime.folder.manifest import Manifest
 from tilecompile.runtime.progress import Count, silent
 from tilecompile.runtime.weight_formats import stack_bytes
 from tilecompile.schedules import REDUCTIONS
-from tilecompile.schedules.auto import REPLICATE, Choice, Recipe, alternatives, family, otherwise, place
+from tilecompile.schedules.auto import REPLICATE, Choice, Recipe, alternatives, otherwise, place
 from tilecompile.schedules.machine import Machine, OpCost
 
 DEFAULT_CONTEXT = 4096
@@ -127,7 +127,7 @@ def may_pay(graph: OpGraph, name: str, how: str, machine: Machine, devices: int)
     Replicating can save a few hops at most, and dividing must save a good part of one.
     """
     costs = simulator_of(machine)
-    size = max(sum(stack_bytes(w.shape, w.dtype) for w in n.weights) for n in graph.nodes if family(n) == name)
+    size = max(sum(stack_bytes(w.shape, w.dtype) for w in n.weights) for n in graph.nodes if n.family == name)
     saved = size * (1 - 1 / devices) * (devices if machine.is_cpu else 1) / costs.read[-1][2]
     most, least = MOST_HOPS * costs.remote_event_ns, LEAST_HOPS * costs.remote_event_ns
     return saved <= most if how == REPLICATE else saved >= least

@@ -38,7 +38,7 @@ class Copies:
         self.there: dict[str, list[tuple[int, int]]] = defaultdict(list)
         self.written: dict[str, list[tuple[int, int, int]]] = defaultdict(list)
         self.made: dict[str, str] = {}
-        self.shards: dict[str, dict[int, Context]] = {}
+        self.shards: dict[str, dict[int, Tensor]] = {}
         for tensor in graph.tensors.values():
             if tensor.role == "input":
                 self.wrote(tensor.name, tensor.device, [(0, tensor.cols)])
@@ -50,21 +50,20 @@ class Copies:
 
     def make_shard(self, name: str, device: int, context: Context, shape: tuple[int, ...]) -> View:
         """A device's shard of a tensor: the rows of some blocks of the context; made if it isn't there."""
-        tensor = self.full[name]
-        own = replace(tensor, name=f"{name}.share", shape=shape)
-        self.full[own.name] = own
         shard = (context.index, context.count, context.block)
-        copy = replace(own, name=local(own, device), device=device, origin=name, shard=shard)
+        own = replace(self.full[name], name=f"{name}.share", shape=shape, origin=name, shard=shard)
+        self.full[own.name] = own
+        copy = replace(own, name=local(own, device), device=device)
         self.tensors[copy.name] = copy
-        self.shards.setdefault(name, {})[device] = context
+        self.shards.setdefault(name, {})[device] = own
         return View.of(own.name, shape, own.dtype)
 
     def shard(self, name: str, device: int, context: Context) -> View:
         """A device's shard of a tensor. ValueError if it has none of these blocks."""
-        if self.shards.get(name, {}).get(device) != context:
+        own = self.shards.get(name, {}).get(device)
+        if own is None or own.shard != (context.index, context.count, context.block):
             raise ValueError(f"device {device} doesn't have shard {context.index} of the context of {name}")
-        tensor = self.tensors[f"{name}.share@{device}"]
-        return View.of(f"{name}.share", tensor.shape, tensor.dtype)
+        return View.of(own.name, own.shape, own.dtype)
 
     def add(
         self,

@@ -44,7 +44,7 @@ def task_kinds(nodes: Mapping[Label, OpNode]) -> tuple[list[Kind], dict[Label, K
         key = (node.op, (guard if node.predicate else "") + op_of(node).cpu(node))
         if key not in kinds:
             shapes = " ".join(str(v) for v in (*node.inputs, *node.weights)) + " -> " + " ".join(map(str, node.outputs))
-            kinds[key] = Kind(len(kinds) + 1, node.op, f"{node.name}: {shapes}", key[1])
+            kinds[key] = Kind(len(kinds) + 1, node.op, node.name, shapes, key[1])
         of_node[label] = kinds[key]
     return list(kinds.values()), of_node
 

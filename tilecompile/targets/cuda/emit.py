@@ -52,7 +52,7 @@ def task_kinds(nodes: Mapping[Label, OpNode]) -> tuple[list[GpuKind], dict[Label
         if key not in kinds:
             shapes = " ".join(str(v) for v in (*node.inputs, *node.weights)) + " -> " + " ".join(map(str, node.outputs))
             statement = body.statement if isinstance(body, StreamBody) else ""
-            kinds[key] = GpuKind(len(kinds) + 1, node.op, f"{node.name}: {shapes}", statement, body)
+            kinds[key] = GpuKind(len(kinds) + 1, node.op, node.name, shapes, statement, body)
         of_node[label] = kinds[key]
     return list(kinds.values()), of_node
 

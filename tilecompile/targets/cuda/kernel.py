@@ -55,10 +55,11 @@ def make_kernel(
     made = bodies(kinds, panels, architecture)
     room = shared - BLOCK.front_bytes - LEAST_SLOTS * BLOCK.slot_bytes
     for kind in kinds:
-        takes, node = replace(BLOCK, scratch_bytes=made.scratch[kind.index]).scratch, kind.comment.split(":")[0]
+        takes = replace(BLOCK, scratch_bytes=made.scratch[kind.index]).scratch
         if takes > room:
             raise InputError(
-                f"{kind.function} ({node}) takes {takes} bytes of shared memory beside the ring, {room} are free"
+                f"{kind.function} ({kind.operator}) takes {takes} bytes of shared memory beside the ring, "
+                f"{room} are free"
             )
     head = f"// {title}\n// One resident megakernel: task bodies specialised to shapes, and the loop over the tables.\n"
     shape = replace(BLOCK, scratch_bytes=max(made.scratch.values(), default=0), shared_bytes=shared)

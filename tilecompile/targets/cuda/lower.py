@@ -1,4 +1,4 @@
-"""Lowering of TileLang bodies: to a CUDA device function for the persistent loop, and to C for tests on the CPU.
+"""Lowering of TileLang bodies to CUDA device functions for the persistent loop.
 
 TileLang makes a kernel of its own. `rewrite` turns it into a function that the consumer threads of the resident kernel
 call, and refuses all that it doesn't know, so that another version of TileLang can't slip something in. Lowering takes
@@ -12,7 +12,7 @@ import functools
 import importlib.metadata
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,23 +118,19 @@ class Lowered:
 
 def to_cuda(body: TileBody, architecture: str) -> Lowered:
     """The body as a device function for an architecture, e.g. sm_90a. Raises LoweringError on anything unknown."""
-    return _cached(body, architecture)
+    return lowered(body, architecture, lambda: _lower_cuda(body, architecture))
 
 
-def to_c(body: TileBody) -> Lowered:
-    """The body as a C function, for numerical tests on the CPU: one thread, no shared memory."""
-    return _cached(body, "c")
-
-
-def _cached(body: TileBody, target: str) -> Lowered:
+def lowered(body: TileBody, target: str, make: Callable[[], Lowered]) -> Lowered:
+    """The body as `make` lowers it for a target, or as it did before: only bodies and this file may change that."""
     key = key_of([*_sources(), repr((BLOCK, shared_constants())), _version(), target, _identity(body)])
-    text = cached("tilelang", key, lambda: _dumps(_lower_c(body) if target == "c" else _lower_cuda(body, target)))
+    text = cached("tilelang", key, lambda: _dumps(make()))
     fields = json.loads(text)
     return Lowered(fields["source"], fields["shared_bytes"], tuple(fields["order"]))
 
 
-def _dumps(lowered: Lowered) -> bytes:
-    return json.dumps(vars(lowered)).encode()
+def _dumps(made: Lowered) -> bytes:
+    return json.dumps(vars(made)).encode()
 
 
 def _identity(body: TileBody) -> str:
@@ -158,12 +154,13 @@ def _sources() -> tuple[str, ...]:
 # --- TileLang ---------------------------------------------------------------------------------------------------------
 
 
-def _names(function: Any) -> list[str]:
-    """Names of the parameters, in the order of the `prim_func`."""
+def argument_names(function: Any) -> list[str]:
+    """Names of the parameters of a `prim_func`, in its order."""
     return [str((function.buffer_map.get(p, p)).name) for p in function.params]
 
 
-def _lower(function: Any, described: Any) -> Any:
+def lower(function: Any, described: Any) -> Any:
+    """What TileLang makes of a `prim_func` for a target, in TVM's words."""
     import tilelang  # first: it brings tvm along
     from tvm.target import Target
 
@@ -174,21 +171,10 @@ def _lower(function: Any, described: Any) -> Any:
 
 def _lower_cuda(body: TileBody, architecture: str) -> Lowered:
     function = body.build(Flavor(), *body.values)
-    artifact = _lower(function, {"kind": "cuda", "arch": architecture})
-    ((_, lowered),) = artifact.device_mod.functions.items()
-    shared = int(lowered.attrs.get("dyn_shared_memory_buf", 0) or 0)
-    return rewrite(artifact.kernel_source, _names(function), shared)
-
-
-def _lower_c(body: TileBody) -> Lowered:
-    function = body.build(Flavor(cpu=True), *body.values)
-    source = _lower(function, "c").kernel_source
-    *_, begin = re.finditer(r"int32_t \w+\(([^)]*)\) \{\n", source)
-    parameters = _parameters(begin[1])
-    text = (
-        f"static int @NAME@({', '.join([*(f'{t} {n}' for t, n in parameters), 'void*'])}) {{\n{source[begin.end() :]}"
-    )
-    return Lowered(text, 0, _order(parameters, _names(function)))
+    artifact = lower(function, {"kind": "cuda", "arch": architecture})
+    ((_, made),) = artifact.device_mod.functions.items()
+    shared = int(made.attrs.get("dyn_shared_memory_buf", 0) or 0)
+    return rewrite(artifact.kernel_source, argument_names(function), shared)
 
 
 # --- the rewriter -----------------------------------------------------------------------------------------------------
@@ -205,7 +191,7 @@ def rewrite(source: str, names: Sequence[str], shared_bytes: int) -> Lowered:
     _require(len(kernels) == 1, "is not one kernel with a launch bound", source)
     threads, blocks, _, parameter_text, text = kernels[0]
     _require((int(threads), int(blocks)) == (THREADS, 1), f"has {threads} threads, want {THREADS}", source)
-    parameters = _parameters(parameter_text.replace("__restrict__", "").replace("const ", ""))
+    parameters = parameters_of(parameter_text.replace("__restrict__", "").replace("const ", ""))
 
     declared = SHARED.findall(text)
     _require(len(declared) == (1 if shared_bytes else 0), f"states {shared_bytes} bytes of shared memory", text)
@@ -228,7 +214,7 @@ def rewrite(source: str, names: Sequence[str], shared_bytes: int) -> Lowered:
     text = f"  const int thread = tc::fresh_thread();\n{text}".replace("((int)threadIdx.x)", "thread")
     _require("threadIdx" not in text, "takes a thread's number otherwise", text)
     function = f"static __device__ __forceinline__ void @NAME@({declaration}) {{\n{text}\n}}\n"
-    return Lowered(function, shared_bytes, _order(parameters, names))
+    return Lowered(function, shared_bytes, order_of(parameters, names))
 
 
 def _one_workspace(text: str, declared: Sequence[str], shared_bytes: int) -> tuple[str, int]:
@@ -261,8 +247,8 @@ def _require(condition: bool, what: str, text: str) -> None:
         raise LoweringError(f"a lowered body {what}:\n{text}")
 
 
-def _parameters(text: str) -> list[tuple[str, str]]:
-    """(type, name) of each parameter."""
+def parameters_of(text: str) -> list[tuple[str, str]]:
+    """(type, name) of each parameter in a C declaration. Raises LoweringError for a type that C_TYPES lacks."""
     found = []
     for parameter in filter(None, map(str.strip, text.split(","))):
         kind, name = parameter.rsplit(maxsplit=1)
@@ -272,7 +258,7 @@ def _parameters(text: str) -> list[tuple[str, str]]:
     return found
 
 
-def _order(parameters: list[tuple[str, str]], names: Sequence[str]) -> tuple[int, ...]:
+def order_of(parameters: list[tuple[str, str]], names: Sequence[str]) -> tuple[int, ...]:
     """Which argument each parameter is. TileLang sorts parameters by name and drops those that aren't used."""
     for _, name in parameters:
         _require(name in names, f"has a parameter {name} that the body lacks", ", ".join(names))

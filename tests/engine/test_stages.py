@@ -49,7 +49,7 @@ def test_stages_share_a_file_in_their_order_and_a_second_run_replaces_the_first(
     stages = Stages(tmp_path)
     stages.run("choose", lambda: "chosen\n")
     for text in ("first", "second"):
-        stages.each("split_attention", lambda item, text=text: f"{text} {item}\n", [1, 2])
+        stages.each("split_over_workers", lambda item, text=text: f"{text} {item}\n", [1, 2])
         stages.show("placement_table", lambda item, text=text: f"table of {text}\n", [1])
     assert (tmp_path / "03-place.txt").read_text() == "chosen\nsecond 1\nsecond 2\ntable of second\n"
 

@@ -120,12 +120,12 @@ def test_peers_have_no_class_for_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"architectures": ["OtherForCausalLM"]}, "architectures: found ['OtherForCausalLM'], wanted "),
-        ({"architectures": "SmallDenseForCausalLM"}, "architectures: found 'SmallDenseForCausalLM', wanted "),
-        ({"architectures": [["x"]]}, "architectures: found [['x']], wanted "),
-        ({"model_type": "other"}, "model_type: found 'other', wanted 'glm_moe_dsa' or 'small_dense'"),
-        ({"act": "relu"}, "act: found 'relu', wanted 'silu'"),
-        ({"architectures": None, "depth": 0}, "depth: found 0, wanted an integer of at least 1"),
+        ({"architectures": ["OtherForCausalLM"]}, "architectures is ['OtherForCausalLM'], want "),
+        ({"architectures": "SmallDenseForCausalLM"}, "architectures is 'SmallDenseForCausalLM', want "),
+        ({"architectures": [["x"]]}, "architectures is [['x']], want "),
+        ({"model_type": "other"}, "model_type is 'other', want 'glm_moe_dsa' or 'small_dense'"),
+        ({"act": "relu"}, "act is 'relu', want 'silu'"),
+        ({"architectures": None, "depth": 0}, "depth is 0, want an integer of at least 1"),
     ],
 )
 def test_what_is_refused_of_a_configuration(values: dict[str, object], words: str) -> None:

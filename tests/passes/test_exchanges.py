@@ -27,7 +27,7 @@ from tilecompile.options import CompileOptions
 from tilecompile.passes.fuse import fuse
 from tilecompile.passes.place.direct import direct
 from tilecompile.passes.place.place import place
-from tilecompile.passes.place.split_attention import split_attention
+from tilecompile.passes.place.split_over_workers import split_over_workers
 from tilecompile.runtime.folder.manifest import read_manifest
 from tilecompile.runtime.names import OP, PUSH
 
@@ -54,7 +54,7 @@ def test_attention_is_split_into_parts_while_workers_and_entries_suffice(
     monkeypatch.setattr(ATTENTION, "ENTRIES", 8)
     monkeypatch.setattr(ATTENTION, "UNIT", 4)
     before = placed(devices)
-    after = split_attention(before, workers)
+    after = split_over_workers(before, workers)
     assert len(attentions(after.graph)) == parts * len(attentions(before.graph))
     assert (after is before) == (parts == 1)
     for layer in range(SIZES["num_hidden_layers"]) if parts > 1 else ():

@@ -36,7 +36,7 @@ STAGES = {
     "trace": Stage("01-trace.txt", "trace"),
     "fuse": Stage("02-fuse.txt"),
     "place": Stage(),
-    "split_attention": Stage("03-place.txt"),
+    "split_over_workers": Stage("03-place.txt"),
     "placement_table": Stage("03-place.txt"),
     "check_fit": Stage(),
     "kinds": Stage(),

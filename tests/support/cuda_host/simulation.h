@@ -175,9 +175,9 @@ struct Simulation {
     s.write = {agent, clock.at[agent]};
     s.atomic = atomic;
   }
-  void look(const void* p) {
+  void poll(const void* p) {
     const Shadow& s = words[p];
-    if (!s.atomic) check_write(s, self().clock, "a look");
+    if (!s.atomic) check_write(s, self().clock, "a poll");
   }
 
   // Orders. A release at device scope reaches acquires of that device only; one at system scope needs a system-scope

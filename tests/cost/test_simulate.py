@@ -1,4 +1,4 @@
-"""tilecompile simulate: what tasks do, predicted steps and their figures, errors."""
+"""tilecompile simulate: the work of tasks, predicted steps and their figures, errors."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_work_reads_what_the_model_must_read(plan: Plan, context: int) -> None:
 
 
 def test_work_on_shares_of_the_context_adds_up(plan: Plan) -> None:
-    """Shares of a cache are worked on in parts that add up."""
+    """The work on the shards of a cache sums to that on the whole."""
     _, tables, nodes = plan
     tasks = tasks_of(plan[0], tables, 1)
     whole = work_at(plan, 100)
@@ -80,7 +80,7 @@ def check_spans(found: Simulated) -> None:
     assert (spans.end >= spans.begin).all()
     assert spans.end.max() == spans.duration == spans.end[spans.tasks.sink]
     np.testing.assert_allclose(times.read.sum(), found.loop.bytes.sum(), rtol=1e-9)
-    # Nobody begins before all that it waits for has ended, and a thread does one task at a time.
+    # No task begins before all that it waits for has ended, and a thread does one task at a time.
     tasks = spans.tasks
     assert (spans.begin[tasks.consumer] >= spans.end[tasks.producer]).all()
     for thread in np.unique(tasks.thread):
@@ -108,7 +108,7 @@ def test_figures_of_a_simulated_step_add_up(plan: Plan, machine: str, context: i
 
 
 def test_a_step_on_one_thread_is_the_sum_of_its_tasks(plan: Plan) -> None:
-    """On one thread a step is its tasks and the looks between them."""
+    """On one thread a step is its tasks and the polls between them."""
     found = simulate(*plan, cpu(poll_ns=0.0), 100, threads=1)
     single, total = rates_at(COSTS, found.work.streamed.sum() + found.work.distinct.sum())
     alone = found.loop.start_ns + np.maximum(found.loop.body_ns, found.loop.bytes / min(single, total))

@@ -112,7 +112,7 @@ def test_the_interpreter_stops_after_the_operator(built: Build) -> None:
 
 
 def test_buffers_that_are_overwritten_later_are_refused(built: Build) -> None:
-    """Two operators that share memory: the kernel can't show what the first one wrote, and says so."""
+    """Two operators that share memory: the kernel can't show what the first one wrote, which is an error."""
     manifest = read_manifest(built("odd").path)
     tables = load_tables(manifest)
     written = writes(manifest, tables)

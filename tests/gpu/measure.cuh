@@ -92,7 +92,7 @@ struct PingLaunch {
   uint64_t counters;  // u32, one each 128 bytes; zeroed
   uint64_t data;      // u32 [2][32], zeroed
   uint64_t ns;        // u64 [1]
-  uint64_t failed;    // u32: wrong data, or nobody answers
+  uint64_t failed;    // u32: wrong data, or no answer
   uint32_t times, sys;
 };
 static_assert(sizeof(PingLaunch) == 40);

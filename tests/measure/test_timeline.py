@@ -1,4 +1,4 @@
-"""timeline: the trace against the documented format, figures that add up, and an engine that carries nothing of it."""
+"""timeline: the trace against the documented format, figures that add up, and an engine without anything of it."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_the_format_check_finds_a_wrong_trace(change: Callable[[list[dict[str, A
         check_format(json.dumps(found))
 
 
-# What is said about spans.
+# Summaries of spans.
 
 
 def two_workers(thread: tuple[int, int] = (0, 1)) -> Spans:

@@ -283,7 +283,7 @@ def copy(saved: Path, tmp_path: Path) -> Path:
 
 
 def refused(folder: Path) -> str:
-    """The one line that opening the folder is refused with."""
+    """The one line of the error with which the folder is refused."""
     with pytest.raises(InputError) as error:
         Checkpoint(folder)
     assert "\n" not in str(error.value)

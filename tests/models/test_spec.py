@@ -1,4 +1,4 @@
-"""A model that the package doesn't know compiles and runs when its spec is registered; nothing else knows models."""
+"""A model outside the package compiles and runs when its spec is registered; nothing else names models."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def sources() -> Iterator[Path]:
 
 
 def test_nothing_outside_models_names_a_model() -> None:
-    """Named are the checkpoint in examples/, and nothing else."""
+    """Only the checkpoint in examples/ is named."""
     found = [
         f"{path.relative_to(PACKAGE)}:{number}: {line.strip()}"
         for path in sources()

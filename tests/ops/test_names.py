@@ -1,4 +1,4 @@
-"""No file outside the ops' folders knows an op by its name, and nothing parses the names of operators.
+"""No file outside the ops' folders names an op, and nothing parses the names of operators.
 
 What the compiler must know of an op is a trait of its `TileOp`; where an operator comes from are fields of `OpNode`.
 """
@@ -17,7 +17,7 @@ from tilecompile.ops.base import REGISTRY
 
 PACKAGE = Path(tilecompile.__file__).parent
 DISPLAY = ("cli", "inspection", "show")
-"""Packages that show things to people, and may take names apart for that."""
+"""Packages that format for people, and may parse names for display."""
 
 OUTSIDE = {
     "passes/trace.py": "fx nodes, and module paths of torch",

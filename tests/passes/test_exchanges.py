@@ -1,4 +1,4 @@
-"""Attention in parts, and results stored straight to the peers: what the passes do, and that engines give the same."""
+"""Attention in parts, and results stored straight to the peers: the passes, and that engines give the same."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_only_what_was_written_whole_is_stored_to_peers() -> None:
 
 
 def test_stores_to_peers_are_counted_as_pushes() -> None:
-    """One-shot sums: every device's partial result at every other device; nobody but producers pushes them."""
+    """One-shot sums: every device's partial result at every other device; only producers push them."""
     one = placed(3, reduction="one_shot")
     table = placement_table(one, CONTEXT)
     down = next(r for r in table.rows if r.operator.endswith("self_attn.o_proj"))

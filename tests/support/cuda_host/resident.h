@@ -40,7 +40,7 @@ struct Barrier {
   uint32_t times = 0;
 };
 
-// As it lies in the 64 bits of an mbarrier.
+// As it is stored in the 64 bits of an mbarrier.
 struct Mbarrier {
   uint8_t arrivals, pending, phase, unused;
   int32_t bytes;
@@ -152,7 +152,7 @@ inline int fresh_thread() { return thread(); }
 inline uint32_t block() { return blocks->self().block; }
 inline char* shared_memory() { return blocks->shared[block()]; }
 
-// Other threads, too, may write what lies there, but not at the same time.
+// Other threads, too, may write there, but not at the same time.
 template <class T>
 inline T load(const T* p) {
   return *p;

@@ -16,7 +16,7 @@ from support.engines import Built
 from support.simulated import COSTS, Plan, cpu, plan_of, work_at
 from support.trace_format import check_format
 from tilecompile.compile import compile_model
-from tilecompile.cost.simulate.report import CAUSES, figures
+from tilecompile.cost.simulate.report import CAUSES, figures, without_noise
 from tilecompile.cost.simulate.step import Simulated, rates_at, simulate
 from tilecompile.cost.simulate.work import work_of
 from tilecompile.cost.step_time.path import critical_path, path_length
@@ -194,3 +194,9 @@ def test_simulate_prints_figures_and_writes_a_trace(tiny: Path, tmp_path: Path) 
     assert "assumed" in text
     for command in ("simulate", "calibrate"):
         assert f"tilecompile {command} " in run(command, "--help").stdout.partition("Example:")[2]
+
+
+def test_rounding_of_sums_is_shown_as_zero() -> None:
+    assert f"{without_noise(-6e-21):.4g}" == "0"
+    assert without_noise(-1e-3) == -1e-3
+    assert without_noise(2e-9) == 2e-9

@@ -64,7 +64,7 @@ def test_find_operator_finds_an_operator_by_short_names(wanted: str, index: int)
         ("q_b_proj", r"ambiguous: model\.layers\.2\.self_attn\.q_b_proj, model\.layers\.21\.self_attn\.q_b_proj"),
         ("b_proj@2", r"unknown: model\.layers\.2\.self_attn\.q_b_proj$"),
         ("nothing@21", r"unknown: model\.layers\.21\.self_attn\.q_b_proj$"),
-        ("embed@3", r"unknown: step\.embed"),
+        ("embed@3", r"layer 3 is unknown, the engine has the layers 2, 21$"),
         ("embed@x", r"the layer is 'x', want OP@LAYER"),
         ("@2", "has no name"),
     ],

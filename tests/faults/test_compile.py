@@ -33,7 +33,7 @@ from tilecompile.models.checkpoint import Checkpoint
 from tilecompile.options import CompileOptions
 from tilecompile.runtime.folder.check import check_engine
 
-STAGES = ("open", "trace", "tile", "events", "schedule", "verify", "build", "pack")
+STAGES = ("trace", "tile", "events", "schedule", "verify", "build", "pack")
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ class Stage:
 
 
 STAGES = {
-    "open": Stage(None, "open"),
+    "open": Stage(),
     "choose": Stage("03-place.txt", "choose", counted=True),
     "trace": Stage("01-trace.txt", "trace"),
     "fuse": Stage("02-fuse.txt"),

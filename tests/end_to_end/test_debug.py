@@ -167,7 +167,7 @@ def test_debug_prints_and_compares_buffers(built: Build, tmp_path: Path) -> None
     assert np.load(saved).shape == (1, 120)
     assert "step.rope_angles" in json.loads(run("--compare", "--json"))["operators"][0]["operator"]
     for options, message in [
-        (["--stop-after", "q_b_proj@9"], "operator 'q_b_proj@9' is unknown"),
+        (["--stop-after", "q_b_proj@9"], "operator 'q_b_proj@9': layer 9 is unknown, the engine has the layers 0–1"),
         (["--seed", "1"], "--seed orders the interpreter's"),
         (["--compare", "--interpreter"], "--compare shows every operator"),
     ]:

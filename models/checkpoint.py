@@ -39,8 +39,8 @@ class Checkpoint(Weights[ModelConfig]):
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         if not self.folder.is_dir():
-            found = "a file" if self.folder.exists() else "nothing"
-            raise InputError(f"{folder}: found {found}, wanted a folder with config.json and model.safetensors")
+            found = "is a file" if self.folder.exists() else "doesn't exist"
+            raise InputError(f"{folder}: {found}, want a folder with config.json and model.safetensors")
         if not (self.folder / "config.json").is_file():
             raise InputError(f"{folder}: no config.json")
         config = read_config_file(self.folder / "config.json")
@@ -69,8 +69,11 @@ class Checkpoint(Weights[ModelConfig]):
             shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(f"{index}: not a safetensors index ({type(error).__name__}: {error})") from error
-        if not isinstance(shards, dict) or not all(isinstance(s, str) and Path(s).name == s for s in shards.values()):
-            raise InputError(f"{index}: weight_map: wanted an object of tensor names and file names in the folder")
+        if not isinstance(shards, dict):
+            raise InputError(f"{index}: weight_map is a {type(shards).__name__}, want an object")
+        for name, file in shards.items():
+            if not isinstance(file, str) or Path(file).name != file:
+                raise InputError(f"{index}: weight_map has {file!r} for {name}, want the name of a file in the folder")
         absent = [name for name in sorted(set(shards.values())) if not os.path.isfile(self.folder / name)]
         if absent:
             raise InputError(f"{index}: names files that don't exist: {_listed(absent)}")
@@ -89,7 +92,7 @@ class Checkpoint(Weights[ModelConfig]):
             else:
                 header = self._open(self._shards[name]).get_slice(name)
                 if tuple(header.get_shape()) != shape:
-                    shapes.append(f"{name} (found {list(header.get_shape())}, wanted {list(shape)})")
+                    shapes.append(f"{name} ({list(header.get_shape())}, want {list(shape)})")
                 if header.get_dtype() not in self.DTYPES:
                     dtypes.append(f"{name} ({header.get_dtype()})")
         faults = []
@@ -101,7 +104,7 @@ class Checkpoint(Weights[ModelConfig]):
             faults.append(f"{_tensors(len(shapes))} of another shape: {_listed(shapes)}")
         if dtypes:
             fp8 = "; FP8 checkpoints are not supported yet" if any("(F8" in text for text in dtypes) else ""
-            supported = f"wanted {', '.join(self.DTYPES)}{fp8}"
+            supported = f"want {', '.join(self.DTYPES)}{fp8}"
             faults.append(f"{_tensors(len(dtypes))} of an unsupported dtype: {_listed(dtypes)}, {supported}")
         if faults:
             raise InputError(f"{self.folder}: {'; '.join(faults)}")

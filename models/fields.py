@@ -14,7 +14,7 @@ STORED = ("bfloat16", "float16", "float32")
 
 def refuse(source: str, field: str, found: object, required: str) -> InputError:
     """The error about a field's value."""
-    return InputError(f"{source}: {field}: found {found!r}, wanted {required}")
+    return InputError(f"{source}: {field} is {found!r}, want {required}")
 
 
 def check_only(values: Mapping[str, Any], only: Mapping[str, tuple[Any, ...]], source: str) -> None:

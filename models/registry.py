@@ -45,16 +45,14 @@ def read_config(values: Mapping[str, Any], source: str = "config") -> ModelConfi
     found = values.get("architectures")
     if found is None:
         known = [spec for spec in SPECS.values() if spec.model_type == values.get("model_type")]
-        wrong = (
-            f"model_type: found {values.get('model_type')!r}, wanted {_either(s.model_type for s in SPECS.values())}"
-        )
+        wrong = f"model_type is {values.get('model_type')!r}, want {_either(s.model_type for s in SPECS.values())}"
     else:
         known = (
             [SPECS[name] for name in found if isinstance(name, str) and name in SPECS]
             if isinstance(found, list)
             else []
         )
-        wrong = f"architectures: found {found!r}, wanted {_either(SPECS)}"
+        wrong = f"architectures is {found!r}, want {_either(SPECS)}"
     if not known:
         raise InputError(f"{source}: {wrong}")
     config: ModelConfig = known[0].config.from_dict(values, source)
@@ -70,7 +68,7 @@ def read_config_file(path: Path) -> ModelConfig:
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(values, dict):
-        raise InputError(f"{path}: found a JSON {type(values).__name__}, wanted an object")
+        raise InputError(f"{path}: the content is a {type(values).__name__}, want an object")
     return read_config(values, str(path))
 
 

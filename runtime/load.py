@@ -12,7 +12,7 @@ from tilecompile.runtime.cuda.options import CudaOptions, cuda_options
 from tilecompile.runtime.engine import Engine
 from tilecompile.runtime.errors import InputError
 from tilecompile.runtime.folder.contract import check_contract
-from tilecompile.runtime.folder.manifest import CUBIN, read_manifest
+from tilecompile.runtime.folder.manifest import CUBIN, Manifest, read_manifest
 from tilecompile.runtime.folder.runnable import check_cpu, check_runnable
 from tilecompile.runtime.folder.tables import load_tables
 from tilecompile.runtime.machine import usable_cores
@@ -59,23 +59,34 @@ def load_with(
     if not 0 < stall_seconds < 1e6:
         raise InputError(f"stall_seconds is {stall_seconds!r}, want more than 0")
     stall_ms = max(1, round(1e3 * stall_seconds))
-    check_runnable(manifest, drawn=options.random_seed is not None)
-    on_gpus = manifest.kernel == CUBIN
-    if on_gpus and threads is not None:
-        raise InputError(f"threads is {threads!r}, want none: {manifest.folder} is an engine for GPUs")
-    if not on_gpus and options != CudaOptions():
-        raise InputError(f"gpus, on_one_gpu and weights are for GPUs, and {manifest.folder} is an engine for CPUs")
-    if on_gpus:
+    threads = checked_threads(manifest, options, threads)
+    if threads is None:
         tables = load_tables(manifest)
         check_contract(manifest, tables)
         return Engine(manifest, tables, CudaBackend(manifest, tables, options, stall_ms, progress), begin)
-    if threads is None:
-        threads = min(manifest.workers, usable_cores())
-    if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= manifest.workers:
-        raise InputError(f"threads is {threads!r}, want 1 to {manifest.workers} (the engine's workers)")
-    check_cpu(manifest, threads)
     tables = load_tables(manifest)
     cpu = CpuBackend(manifest, threads, stall_ms)
     check_contract(manifest, tables)
     cpu.fill()
     return Engine(manifest, tables, cpu, begin)
+
+
+def checked_threads(manifest: Manifest, options: CudaOptions, threads: int | None) -> int | None:
+    """The threads that will run the engine; None on GPUs.
+
+    EngineError where this machine can't run the engine, InputError for options that its target doesn't have. What only
+    a GPU's driver knows is checked later.
+    """
+    check_runnable(manifest, drawn=options.random_seed is not None)
+    if manifest.kernel == CUBIN:
+        if threads is not None:
+            raise InputError(f"threads is {threads!r}, want none: {manifest.folder} is an engine for GPUs")
+        return None
+    if options != CudaOptions():
+        raise InputError(f"gpus, on_one_gpu and weights are for GPUs, and {manifest.folder} is an engine for CPUs")
+    if threads is None:
+        threads = min(manifest.workers, usable_cores())
+    if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= manifest.workers:
+        raise InputError(f"threads is {threads!r}, want 1 to {manifest.workers} (the engine's workers)")
+    check_cpu(manifest, threads)
+    return threads

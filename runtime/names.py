@@ -59,3 +59,14 @@ def within_layer(name: str, layer: int | None) -> str:
     if layer is None:
         return name
     return "+".join(part.rpartition(f"{WORD}.{layer}.")[2] for part in name.split("+"))
+
+
+def ranges(numbers: list[int]) -> str:
+    """Numbers of layers or devices for people: 0, 1, 2 and 5 are 0–2, 5."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and runs[-1][-1] == number - 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs) or "none"

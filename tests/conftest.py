@@ -20,12 +20,12 @@ from tilecompile.compile import compile_model
 from tilecompile.options import CompileOptions
 
 with contextlib.suppress(OSError, AttributeError, IndexError, TypeError):
-    # TileLang's library takes the handler of memory faults when it is loaded, and reports where pytest doesn't look.
+    # TileLang's library installs a handler of memory faults when it is loaded, and reports where pytest doesn't read.
     # Loaded before pytest sets its own, it is the one that is replaced.
     _folder = importlib.util.find_spec("tvm_ffi").submodule_search_locations[0]  # type: ignore[union-attr,index]
     ctypes.CDLL(f"{_folder}/lib/libtvm_ffi.so", ctypes.RTLD_GLOBAL)
 
-# A shell's background jobs ignore SIGINT, and so do their children: tests that interrupt would wait in vain.
+# A shell's background jobs ignore SIGINT, and so do their children: tests that interrupt would wait for ever.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

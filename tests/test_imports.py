@@ -1,4 +1,4 @@
-"""Who may import whom, in a table, and what imports cost: nothing imports upwards, and nothing heavy comes along."""
+"""Which package may import which, in a table, and what imports cost: none goes upwards, none loads heavy modules."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MAY_IMPORT: Table = {
         "runtime": "",
         "show": "",
         "errors": "runtime",
-        # what passes hand on, what proves tables, what ops and machines are
+        # values of the passes, proofs of tables, ops and machines
         "ir": "runtime",
         "verify": "runtime",
         "ops": "errors ir runtime",
@@ -158,7 +158,7 @@ def test_a_circle_of_files_is_found(tmp_path: Path, text: str) -> None:
 
 
 def test_a_circle_through_the_head_of_a_package_is_found(tmp_path: Path) -> None:
-    """Whoever imports a module of a package imports the package's `__init__` before it."""
+    """An import of a module imports its package's `__init__` before it."""
     changes = {
         "passes/__init__.py": "import tilecompile.passes.fuse",
         "passes/tile.py": "",

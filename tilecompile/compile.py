@@ -26,7 +26,7 @@ from tilecompile.passes.events import events
 from tilecompile.passes.fuse import fuse
 from tilecompile.passes.place.choose import DEFAULT_CONTEXT, Chosen, choose, sample
 from tilecompile.passes.place.place import SEVERAL, place
-from tilecompile.passes.place.split_attention import split_attention
+from tilecompile.passes.place.split_over_workers import split_over_workers
 from tilecompile.passes.repetition import KEPT, Repeat, agrees, shortened
 from tilecompile.passes.schedule import schedule
 from tilecompile.passes.tile import tile
@@ -108,8 +108,8 @@ def plan_graphs(
     graphs = stages.each("fuse", fuse, graphs)
     # place: which device has which shard of an operator; exchanges between devices become operators
     placed = stages.each("place", place, graphs, recipe, settings.devices, settings.reduction)
-    # split_attention: parts of the selected positions, where there are more workers than heads
-    placed = stages.each("split_attention", split_attention, placed, workers)
+    # split_over_workers: operators with fewer tasks than workers in parts (attention by selected positions)
+    placed = stages.each("split_over_workers", split_over_workers, placed, workers)
     if settings.devices > 1:
         stages.show("placement_table", placement_table, placed)
     if not machine.is_cpu:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from tilecompile.runtime.machine import cpu_features, usable_cores
 from tilecompile.runtime.weight_formats import FORMATS
 from tilecompile.schedules import PLACEMENTS, REDUCTIONS
 from tilecompile.schedules.machine import Machine, load_machine
-from tilecompile.targets.cpu.build import ISAS, Isa
+from tilecompile.targets.cpu.build import ISAS, Isa, find_compiler
 
 TARGETS: dict[str, tuple[str, ...]] = {
     "cpu": ("avx512", "avx2", "portable"),
@@ -142,6 +143,8 @@ class CompileOptions:
             raise InputError(f"--reduction {self.reduction} is the form of sums over devices, want 2 devices or more")
         self._check_model()
         self._check_paths()
+        if machine.is_cpu and not self.no_kernel:
+            find_compiler()
         return Settings(
             target=target,
             isa=_isa(target) if machine.is_cpu else None,
@@ -218,6 +221,8 @@ class CompileOptions:
             above = next((p for p in path.absolute().parents if p.exists()), None) if path else None
             if above and not above.is_dir():
                 raise InputError(f"{path}: can't be made: {above} is a file")
+            if above and not os.access(above, os.W_OK):
+                raise InputError(f"{path}: can't be made: {above} can't be written to")
         if dump == Path():
             raise InputError("--dump is the current folder, want a folder of its own")
         if dump and dump.exists() and not dump.is_dir():

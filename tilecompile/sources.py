@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from tilecompile.models.spec import ModelConfig, StepProgram, Storage
 from tilecompile.models.weights import Weights
 from tilecompile.options import CompileOptions, Settings
 from tilecompile.runtime.folder.manifest import TOKENIZER
+from tilecompile.runtime.weight_formats import FORMATS
 
 DEFAULT_MAX_SEQ_LEN = 4096
 
@@ -47,12 +50,17 @@ def open_model(options: CompileOptions, settings: Settings) -> ModelSource:
     else:
         config, origin = config_of(options.model), "none"
     storage = storage_of(config, options, settings)
+    notes = weights.notes if weights else ()
     if weights is None and not options.no_weights:
         seed = options.seed or 0
         weights, origin = DrawnWeights(config, seed), f"seed {seed}"
+        if options.seed is None:
+            notes = (f"{options.model} has no weights of its own: they are drawn from seed 0 (--seed)",)
+    if weights is not None:
+        _check_disk(weights, storage, options.output)
     name = options.model if folder is None else folder.resolve().name
     tokenizer = None if folder is None or not (folder / TOKENIZER).is_file() else folder / TOKENIZER
-    return ModelSource(name, config, storage, weights, origin, tokenizer, weights.notes if weights else ())
+    return ModelSource(name, config, storage, weights, origin, tokenizer, notes)
 
 
 def storage_of(config: ModelConfig, options: CompileOptions, settings: Settings) -> Storage:
@@ -68,3 +76,12 @@ def storage_of(config: ModelConfig, options: CompileOptions, settings: Settings)
     if settings.context is not None and settings.context > max_seq_len:
         raise InputError(f"--context is {settings.context}, the engine holds {max_seq_len} positions")
     return Storage(max_seq_len, settings.cache, weights)
+
+
+def _check_disk(weights: Weights[Any], storage: Storage, output: Path) -> None:
+    """InputError where the disk of the engine hasn't room for the matrices, even without padding and scales."""
+    numbers = sum(prod(p.shape) for p in weights.parameters.values() if len(p.shape) > 1)
+    least = numbers * FORMATS[storage.weights].bits // 8
+    free = shutil.disk_usage(next(p for p in output.absolute().parents if p.exists())).free
+    if least > free:
+        raise InputError(f"{output}: weights need {least} bytes or more, the disk has {free} free (see --no-weights)")

@@ -220,7 +220,7 @@ def _kinds(values: Any, field: str, kinds: tuple[str, str], layers: int, spare: 
     if not isinstance(values, list) or any(v not in kinds for v in values):
         raise refuse(source, field, values, f"a list of {kinds[0]!r} and {kinds[1]!r}")
     if not layers <= len(values) <= layers + spare:
-        raise refuse(source, field, f"{len(values)} entries", f"{layers}, one a layer")
+        raise InputError(f"{source}: {field} has {len(values)} entries, want {layers}, one a layer")
     return tuple(values[:layers])
 
 
@@ -239,7 +239,7 @@ def _indexer_types(values: Mapping[str, Any], layers: int, source: str) -> tuple
     spare = 1 if values.get("num_nextn_predict_layers") else 0
     kept = _kinds(kinds, field, ("full", "shared"), layers, spare, source)
     if kept[0] != "full":
-        raise refuse(source, field, "a shared first layer", "a full one, since there is no selection to share yet")
+        raise InputError(f"{source}: {field} begins with a shared layer, want a full one: none has selected before it")
     return kept
 
 

@@ -13,7 +13,7 @@ from tilecompile.runtime.errors import EngineError, InputError
 from tilecompile.runtime.folder.manifest import Manifest
 from tilecompile.runtime.folder.tables import Table, Tables
 from tilecompile.runtime.format import ARENAS, DTYPES, WRITE
-from tilecompile.runtime.names import within_layer
+from tilecompile.runtime.names import ranges, within_layer
 
 Arrays = dict[str, npt.NDArray[Any]]
 Area = Callable[[int, str, int, int], npt.NDArray[np.uint8]]
@@ -47,13 +47,16 @@ def find_operator(operators: Mapping[str, int | None], stated: str) -> str:
 
     OP is the name within the layer, or the end of it (whole words between dots) if no other operator ends so; of an
     operator that was fused from several, the name of any. `operators` has the layer of each. InputError that lists the
-    candidates.
+    candidates, or the layers where none has that number.
     """
     op, _, layer = stated.partition("@")
     if layer and not layer.isdecimal():
         raise InputError(f"operator {stated!r}: the layer is {layer!r}, want OP@LAYER with a whole number")
     if not op:
         raise InputError(f"operator {stated!r} has no name, want OP@LAYER")
+    layers = sorted({of for of in operators.values() if of is not None})
+    if layer and int(layer) not in layers:
+        raise InputError(f"operator {stated!r}: layer {layer} is unknown, the engine has the layers {ranges(layers)}")
     exact, ends, inside = [], [], []
     for name, of in operators.items():
         if layer and of != int(layer):

@@ -18,12 +18,13 @@ import pytest
 import tilecompile
 from support import fake_engine as fake
 from support.commands import refused, run
-from support.paths import TINY_CHECKPOINT
+from support.paths import ROOT, TINY_CHECKPOINT
 from tilecompile.errors import InputError
 from tilecompile.options import CompileOptions
 from tilecompile.runtime import machine
 from tilecompile.runtime.format import FORMAT_VERSION
 from tilecompile.schedules import PLACEMENTS
+from tilecompile.sources import open_model
 
 COMMANDS = ("demo", "compile", "generate", "inspect", "models")
 
@@ -244,6 +245,41 @@ def test_compile_passes_its_flags_as_options(compiler: list[CompileOptions], tmp
     assert lines[3].endswith(
         "compiled glm5-mini in 1.2 s; a step runs 3 tasks with 2 events and 1 edges, proved in 0.5 s"
     )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["{folder}"], "no config.json"),
+        (["examples/tiny-glm5", "--max-seq-len", "999999"], "the model's positions end at 2048"),
+        (["examples/tiny-glm5", "--weights", "fp8"], "machine cpu takes f32, bf16"),
+        (["glm-5"], "the disk has 1000000000 free"),
+    ],
+)
+def test_compile_refuses_a_model_before_any_progress(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: str
+) -> None:
+    usage = types.SimpleNamespace(free=10**9)
+    monkeypatch.setattr("tilecompile.sources.shutil.disk_usage", lambda path: usage)
+    monkeypatch.chdir(ROOT)
+    given = [argument.format(folder=tmp_path) for argument in arguments]
+    assert words in refused("compile", *given, "-o", tmp_path / "e")
+
+
+def test_compile_without_a_compiler_is_refused_before_any_progress(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert "no C++ compiler found" in refused("compile", "glm5-mini", "-o", tmp_path / "e")
+
+
+def test_compile_says_that_weights_are_drawn_from_seed_0(tmp_path: Path) -> None:
+    options = CompileOptions("glm5-mini", tmp_path / "e")
+    assert open_model(options, options.resolve()).notes == (
+        "glm5-mini has no weights of its own: they are drawn from seed 0 (--seed)",
+    )
+    options = CompileOptions("glm5-mini", tmp_path / "e", seed=0)
+    assert open_model(options, options.resolve()).notes == ()
 
 
 def test_compile_names_the_missing_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

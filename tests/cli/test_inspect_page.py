@@ -133,7 +133,7 @@ def slow_edges(manifest: Manifest, tables: Tables, program: int) -> dict[tuple[s
 
 
 def slow_reads(found: Structure, tables: Tables, members: set[int]) -> set[tuple[int, int]]:
-    """Who reads what of whom, region by region."""
+    """Which operator reads which tensor of which other, region by region."""
     boxes = []
     for row, group in zip(found.tasks, found.of_task.tolist(), strict=True):
         for r in tables["regions"][row["region_begin"] : row["region_begin"] + row["region_count"]]:
@@ -320,7 +320,7 @@ def test_wrong_page_options_are_refused(engine: Path, tmp_path: Path) -> None:
 
 
 def test_an_engine_without_its_placement_is_refused(tiny: Path, tmp_path: Path) -> None:
-    """An engine from before is refused, not shown in part."""
+    """An engine of an earlier version is refused, not shown in part."""
     shutil.copytree(tiny, tmp_path / "engine")
     (tmp_path / "engine" / "placement.json").unlink()
     refused(rehashed(tmp_path / "engine"), r"placement.json: missing file; compile the model again", tmp_path)

@@ -1,4 +1,4 @@
-"""tilecompile simulate: what tasks do, predicted steps and their figures, errors."""
+"""tilecompile simulate: the work of tasks, predicted steps and their figures, errors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from support.engines import Built
 from support.simulated import COSTS, Plan, cpu, plan_of, work_at
 from support.trace_format import check_format
 from tilecompile.compile import compile_model
-from tilecompile.cost.simulate.report import CAUSES, figures
+from tilecompile.cost.simulate.report import CAUSES, figures, without_noise
 from tilecompile.cost.simulate.step import Simulated, rates_at, simulate
 from tilecompile.cost.simulate.work import work_of
 from tilecompile.cost.step_time.path import critical_path
@@ -57,7 +57,7 @@ def test_work_reads_what_the_model_must_read(plan: Plan, context: int) -> None:
 
 
 def test_work_on_shares_of_the_context_adds_up(plan: Plan) -> None:
-    """Shares of a cache are worked on in parts that add up."""
+    """The work on the shards of a cache sums to that on the whole."""
     _, tables, nodes = plan
     tasks = tasks_of(plan[0], tables, 1)
     whole = work_at(plan, 100)
@@ -80,7 +80,7 @@ def check_spans(found: Simulated) -> None:
     assert (spans.end >= spans.begin).all()
     assert spans.end.max() == spans.duration == spans.end[spans.tasks.sink]
     np.testing.assert_allclose(times.read.sum(), found.loop.bytes.sum(), rtol=1e-9)
-    # Nobody begins before all that it waits for has ended, and a thread does one task at a time.
+    # No task begins before all that it waits for has ended, and a thread does one task at a time.
     tasks = spans.tasks
     assert (spans.begin[tasks.consumer] >= spans.end[tasks.producer]).all()
     for thread in np.unique(tasks.thread):
@@ -109,7 +109,7 @@ def test_figures_of_a_simulated_step_add_up(plan: Plan, machine: str, context: i
 
 
 def test_a_step_on_one_thread_is_the_sum_of_its_tasks(plan: Plan) -> None:
-    """On one thread a step is its tasks and the looks between them."""
+    """On one thread a step is its tasks and the polls between them."""
     found = simulate(*plan, cpu(poll_ns=0.0), 100, threads=1)
     single, total = rates_at(COSTS, found.work.streamed.sum() + found.work.distinct.sum())
     alone = found.loop.start_ns + np.maximum(found.loop.body_ns, found.loop.bytes / min(single, total))
@@ -195,3 +195,9 @@ def test_simulate_prints_figures_and_writes_a_trace(tiny: Path, tmp_path: Path) 
     assert "assumed" in text
     for command in ("simulate", "calibrate"):
         assert f"tilecompile {command} " in run(command, "--help").stdout.partition("Example:")[2]
+
+
+def test_rounding_of_sums_is_shown_as_zero() -> None:
+    assert f"{without_noise(-6e-21):.4g}" == "0"
+    assert without_noise(-1e-3) == -1e-3
+    assert without_noise(2e-9) == 2e-9

@@ -50,7 +50,7 @@ def test_an_event_of_several_waits_for_the_last_notification() -> None:
 
 
 def test_workers_share_the_bandwidth_of_a_memory() -> None:
-    """Two read 30 bytes each at 6 together, then one alone at its own 4."""
+    """Two tasks read 30 bytes each at a joint rate of 6, then one alone at its own 4."""
     found = times([{"bytes": 30}], [{"bytes": 50}], single=4, total=6)
     assert found.end.tolist() == [10, 15]
     assert found.read.tolist() == [80]
@@ -70,7 +70,7 @@ def test_a_ring_fetches_ahead_while_its_worker_waits() -> None:
 
 
 def test_a_loader_waits_before_experts_that_are_not_chosen() -> None:
-    """A loader stands before experts that aren't chosen yet, and may fetch what follows meanwhile."""
+    """A loader waits for experts that aren't chosen yet, and may fetch what follows meanwhile."""
     first = [{"body": 10, "notifies": "a"}]
     second = [{"waits": "a", "bytes": 4, "filler": 0}, {"bytes": 6}, {"bytes": 5}]
     assert times(first, second, ring_bytes=99).end.tolist() == [10, 14, 20, 25]
@@ -88,7 +88,7 @@ def test_pushes_share_a_devices_link() -> None:
 
 
 def test_a_thread_stays_with_a_worker_while_it_can_run() -> None:
-    """It stays with a worker while that can go on, then takes the next one that can; each poll takes its time."""
+    """A thread stays with a worker while that can run, then takes the next one that can; each poll takes time."""
     streams = [[{"body": 3}, {"body": 3, "waits": "x"}], [{"body": 5}], [{"body": 1, "notifies": "x"}]]
     found = times(*streams, threads=[0, 0, 0], poll_ns=0.5)
     # half a round of polls, worker 0, a poll, worker 1, a poll, worker 2, a poll, worker 0 again
@@ -105,7 +105,7 @@ def test_a_wait_that_nothing_ends_has_no_end() -> None:
 
 @st.composite
 def programs(draw: st.DrawFn, most: int = 10) -> list[list[dict[str, Any]]]:
-    """At most `most` tasks of some workers; each may wait for tasks that come before it in some order of all."""
+    """At most `most` tasks of some workers; each may wait for tasks before it in a random total order."""
     workers = draw(st.integers(1, 4))
     streams: list[list[dict[str, Any]]] = [[] for _ in range(workers)]
     for i in range(draw(st.integers(1, most))):
@@ -160,7 +160,7 @@ def test_times_keep_the_order_of_a_schedule_and_the_rates_of_its_memory(
     again = run_loop(made)
     for a, b in zip(dataclasses.astuple(found), dataclasses.astuple(again), strict=True):
         np.testing.assert_array_equal(a, b)
-    # No worker reads when nobody else does: then more of anything never makes a step shorter.
+    # No two workers read at once: then more of anything never makes a step shorter.
     alone = dataclasses.replace(made, total_rate=np.array([1e9]))
     before = run_loop(alone).end.max()
     for name in ("start_ns", "body_ns", "bytes", "notify_ns"):

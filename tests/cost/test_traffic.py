@@ -1,4 +1,4 @@
-"""The bytes that a step must read: the formula against a count by hand, and what an engine states of it."""
+"""The bytes that a step must read: the formula against a count by hand, and the figure that an engine states."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_SEQ_LEN = 32
 
 
 def by_hand(context: int) -> int:
-    """Bytes of a decode step of the small GLM-5 (f32): what the model's description says, tensor by tensor."""
+    """Bytes of a decode step of the small GLM-5 (f32): as the model's description has them, tensor by tensor."""
     c = GLM5
     hidden, heads, q_rank, kv_rank = (
         c[k] for k in ("hidden_size", "num_attention_heads", "q_lora_rank", "kv_lora_rank")

@@ -64,7 +64,7 @@ def test_find_operator_finds_an_operator_by_short_names(wanted: str, index: int)
         ("q_b_proj", r"ambiguous: model\.layers\.2\.self_attn\.q_b_proj, model\.layers\.21\.self_attn\.q_b_proj"),
         ("b_proj@2", r"unknown: model\.layers\.2\.self_attn\.q_b_proj$"),
         ("nothing@21", r"unknown: model\.layers\.21\.self_attn\.q_b_proj$"),
-        ("embed@3", r"unknown: step\.embed"),
+        ("embed@3", r"layer 3 is unknown, the engine has the layers 2, 21$"),
         ("embed@x", r"the layer is 'x', want OP@LAYER"),
         ("@2", "has no name"),
     ],
@@ -112,7 +112,7 @@ def test_the_interpreter_stops_after_the_operator(built: Build) -> None:
 
 
 def test_buffers_that_are_overwritten_later_are_refused(built: Build) -> None:
-    """Two operators that share memory: the kernel can't show what the first one wrote, and says so."""
+    """Two operators that share memory: the kernel can't show what the first one wrote, which is an error."""
     manifest = read_manifest(built("odd").path)
     tables = load_tables(manifest)
     written = writes(manifest, tables)
@@ -167,7 +167,7 @@ def test_debug_prints_and_compares_buffers(built: Build, tmp_path: Path) -> None
     assert np.load(saved).shape == (1, 120)
     assert "step.rope_angles" in json.loads(run("--compare", "--json"))["operators"][0]["operator"]
     for options, message in [
-        (["--stop-after", "q_b_proj@9"], "operator 'q_b_proj@9' is unknown"),
+        (["--stop-after", "q_b_proj@9"], "operator 'q_b_proj@9': layer 9 is unknown, the engine has the layers 0–1"),
         (["--seed", "1"], "--seed orders the interpreter's"),
         (["--compare", "--interpreter"], "--compare shows every operator"),
     ]:

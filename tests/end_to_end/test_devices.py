@@ -181,7 +181,7 @@ def test_every_weight_is_divided_over_both_devices(model: Callable[[str], Model]
         if "o_proj" in manifest.data["weights"]["tensors"][tile["tensor"]]:
             assert tile["cols"] < tables["weights"]["cols"][tile["tensor"]]
     assert all(devices == {0, 1} for devices in where.values())
-    assert tables["notifies"]["scope"].all()  # a device's only worker notifies nobody but the other's
+    assert tables["notifies"]["scope"].all()  # a device's only worker notifies only the other's
 
 
 def test_inspect_shows_the_placement(model: Callable[[str], Model]) -> None:

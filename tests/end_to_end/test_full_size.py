@@ -168,7 +168,7 @@ def test_options_that_contradict_the_machine_are_refused(
 def test_plans_that_exceed_a_memory_are_refused_before_planning(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before anything is planned, with what is needed for what."""
+    """The error comes before anything is planned, and lists what takes how much memory."""
     monkeypatch.setattr("tilecompile.compile.tile", lambda *args: pytest.fail("it is planned"))
     path = machine(tmp_path / "small.toml", memory=100_000)
     with pytest.raises(InputError, match=r"^device \d needs \d+ bytes for weights \d+ bytes, caches \d+ bytes of 32"):
@@ -185,7 +185,7 @@ def test_more_devices_than_the_model_divides_into_are_refused(model: str, tmp_pa
 
 
 def glm5(weights: str, placement: str = "tensor_parallel") -> tuple[list[PlacedGraph], Any, int]:
-    """GLM-5 on eight devices at 128 Ki positions, short, with what stands for several; bytes that a step reads."""
+    """GLM-5 on eight devices at 128 Ki positions as a short plan with repeats; bytes that a step reads."""
     found = shortened(NAMED["glm-5"].layers)
     assert found is not None
     layers, repeat = found
@@ -195,7 +195,7 @@ def glm5(weights: str, placement: str = "tensor_parallel") -> tuple[list[PlacedG
 
 
 def test_bytes_of_glm5_in_fp8_are_the_published_ones() -> None:
-    """What the published model is known to read a token and to take in memory."""
+    """The published model's bytes a token and in memory."""
     placed, copies, fixed = glm5("fp8")
     assert fixed == pytest.approx(41.93 * GB, rel=2e-4)
     found = needs(placed, copies)
@@ -265,4 +265,4 @@ used = resource.getrusage(resource.RUSAGE_SELF)
 print(used.ru_utime + used.ru_stime, used.ru_maxrss)
 sys.exit(code)
 """
-"""The command line, which says what it took: seconds of all processors, and kB of memory at most."""
+"""The command line, which prints what it took: CPU seconds, and kB of memory at most."""

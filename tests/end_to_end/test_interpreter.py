@@ -27,7 +27,7 @@ LIMIT = 1e-5
 
 
 def error(got: np.ndarray, want: np.ndarray) -> float:
-    """Max error over RMS; infinite where something is not a number."""
+    """Max error over RMS; infinite where a value is NaN."""
     assert got.shape == want.shape
     off = np.abs(got.astype(np.float64) - want)
     return float(np.where(np.isnan(off), np.inf, off).max() / np.sqrt(np.mean(want.astype(np.float64) ** 2)))
@@ -70,7 +70,7 @@ def test_the_interpreter_generates_the_kernels_tokens(order: Order, built: Build
 
 
 def test_random_orders_differ_from_program_order(built: Build) -> None:
-    """Otherwise they would show nothing: the order in which operators finish depends on the seed."""
+    """Otherwise the runs would show nothing: the order in which operators finish depends on the seed."""
     runs = []
     for order in ("program", 1, 2):
         interpreter = Interpreter(built("plain").path, order)
@@ -107,7 +107,7 @@ def test_a_missing_edge_changes_results_or_stalls(built: Build, tmp_path: Path) 
 
 
 def test_a_missing_weight_run_gives_nan(built: Build, tmp_path: Path) -> None:
-    """Weights come from the task's own runs: without its run, a task gives not-a-number."""
+    """Weights come from the task's own runs: without its run, a task gives NaN."""
     engine = built("odd")
     shutil.copytree(engine.path, tmp_path / "engine")
     instructions = np.load(tmp_path / "engine" / "tables" / "instructions.npy")

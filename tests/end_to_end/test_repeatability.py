@@ -57,13 +57,13 @@ def test_delays_change_no_bits(threads: int, built: Build, chaos: Path, want: np
 
 
 def test_delays_reveal_missing_edges(built: Build, chaos: Path, want: np.ndarray, tmp_path: Path) -> None:
-    """A program without its waits, but for those of the sink, is right by luck only."""
+    """Without its waits, those of the sink excepted, a program gives the right result only by chance."""
     shutil.copytree(chaos, tmp_path / "engine")
     path = tmp_path / "engine" / "tables" / "instructions.npy"
     instructions = np.load(path)
     instructions["wait_count"][instructions["kind"] != 0] = 0
     np.save(path, instructions)
-    # In a process of its own: nobody knows what such a program does to memory.
+    # In a process of its own: such a program may corrupt memory.
     text = """
 import sys, numpy, tilecompile
 with tilecompile.load(sys.argv[1], 4) as kernel:

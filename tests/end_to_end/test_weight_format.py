@@ -1,4 +1,4 @@
-"""A weight format that the package doesn't know: registered, it is traced, counted, placed, proved, packed and read."""
+"""A weight format outside the package: once registered, it is traced, counted, placed, proved, packed and read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How an engine folder comes into being: at once, whatever ends the process that makes it."""
+"""An engine folder is created atomically, whatever ends the process that makes it."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_a_folder_made_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
 
 
 def test_two_compilations_of_one_output_keep_apart(tmp_path: Path) -> None:
-    """Neither takes the other's folder for an ended one's; that of an ended one goes, whoever has its number now."""
+    """Neither removes the other's partial folder; that of an ended process goes, even if its number is used again."""
     place = tmp_path / "out"
     text = f"""
 from pathlib import Path

@@ -49,7 +49,7 @@ def test_stages_share_a_file_in_their_order_and_a_second_run_replaces_the_first(
     stages = Stages(tmp_path)
     stages.run("choose", lambda: "chosen\n")
     for text in ("first", "second"):
-        stages.each("split_attention", lambda item, text=text: f"{text} {item}\n", [1, 2])
+        stages.each("split_over_workers", lambda item, text=text: f"{text} {item}\n", [1, 2])
         stages.show("placement_table", lambda item, text=text: f"table of {text}\n", [1])
     assert (tmp_path / "03-place.txt").read_text() == "chosen\nsecond 1\nsecond 2\ntable of second\n"
 
@@ -97,7 +97,7 @@ def test_a_compilation_dumps_every_stage(tmp_path: Path) -> None:
     assert (tmp_path / "dump" / "06-schedule.txt").read_text() == (tmp_path / "e" / "listing.txt").read_text()
     assert (tmp_path / "dump" / "08-emit.cpp").read_text() == (tmp_path / "e" / "kernel.cpp").read_text()
     names = list(dict.fromkeys(stage for stage, _, _ in reports))
-    assert names == ["open", "trace", "tile", "events", "schedule", "verify", "build", "pack"]
+    assert names == ["trace", "tile", "events", "schedule", "verify", "build", "pack"]
     assert 0 < reports[-1][1] <= reports[-1][2]  # bytes of the pool; the last may be padding
     assert {"open", "trace", "fuse", "place", "tile", "events", "schedule", "verify", "emit"} <= set(compiled.stages)
     assert sum(compiled.stages.values()) <= compiled.seconds

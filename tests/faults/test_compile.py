@@ -1,6 +1,6 @@
-"""What goes wrong while an engine is compiled: full disks, interrupts, killed processes, lying checkpoints.
+"""Failures while an engine is compiled: full disks, interrupts, killed processes, false checkpoints.
 
-The compiler of the machine is replaced by a copy of a kernel, except where it is the point.
+The compiler of the machine is replaced by a copy of a kernel, except where the build is tested.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from tilecompile.models.checkpoint import Checkpoint
 from tilecompile.options import CompileOptions
 from tilecompile.runtime.folder.check import check_engine
 
-STAGES = ("open", "trace", "tile", "events", "schedule", "verify", "build", "pack")
+STAGES = ("trace", "tile", "events", "schedule", "verify", "build", "pack")
 
 
 @pytest.fixture
@@ -195,7 +195,7 @@ compiler.compile_model(options, progress)
 
 
 def test_checkpoints_whose_headers_are_false_are_refused(tmp_path: Path) -> None:
-    """What the index or a file's header says isn't so; see tests/models/test_models.py for wrong tensors."""
+    """The index or a file's header contradicts the files; see tests/models/test_models.py for wrong tensors."""
     model = tiny_model(tmp_path / "model")
     index = model / "model.safetensors.index.json"
     save_file({"lm_head.weight": torch.zeros(300, 72)}, model / "a.safetensors")

@@ -1,4 +1,4 @@
-"""Engine folders that aren't what they should be, on a real engine: files missing, cut, altered, exchanged, odd."""
+"""Damaged engine folders, made from a real engine: files missing, cut, altered, exchanged, of another kind."""
 
 from __future__ import annotations
 
@@ -241,7 +241,7 @@ def test_a_pickle_with_a_correct_hash_is_never_executed(tiny: Path, tmp_path: Pa
 def test_an_engine_replaced_while_it_loads_is_one_of_both_or_refused(
     tiny: Path, tmp_path: Path, tokens: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two engines change places all the time: a load gives one of them or says what happened."""
+    """Two engines are swapped continually: a load returns one of them or states what happened."""
     place = damage.copy(tiny, tmp_path / "a")
     other = damage.edit_table(damage.copy(tiny, tmp_path / "b"), "waits", lambda t: t["count"].__setitem__(3, 7))
     stop = threading.Event()

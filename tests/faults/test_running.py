@@ -1,4 +1,4 @@
-"""What goes wrong while an engine runs, on the real kernel: stalls, interrupts, threads, forks, exits."""
+"""Failures while an engine runs, on the real kernel: stalls, interrupts, threads, forks, exits."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def check_stall(engine: tilecompile.Engine, call: Callable[[], Any]) -> str:
 def test_a_planted_stall_names_the_first_task_that_can_not_run(
     tiny: Path, tmp_path: Path, plant: str, threads: int
 ) -> None:
-    """The task that is named is the first one that can't run, however many wait for it in turn."""
+    """The task that is named is the first one that can't run, however many wait for it, directly or not."""
     tables = {name: damage.table(tiny, name) for name in ("instructions", "waits", "notifies", "streams")}
     first = tables["instructions"][: int(tables["streams"]["end"][3])]
     waiting = first[first["wait_count"] > 0]
@@ -162,7 +162,7 @@ print(out.tokens, e.stats.launches)
 
 
 def test_a_stopped_and_continued_process_does_not_stall(tiny: Path, tokens: list[int]) -> None:
-    """Ctrl-Z and fg: the time in between counts for nothing."""
+    """Ctrl-Z and fg: the time in between isn't counted."""
     text = "for i, t in enumerate(e.stream(PROMPT, 5000)):\n    print(t, flush=True)\nprint(e.stats.launches)"
     lines = f"import tilecompile\nPROMPT = {PROMPT}\ne = tilecompile.load({str(tiny)!r})\n{text}"
     process = subprocess.Popen([sys.executable, "-c", lines], stdout=subprocess.PIPE, text=True)

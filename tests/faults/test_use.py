@@ -1,4 +1,4 @@
-"""An engine used in ways that it can't be, on the real kernel: streams left, threads, closing, exits, forks."""
+"""Misuse of an engine, on the real kernel: streams left, threads, closing, exits, forks."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_dropped_stream_frees_the_engine(engine: tilecompile.Engine, tokens: l
 def test_a_stream_in_a_reference_cycle_holds_the_engine_until_collected(
     engine: tilecompile.Engine, tokens: list[int]
 ) -> None:
-    """A stream that nobody can reach, but that isn't collected yet, holds the engine: the error says what to do."""
+    """A stream that is unreachable, but isn't collected yet, holds the engine: the error says what to do."""
     holder: list[Any] = [engine.stream(PROMPT, LONG)]
     holder.append(holder)
     next(holder[0])
@@ -74,7 +74,7 @@ def test_a_stream_in_a_reference_cycle_holds_the_engine_until_collected(
 
 
 def test_requests_of_many_threads_are_served_or_refused_whole(engine: tilecompile.Engine, tokens: list[int]) -> None:
-    """Each call either has the engine for itself or is refused; no answer is mixed with another one's."""
+    """Each call either has the engine exclusively or is refused; no answers are mixed."""
     wrong: list[Any] = []
     done: list[int] = []
 

@@ -111,7 +111,7 @@ def by_torch(size: int) -> Json:
 
 
 def give_back() -> None:
-    """Returns what torch keeps of the GPU's memory."""
+    """Frees the memory of the GPU that torch caches."""
     import torch
 
     if torch.cuda.is_available():

@@ -1,7 +1,7 @@
-"""Part `baseline`: one device's share of GLM-5's layers in torch, as CUDA graphs.
+"""Part `baseline`: one device's shard of GLM-5's layers in torch, as CUDA graphs.
 
-What it is spared: exchanges between devices, the choice of experts (the same 8 experts' matrices lie one behind the
-other, so that each layer takes two products for them), and rotation of queries and keys. Its products are
+What it doesn't do: exchanges between devices, the choice of experts (the same 8 experts' matrices are stored one after
+the other, so that each layer takes two products for them), and rotation of queries and keys. Its products are
 torch._scaled_mm of fp8 weights and fp8 activations with one scale each, or, where that fails, bf16 products; the result
 says which.
 """
@@ -23,7 +23,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Shapes:
-    """Sizes of one device's share; the defaults are GLM-5's on 8 devices."""
+    """Sizes of one device's shard; the defaults are GLM-5's on 8 devices."""
 
     hidden: int = 6144
     q_rank: int = 2048
@@ -69,7 +69,7 @@ class Product:
 
 
 class Layer:
-    """One layer's share, with caches of a context."""
+    """One layer's shard, with caches of a context."""
 
     def __init__(self, s: Shapes, sparse: bool, context: int, fp8: bool, device: str) -> None:
         def product(rows: int, cols: int) -> Product:
@@ -208,7 +208,7 @@ def run(folder: Folder, seconds: float, earlier: Json) -> Json:
 
 
 def beside(row: Json, earlier: Json) -> Json:
-    """With how many times as long as the resident kernel's step it is, if that was measured."""
+    """Adds the ratio to the time of the resident kernel's step, if that was measured."""
     steps = earlier.get("share", {}).get("steps", ())
     mine = [one["ms"] for one in steps if one["context"] == row["context"] and one["latency_ns"] == 0]
     return {**row, **({"over_resident": row["ms"] / mine[0]} if mine else {})}

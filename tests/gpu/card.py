@@ -27,7 +27,7 @@ class Kernel:
 
 
 class Card:
-    """A context on a GPU. A context manager: all that was made in it goes with it."""
+    """A context on a GPU. A context manager: all that was made in it is freed with it."""
 
     def __init__(self, number: int = 0) -> None:
         self.number = number
@@ -61,7 +61,7 @@ class Card:
         return int(self._call("cuMemAlloc", max(16, size)))
 
     def free(self, address: int) -> None:
-        """Gives memory back."""
+        """Frees memory."""
         self._call("cuMemFree", address)
 
     def write(self, address: int, array: Array) -> None:

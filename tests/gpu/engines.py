@@ -30,12 +30,12 @@ POSITIONS = 1000
 TIMES = 4
 """Steps whose timestamps a build with TC_TIMES keeps."""
 CONTEXTS = (1024, 16384, 131072)
-"""Contexts at which one device's share of GLM-5 is measured."""
+"""Contexts at which one device's shard of GLM-5 is measured."""
 MINI_CONTEXTS = (512, 4000)
 RESERVE = 4_000_000_000
-"""Bytes of a GPU that are not planned with: the driver's, the kernel's tables, what measures."""
+"""Bytes of a GPU that are not planned with: the driver's, the kernel's tables, those of the measurements."""
 ENDS = (4, 10)
-"""Layers of two short plans, which tell what a layer takes."""
+"""Layers of two short plans, whose difference is what a layer takes."""
 
 
 def compiled(model: str | Path, output: Path, **options: Any) -> Manifest:
@@ -67,7 +67,7 @@ def text_of(vocab: int, count: int) -> list[int]:
 
 
 def results(files: Path, model: Path, ids: list[int], max_seq_len: int, **options: Any) -> Json:
-    """What a CPU engine with weights and caches in bf16 makes of a text; returns the names of the files.
+    """What a CPU engine with weights and caches in bf16 computes for a text; returns the names of the files.
 
     That engine is beside `files`, not in it.
     """
@@ -82,7 +82,7 @@ def results(files: Path, model: Path, ids: list[int], max_seq_len: int, **option
 
 
 def tiny(files: Path, progress: Progress) -> Json:
-    """The tiny checkpoint for one device and for 8 of 16 workers, and what a CPU engine makes of a text.
+    """The tiny checkpoint for one device and for 8 of 16 workers, and what a CPU engine computes for a text.
 
     Both have weights and caches in bf16, so that what differs is the activations' rounding and the order of sums.
     """

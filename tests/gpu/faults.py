@@ -1,4 +1,4 @@
-"""Part `faults`: what goes wrong leaves the GPU usable: after each fault an engine generates the same tokens again."""
+"""Part `faults`: faults leave the GPU usable: after each an engine generates the same tokens again."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def without_notify(engine: Path, folder: Path) -> Path:
 
 
 def with_flipped_byte(engine: Path, folder: Path) -> Path:
-    """A copy of an engine with one altered byte of weights, whose hash says so."""
+    """A copy of an engine with one altered byte of weights, so that a hash differs."""
     copy = damage.copy(engine, folder)
     weights = copy / "weights" / "device0.bin"
     damage.flip(weights, weights.stat().st_size // 2)
@@ -43,7 +43,7 @@ def with_flipped_byte(engine: Path, folder: Path) -> Path:
 
 
 def without_numbers(engine: Path, folder: Path) -> Path:
-    """A copy of an engine whose weights are not-a-number, and whose hashes agree."""
+    """A copy of an engine whose weights are NaN, and whose hashes agree."""
     copy = damage.copy(engine, folder)
     weights = copy / "weights" / "device0.bin"
     damage.put(weights, b"\xff" * weights.stat().st_size)
@@ -52,7 +52,7 @@ def without_numbers(engine: Path, folder: Path) -> Path:
 
 
 def raised(work: Callable[[], Any], kind: type[TilecompileError] = EngineError) -> Json:
-    """Whether the work ends with an error of a kind in time, and what it says."""
+    """Whether the work ends with an error of a kind in time, and its message."""
     begin = time.monotonic()
     try:
         work()
@@ -67,7 +67,7 @@ def raised(work: Callable[[], Any], kind: type[TilecompileError] = EngineError) 
 
 
 def stall(path: Path, prompt: list[int], work: Path) -> Json:
-    """The kernel ends itself and says what it waited for; the engine is launched again for the next request."""
+    """The kernel ends itself and reports what it waited for; the engine is launched again for the next request."""
     with load(without_notify(path, work / "stall"), stall_seconds=STALL_SECONDS) as engine:
         first = raised(lambda: engine.generate(prompt, TOKENS), EngineStalled)
         second = raised(lambda: engine.generate(prompt, TOKENS), EngineStalled)
@@ -91,7 +91,7 @@ def bad_weights(path: Path, prompt: list[int], work: Path) -> Json:
 
 
 def no_numbers(path: Path, prompt: list[int], work: Path) -> Json:
-    """Not-a-number everywhere: an error or some ids, but an end in time."""
+    """NaN everywhere: an error or some ids, but an end in time."""
     with load(without_numbers(path, work / "nan"), stall_seconds=STALL_SECONDS) as engine:
         found = raised(lambda: engine.generate(prompt, TOKENS))
     ended = found["seconds"] < LATE and (found["passed"] or found["said"] == "no error")
@@ -99,7 +99,7 @@ def no_numbers(path: Path, prompt: list[int], work: Path) -> Json:
 
 
 def closed_while_running(path: Path, prompt: list[int], work: Path) -> Json:
-    """An engine that is closed in the middle of a request gives the GPU back."""
+    """An engine that is closed in the middle of a request frees the GPU."""
     engine = load(path)
     stream = engine.stream(prompt, None)
     next(stream)
@@ -112,7 +112,7 @@ FAULTS = {
     "stall": stall,
     "abort": abort,
     "flipped byte": bad_weights,
-    "not-a-number weights": no_numbers,
+    "NaN weights": no_numbers,
     "closed while running": closed_while_running,
 }
 

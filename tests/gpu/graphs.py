@@ -43,7 +43,7 @@ class Borrowed(Card):
         return self.held[-1]
 
     def close(self) -> None:
-        """Gives back what was put and loaded."""
+        """Frees the memory and the modules."""
         while self._libraries:
             self._call("cuLibraryUnload", self._libraries.pop())
         self._call("cuStreamDestroy", self.stream)
@@ -71,7 +71,7 @@ def upload(card: Card, tables: Tables, places: Any, pool: int) -> tuple[np.ndarr
 
 
 def step_record(context: int) -> np.ndarray:
-    """The Step of a context, whose logits are wanted."""
+    """The Step of a context, whose logits are read."""
     step = np.zeros(1, fmt.STEP.dtype)
     step["run"] = step["sequence"] = step["tokens"] = 1
     step["flags"] = fmt.NEEDS_LOGITS
@@ -80,7 +80,7 @@ def step_record(context: int) -> np.ndarray:
 
 
 def run(folder: Folder, seconds: float, earlier: Json) -> Json:
-    """The share of GLM-5 at each context, in both forms."""
+    """The shard of GLM-5 at each context, in both forms."""
     about = plan_for(folder, "glm5")
     end = time.monotonic() + seconds
     rows: list[Json] = []
@@ -142,7 +142,7 @@ def graph_seconds(card: Card, kernel: Any, launch: Any, spans: list[tuple[int, i
 
 
 def resident(earlier: Json, context: int, ms: float) -> Json:
-    """How many times as long as the resident kernel's step this one is, if that was measured."""
+    """The ratio to the time of the resident kernel's step, if that was measured."""
     steps = earlier.get("share", {}).get("steps", ())
     mine = [row["ms"] for row in steps if row["context"] == context and row["latency_ns"] == 0]
     return {"over_resident": ms / mine[0]} if mine else {}

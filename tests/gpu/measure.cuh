@@ -87,12 +87,12 @@ TC_DEVICE void plain_read(const ReadLaunch& l) {
 }
 
 // Two blocks answer each other `times` times, each through a counter and 128 bytes of data that the event announces, as
-// two tasks of the resident kernel do: barrier, release; look, fence, barrier, load. [0] of `ns` becomes the time of all.
+// two tasks of the resident kernel do: barrier, release; poll, fence, barrier, load. [0] of `ns` becomes the time of all.
 struct PingLaunch {
   uint64_t counters;  // u32, one each 128 bytes; zeroed
   uint64_t data;      // u32 [2][32], zeroed
   uint64_t ns;        // u64 [1]
-  uint64_t failed;    // u32: wrong data, or nobody answers
+  uint64_t failed;    // u32: wrong data, or no answer
   uint32_t times, sys;
 };
 static_assert(sizeof(PingLaunch) == 40);
@@ -110,7 +110,7 @@ TC_DEVICE void ping(const PingLaunch& l) {
     if (me == 1 || t > 1) {
       const uint32_t want = me == 1 ? t : t - 1;
       if (thread() / LANES == 0) {
-        while (!late && look(counters + other * 32, l.sys) < want) late = patience.tick() && patience.over(2000000000);
+        while (!late && poll(counters + other * 32, l.sys) < want) late = patience.tick() && patience.over(2000000000);
         if (late) store_relaxed_sys(failed, 1);
         fence(l.sys);
       }

@@ -30,7 +30,7 @@ def gaps(logits: np.ndarray) -> np.ndarray:
 def compare(got: np.ndarray, want: np.ndarray) -> Json:
     """Logits [positions, vocab] against those of another engine.
 
-    `error` is the largest over the RMS of the position's wanted logits. Positions `decided` have a gap between the two
+    `error` is the largest over the RMS of the expected logits. Positions `decided` have a gap between the two
     largest logits of more than twice ERROR times the RMS, so that no error within ERROR can change the choice; of these
     `argmax_differs` must be none.
     """

@@ -57,7 +57,7 @@ class Placed:
         return out
 
     def free(self) -> None:
-        """Gives the memory back."""
+        """Frees the memory."""
         for address in self.at.values():
             self.card.free(address)
 
@@ -130,7 +130,7 @@ def _run(at: tuple[int, int], tile: Any, slot: int, placed: Placed, node: OpNode
 
 
 def error(got: torch.Tensor, want: torch.Tensor) -> float:
-    """Largest error over the RMS of the wanted values; NaN where something isn't a number."""
+    """Largest error over the RMS of the expected values; NaN where a value is NaN."""
     if not want.numel():
         return 0.0
     wide = want.double()

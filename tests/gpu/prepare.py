@@ -23,7 +23,7 @@ from tilecompile.errors import TilecompileError  # noqa: E402
 ARCHITECTURE = "sm_90a"
 PARTS = ("ops", "streams", "smoke", "tiny", "mini", "glm5")
 SHARES = {"h200": "h200x8", "h100": "h100x8"}
-"""The node of which one device's share is measured on a GPU."""
+"""The node of which one device's shard is measured on a GPU."""
 
 Json = dict[str, Any]
 

@@ -113,7 +113,7 @@ def in_process(name: str, source: Path, work: Path, earlier: Json, seconds: floa
 
 
 def about_gpu() -> Json:
-    """Name of the GPU and version of its driver, as nvidia-smi tells them; None for what it doesn't."""
+    """Name of the GPU and version of its driver, as nvidia-smi prints them; None for what it doesn't."""
     fields = {"gpu": "name", "driver": "driver_version"}
     out: Json = dict.fromkeys(fields)
     with contextlib.suppress(OSError, subprocess.SubprocessError):

@@ -1,4 +1,4 @@
-"""Parts `share` and `mini`: steps of engines with random weights: one device's share of GLM-5, and glm5-mini."""
+"""Parts `share` and `mini`: steps of engines with random weights: one device's shard of GLM-5, and glm5-mini."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STEPS = 48
 REQUESTS = 3
 LATENCIES_NS = (0, 2000, 4000)
 LARGE = 100_000_000_000
-"""Bytes of memory from which on a GPU is one that holds all layers of its share."""
+"""Bytes of memory from which on a GPU is one that holds all layers of its shard."""
 
 
 def gpu_bytes() -> int:
@@ -110,7 +110,7 @@ def words(row: Json) -> tuple[str, str, str]:
 
 
 def run(folder: Folder, seconds: float, earlier: Json) -> Json:
-    """One device's share of GLM-5 in fp8, with exchanges looped back."""
+    """One device's shard of GLM-5 in fp8, with exchanges looped back."""
     about = plan_for(folder, "glm5")
     found = measured(folder, about, seconds, earlier, LATENCIES_NS, share=0)
     first = next((row for row in found["steps"] if row["latency_ns"] == 0), None)

@@ -28,7 +28,7 @@ STEPS = 12
 def spans(manifest: Manifest, tables: Tables, stamps: np.ndarray) -> list[Spans]:
     """The steps that the rows of a kernel's stamps ([rows, instructions, 2], ns) hold whole, in their order.
 
-    A step begins when the sink of the one before it is done, which publishes it; so the oldest row only tells that.
+    A step begins when the sink of the one before it is done, which publishes it; so the oldest row only gives that.
     """
     tasks = tasks_of(manifest, tables, manifest.workers)
     sink = int(tasks.instruction[tasks.sink])
@@ -51,7 +51,7 @@ def task_start_ns(step: Spans) -> float | None:
 
 
 def clock_ns(stamps: np.ndarray) -> int | None:
-    """The clock's smallest step, as far as the stamps tell."""
+    """The clock's smallest step, as far as the stamps show."""
     steps = np.diff(np.unique(stamps[stamps > 0]))
     return int(steps.min()) if len(steps) else None
 
@@ -91,7 +91,7 @@ def recorded(folder: Folder, about: Json, context: int, out: Path | None, **opti
 
 
 def run(folder: Folder, seconds: float, earlier: Json) -> Json:
-    """glm5-mini, with a trace beside the results; then the share of GLM-5, with one if there is time for it."""
+    """glm5-mini, with a trace beside the results; then the shard of GLM-5, with one if there is time for it."""
     end = time.monotonic() + seconds
     out = Path(earlier["output"]) if earlier.get("output") else None
     mini = plan_for(folder, "mini")

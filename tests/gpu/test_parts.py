@@ -82,7 +82,7 @@ def test_levels_keep_the_order_of_events(engine: tuple[Manifest, Tables], device
                 pairs += 1
                 assert level[before] < level[owner]
     assert pairs > 30
-    # Within a worker, order is a promise too: what follows and touches the same memory is never earlier.
+    # A worker's order counts too: an instruction that touches the same memory is never in an earlier launch.
     streams = tables["streams"]
     for s in streams[(streams["program"] == 0) & (streams["device"] == device)]:
         mine = level[s["begin"] : s["end"]]
@@ -113,7 +113,7 @@ def aligned(tables: Tables) -> Tables:
 
 
 def test_steps_are_read_from_stamps(engine: tuple[Manifest, Tables]) -> None:
-    """Three steps in four rows, of which the first row only says when the second step began."""
+    """Three steps in four rows, of which the first row only has the time at which the second step began."""
     manifest, tables = engine
     tasks = stamps.tasks_of(manifest, tables, manifest.workers)
     count, sink = len(tables["instructions"]), int(tasks.instruction[tasks.sink])
@@ -253,6 +253,6 @@ def test_a_folder_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: pyte
 
 
 def test_results_say_that_nothing_was_measured() -> None:
-    """Until they do have figures: then this test is to go."""
+    """Remove this test when the documents have figures."""
     assert "No CUDA figure has been measured." in (HERE / "RESULTS.md").read_text()
     assert json.loads(json.dumps(prepare.PARTS)) == list(prepare.PARTS)

@@ -1,4 +1,4 @@
-"""The script for a real GPU (tests/gpu), as far as it goes without one."""
+"""The script for a real GPU (tests/gpu), as far as it runs without one."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_part_ops_passes_on_the_host(op: str) -> None:
 
 
 def small(op: str) -> list[Trial]:
-    """Trials of an op that the host runs in no time."""
+    """Trials of an op that are quick on the host."""
     return trials(op, 1, full_size=False)[:3] if op in QUICK else trials(op, 1)
 
 
@@ -224,7 +224,7 @@ def test_part_timeline_makes_a_trace_of_stamps(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_prepare_and_run_without_a_gpu(tmp_path: Path) -> None:
-    """The two commands: what is prepared is there, and each part says in a line why it can't run."""
+    """The two commands: what is prepared is there, and each part prints in a line why it can't run."""
     made = tmp_path / "made"
     command = [sys.executable, RUN.with_name("prepare.py"), "-o", made, "--only", "smoke,streams"]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -34,7 +34,7 @@ def plan(built: Callable[[str], Built]) -> Plan:
 
 
 def test_costs_are_found_again(plan: Plan) -> None:
-    """Tasks that take exactly what some costs say give these costs back."""
+    """Tasks whose times follow from given costs yield these costs."""
     manifest, tables, _ = plan
     tasks = tasks_of(manifest, tables, 1)
     for rate in (1e9, 40.0):  # nothing waits for memory; some do

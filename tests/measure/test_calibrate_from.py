@@ -1,4 +1,4 @@
-"""calibrate --from: a GPU machine's description filled with what was measured there, and results that can't be."""
+"""calibrate --from: a GPU machine's description filled with what was measured there, and impossible results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Peers on a GPU, as far as that goes without one: where they run and in what type, and steps that are captured."""
+"""Peers on a GPU, tested without one: where they run and in what type, and steps that are captured."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""timeline --simulated: the measured timeline's trace and summary, of a machine that isn't there."""
+"""timeline --simulated: the measured timeline's trace and summary, of another machine."""
 
 from __future__ import annotations
 

@@ -166,7 +166,7 @@ def test_vllm_and_sglang_where_they_are_installed(tmp_path: Path, monkeypatch: p
         assert str(tmp_path / f"{name}.py") in found.files
 
 
-# On a GPU, as far as that goes without one.
+# On a GPU, as far as it can be tested without one.
 
 
 def test_a_system_for_gpus_is_refused_beside_a_cpu_engine(engine: str) -> None:

@@ -29,7 +29,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def on_disk(folder: Path) -> bool:
-    """Whether a folder is on a file system whose cache is known to obey."""
+    """Whether a folder is on a file system whose cache is known to evict on request."""
     kind = subprocess.run(["stat", "-f", "-c", "%T", str(folder)], capture_output=True, text=True).stdout.strip()
     return kind in DISK
 
@@ -103,7 +103,7 @@ def test_eviction_includes_pages_that_the_measuring_process_maps(tmp_path: Path)
 
 
 def test_marks_import_nothing_of_the_package(tmp_path: Path) -> None:
-    """Peers don't pay for the package, and what they print is no report."""
+    """Peers don't import the package, and what they print is no report."""
     marks = Path(marks_program.__file__)
     (tmp_path / "marks.py").write_text(marks.read_text())
     (tmp_path / "program.py").write_text(

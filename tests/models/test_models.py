@@ -110,31 +110,31 @@ def test_configuration_matches_transformers(overrides: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "found"),
     [
-        ("architectures", ["LlamaForCausalLM"], "architectures: found ['LlamaForCausalLM']"),
-        ("model_type", "llama", "model_type: found 'llama', wanted 'glm_moe_dsa'"),
-        ("n_group", 8, "n_group: found 8, wanted 1"),
-        ("scoring_func", "softmax", "scoring_func: found 'softmax', wanted 'sigmoid'"),
-        ("moe_layer_freq", 2, "moe_layer_freq: found 2, wanted 1"),
-        ("attention_bias", True, "attention_bias: found True, wanted False"),
-        ("hidden_act", "gelu", "hidden_act: found 'gelu', wanted 'silu'"),
-        ("rope_interleave", False, "rope_interleave: found False"),
-        ("num_nextn_predict_layers", 2, "num_nextn_predict_layers: found 2, wanted 0 or 1"),
-        ("num_key_value_heads", 2, "num_key_value_heads: found 2, wanted 8"),
-        ("rope_parameters", {"rope_theta": 1e6, "rope_type": "yarn", "factor": 4}, "rope_type: found 'yarn'"),
+        ("architectures", ["LlamaForCausalLM"], "architectures is ['LlamaForCausalLM']"),
+        ("model_type", "llama", "model_type is 'llama', want 'glm_moe_dsa'"),
+        ("n_group", 8, "n_group is 8, want 1"),
+        ("scoring_func", "softmax", "scoring_func is 'softmax', want 'sigmoid'"),
+        ("moe_layer_freq", 2, "moe_layer_freq is 2, want 1"),
+        ("attention_bias", True, "attention_bias is True, want False"),
+        ("hidden_act", "gelu", "hidden_act is 'gelu', want 'silu'"),
+        ("rope_interleave", False, "rope_interleave is False"),
+        ("num_nextn_predict_layers", 2, "num_nextn_predict_layers is 2, want 0 or 1"),
+        ("num_key_value_heads", 2, "num_key_value_heads is 2, want 8"),
+        ("rope_parameters", {"rope_theta": 1e6, "rope_type": "yarn", "factor": 4}, "rope_type is 'yarn'"),
         ("rope_parameters", None, "missing rope_parameters.rope_theta"),
-        ("rope_scaling", {"type": "linear", "factor": 2}, "rope_scaling.rope_type: found 'linear'"),
-        ("quantization_config", {"quant_method": "fp8"}, "quantization_config.quant_method: found 'fp8'"),
+        ("rope_scaling", {"type": "linear", "factor": 2}, "rope_scaling.rope_type is 'linear'"),
+        ("quantization_config", {"quant_method": "fp8"}, "quantization_config.quant_method is 'fp8'"),
         ("hidden_size", None, "missing hidden_size"),
-        ("hidden_size", "256", "hidden_size: found '256', wanted an integer"),
-        ("index_topk", 0, "index_topk: found 0"),
-        ("rms_norm_eps", -1.0, "rms_norm_eps: found -1.0, wanted a positive number"),
-        ("indexer_types", ["full"] * 3, "indexer_types: found '3 entries', wanted 4"),
-        ("index_topk_pattern", "SFFF", "index_topk_pattern: found 'a shared first layer'"),
-        ("index_topk_pattern", "FXFF", "index_topk_pattern: found ['full', 'X'"),
-        ("qk_rope_head_dim", 7, "qk_rope_head_dim: found 7, wanted an even number"),
-        ("num_experts_per_tok", 17, "num_experts_per_tok: found 17, wanted at most n_routed_experts (16)"),
-        ("eos_token_id", [600], "eos_token_id: found [600]"),
-        ("tie_word_embeddings", "yes", "tie_word_embeddings: found 'yes', wanted true or false"),
+        ("hidden_size", "256", "hidden_size is '256', want an integer"),
+        ("index_topk", 0, "index_topk is 0"),
+        ("rms_norm_eps", -1.0, "rms_norm_eps is -1.0, want a positive number"),
+        ("indexer_types", ["full"] * 3, "indexer_types has 3 entries, want 4"),
+        ("index_topk_pattern", "SFFF", "index_topk_pattern begins with a shared layer"),
+        ("index_topk_pattern", "FXFF", "index_topk_pattern is ['full', 'X'"),
+        ("qk_rope_head_dim", 7, "qk_rope_head_dim is 7, want an even number"),
+        ("num_experts_per_tok", 17, "num_experts_per_tok is 17, want at most n_routed_experts (16)"),
+        ("eos_token_id", [600], "eos_token_id is [600]"),
+        ("tie_word_embeddings", "yes", "tie_word_embeddings is 'yes', want true or false"),
     ],
 )
 def test_an_unsupported_configuration_is_refused_by_field(field: str, value: object, found: str) -> None:
@@ -283,7 +283,7 @@ def copy(saved: Path, tmp_path: Path) -> Path:
 
 
 def refused(folder: Path) -> str:
-    """The one line that opening the folder is refused with."""
+    """The one line of the error with which the folder is refused."""
     with pytest.raises(InputError) as error:
         Checkpoint(folder)
     assert "\n" not in str(error.value)
@@ -366,8 +366,8 @@ def test_an_incomplete_mtp_layer_is_refused(with_mtp: tuple[Path, Any], tmp_path
 
 
 def test_unreadable_checkpoint_folders_are_refused(copy: Path) -> None:
-    assert "found nothing, wanted a folder" in refused(copy / "absent")
-    assert "found a file, wanted a folder" in refused(copy / "config.json")
+    assert "doesn't exist, want a folder" in refused(copy / "absent")
+    assert "is a file, want a folder" in refused(copy / "config.json")
     (copy / "model.safetensors").write_bytes((copy / "model.safetensors").read_bytes()[:-100])
     assert "model.safetensors: not a readable safetensors file" in refused(copy)
     (copy / "model.safetensors").unlink()
@@ -375,7 +375,7 @@ def test_unreadable_checkpoint_folders_are_refused(copy: Path) -> None:
     (copy / "config.json").write_text('{"model_type": ')
     assert "config.json: not valid JSON" in refused(copy)
     (copy / "config.json").write_text("[]")
-    assert "found a JSON list, wanted an object" in refused(copy)
+    assert "the content is a list, want an object" in refused(copy)
     (copy / "config.json").write_bytes(b"\xff\xfe\x00")
     assert "config.json: not valid JSON" in refused(copy)
     (copy / "config.json").unlink()
@@ -395,7 +395,7 @@ def test_checkpoints_with_wrong_tensors_are_refused(copy: Path) -> None:
     message = refused(copy)
     assert "12 tensors missing: model.norm.weight, model.layers.1.mlp.experts.0.up_proj.weight" in message
     assert "and 2 more" in message
-    assert "1 tensor of another shape: lm_head.weight (found [300, 84], wanted [301, 84])" in message
+    assert "1 tensor of another shape: lm_head.weight ([300, 84], want [301, 84])" in message
     assert "1 tensor of an unsupported dtype: model.layers.0.self_attn.o_proj.weight (F8_E4M3)" in message
     assert "FP8" in message
 
@@ -415,7 +415,7 @@ def test_an_index_that_disagrees_with_its_files_is_refused(copy: Path) -> None:
     save_file({"other": torch.zeros(1)}, copy / "b.safetensors")
     assert "1 tensor not in the file that the index names: lm_head.weight (b.safetensors)" in refused(copy)
     write(**{"lm_head.weight": "../a.safetensors"})
-    assert "file names in the folder" in refused(copy)
+    assert "want the name of a file in the folder" in refused(copy)
     write(**{"lm_head.weight": 3})
     assert "weight_map" in refused(copy)
     for text in ("{", "{}", "[]", '{"weight_map": []}'):

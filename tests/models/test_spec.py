@@ -1,4 +1,4 @@
-"""A model that the package doesn't know compiles and runs when its spec is registered; nothing else knows models."""
+"""A model outside the package compiles and runs when its spec is registered; nothing else names models."""
 
 from __future__ import annotations
 
@@ -120,12 +120,12 @@ def test_peers_have_no_class_for_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"architectures": ["OtherForCausalLM"]}, "architectures: found ['OtherForCausalLM'], wanted "),
-        ({"architectures": "SmallDenseForCausalLM"}, "architectures: found 'SmallDenseForCausalLM', wanted "),
-        ({"architectures": [["x"]]}, "architectures: found [['x']], wanted "),
-        ({"model_type": "other"}, "model_type: found 'other', wanted 'glm_moe_dsa' or 'small_dense'"),
-        ({"act": "relu"}, "act: found 'relu', wanted 'silu'"),
-        ({"architectures": None, "depth": 0}, "depth: found 0, wanted an integer of at least 1"),
+        ({"architectures": ["OtherForCausalLM"]}, "architectures is ['OtherForCausalLM'], want "),
+        ({"architectures": "SmallDenseForCausalLM"}, "architectures is 'SmallDenseForCausalLM', want "),
+        ({"architectures": [["x"]]}, "architectures is [['x']], want "),
+        ({"model_type": "other"}, "model_type is 'other', want 'glm_moe_dsa' or 'small_dense'"),
+        ({"act": "relu"}, "act is 'relu', want 'silu'"),
+        ({"architectures": None, "depth": 0}, "depth is 0, want an integer of at least 1"),
     ],
 )
 def test_what_is_refused_of_a_configuration(values: dict[str, object], words: str) -> None:
@@ -153,7 +153,7 @@ def sources() -> Iterator[Path]:
 
 
 def test_nothing_outside_models_names_a_model() -> None:
-    """Named are the checkpoint in examples/, and nothing else."""
+    """Only the checkpoint in examples/ is named."""
     found = [
         f"{path.relative_to(PACKAGE)}:{number}: {line.strip()}"
         for path in sources()

@@ -1,4 +1,4 @@
-"""A context in shares: blocks of positions, the choice from candidates, and attention from its parts."""
+"""A context in shards: blocks of positions, the choice from candidates, and attention from its parts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Routed experts from the router's logits to the residual: what a token gets doesn't depend on its company."""
+"""Routed experts from the router's logits to the residual: a token's result doesn't depend on the others."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from tilecompile.ops.base import REGISTRY
 
 PACKAGE = Path(tilecompile.__file__).parent
 DISPLAY = ("cli", "inspection", "show")
-"""Packages that show things to people, and may take names apart for that."""
+"""Packages that format for people, and may parse names for display."""
 
 METHODS = {
     *("partition", "rpartition", "split", "rsplit", "replace"),

@@ -176,7 +176,7 @@ def test_schedules_are_proved_and_tasks_do_their_work(recipe: str, devices: int)
 
 
 def simulated(found: PlacedGraph, program: Program, context: int) -> tuple[Work, np.ndarray]:
-    """What the simulator thinks that tasks do, and which of them are of the new op."""
+    """The work of each task in the simulator, and which tasks are of the new op."""
     facts = {"workers": 2 * found.placement.devices, "devices": found.placement.devices, "max_seq_len": ROWS}
     manifest = Manifest("none", {**facts, "kinds": program.kinds, "operators": program.operators})  # type: ignore[arg-type]
     nodes = graph_of([events(tile(found, 2))]).nodes

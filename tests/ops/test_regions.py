@@ -56,7 +56,7 @@ UNWRITTEN = 0x7FD5
 """What outputs hold before an undisturbed run: as f32 and bf16 not a number, as i32 no index."""
 
 DISTURBANCES = ((0x7FE5, True), (0x7E5A, False), (0xFE5A, True))
-"""Pattern (not-a-number, huge, negative and huge; absurd ids all of them), and whether tensors end at a guard page."""
+"""Pattern (NaN, huge, negative and huge; absurd ids all of them), and whether tensors end at a guard page."""
 
 
 class Violation(AssertionError):
@@ -107,7 +107,7 @@ class Layout:
         return masks
 
     def region_masks(self, node: OpNode, access: Access, tasks: int) -> Iterator[Mask]:
-        """For each task, which elements of the tensor lie in the region that the compiler makes of an access."""
+        """For each task, which elements of the tensor are in the region that the compiler makes of an access."""
         view = node.operands[access.operand]
         size, cols = self.size[view.tensor], self.cols[view.tensor]
         tensor = Tensor(view.tensor, (-(-size // cols), cols), view.dtype, "activation")
@@ -369,7 +369,7 @@ def test_regions_enclose_the_elements_of_their_boxes(window: tuple[View, Tensor,
 
 
 def test_guarded_memory_has_no_neighbours_within_reach() -> None:
-    """What a task is led to by an absurd id can't be this process's own memory: it would be destroyed unseen."""
+    """No absurd id leads a task to this process's own memory, which would be destroyed unseen."""
     blocks = [Guarded(size, at_end) for size in (1, 5000) for at_end in (False, True)]
     mapped = [line.split()[:2] for line in Path("/proc/self/maps").read_text().splitlines()]
     ranges = [tuple(int(word, 16) for word in where.split("-")) for where, access in mapped if access[:3] != "---"]
@@ -379,7 +379,7 @@ def test_guarded_memory_has_no_neighbours_within_reach() -> None:
         assert all(abs(a - block.address) < PLACES * PLACE and b - a < PLACE for a, b in near)
 
 
-# --- planted lies -----------------------------------------------------------------------------------------------------
+# --- false declarations -----------------------------------------------------------------------------------------------
 
 
 def rewritten(tiling: Tiling, writes: bool, index: int, dim: int, begin: Bound, end: Bound) -> Tiling:
@@ -393,7 +393,7 @@ def rewritten(tiling: Tiling, writes: bool, index: int, dim: int, begin: Bound, 
     return dataclasses.replace(tiling, writes=changed) if writes else dataclasses.replace(tiling, reads=changed)
 
 
-def lies(tiling: Tiling) -> Iterator[tuple[bool, int, int, int, int]]:
+def false_declarations(tiling: Tiling) -> Iterator[tuple[bool, int, int, int, int]]:
     """Every access, dimension by dimension: one too small at either end; writes also shifted by one."""
     for writes, accesses in ((False, tiling.reads), (True, tiling.writes)):
         for index, access in enumerate(accesses):
@@ -405,27 +405,27 @@ def lies(tiling: Tiling) -> Iterator[tuple[bool, int, int, int, int]]:
 
 
 SEED = 1
-"""What a lie breaks depends on the data, so these tests always draw the same."""
+"""What a false declaration breaks depends on the data, so these tests always draw the same."""
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_every_lie_of_a_tiling_rule_is_caught(op: str) -> None:
-    """Running the tasks shows it in one of the op's cases, without help from what tilings must look like."""
+def test_every_false_declaration_of_a_tiling_rule_is_caught(op: str) -> None:
+    """Running the tasks shows it in one of the op's cases, without the rules for tilings."""
     cases = cases_of(op, SEED)
     library, kinds = bodies(cases, RUNNABLE[0])
-    told, caught = set(), set()
+    made, caught = set(), set()
     for case in cases:
         tiling = REGISTRY[op].tile(case.node, 2)
-        for lie in lies(tiling):
-            key = (len(case.node.operands), *lie)
-            told.add(key)
+        for false in false_declarations(tiling):
+            key = (len(case.node.operands), *false)
+            made.add(key)
             if key not in caught:
                 try:
-                    check_tasks(library, kinds[case.node.name], case, rewritten(tiling, *lie))
+                    check_tasks(library, kinds[case.node.name], case, rewritten(tiling, *false))
                 except Violation:
                     caught.add(key)
-    assert caught == told
-    assert told
+    assert caught == made
+    assert made
 
 
 @pytest.mark.parametrize("op", OPS)

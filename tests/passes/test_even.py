@@ -179,7 +179,7 @@ def test_placement_table_counts_reads_and_exchanges() -> None:
     rows = {r.operator: r for r in table.rows}
     q_a = rows["self_attn.q_a_proj"]
     assert (q_a.op, q_a.layers, q_a.devices, q_a.axis) == ("linear", 2, 2, "rows")
-    # 40 rows in panels of 16, two on one device and one on the other, in turn; 72 columns, and a norm of 72 everywhere.
+    # 40 rows in panels of 16, two on one device and one on the other, alternately; 72 columns, a norm of 72 on both.
     assert sorted(q_a.read) == [4 * 72 * (3 * 16 + 2)] * 2
     assert (q_a.exchanges, q_a.pushes, q_a.pushed) == (2, 4, 2 * 40 * 4)
     assert rows["self_attn.mla_attention"].axis == "context, blocks of 4"

@@ -1,4 +1,4 @@
-"""Derived events against brute force: who waits for whom follows from the elements that tasks share."""
+"""Derived events against brute force: which task waits for which follows from the elements that both touch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attention in parts, and results stored straight to the peers: what the passes do, and that engines give the same."""
+"""Attention in parts, and results stored straight to the peers: the passes, and that engines give the same."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tilecompile.options import CompileOptions
 from tilecompile.passes.fuse import fuse
 from tilecompile.passes.place.direct import direct
 from tilecompile.passes.place.place import place
-from tilecompile.passes.place.split_attention import split_attention
+from tilecompile.passes.place.split_over_workers import split_over_workers
 from tilecompile.runtime.folder.manifest import read_manifest
 from tilecompile.runtime.names import OP, PUSH
 
@@ -54,7 +54,7 @@ def test_attention_is_split_into_parts_while_workers_and_entries_suffice(
     monkeypatch.setattr(ATTENTION, "ENTRIES", 8)
     monkeypatch.setattr(ATTENTION, "UNIT", 4)
     before = placed(devices)
-    after = split_attention(before, workers)
+    after = split_over_workers(before, workers)
     assert len(attentions(after.graph)) == parts * len(attentions(before.graph))
     assert (after is before) == (parts == 1)
     for layer in range(SIZES["num_hidden_layers"]) if parts > 1 else ():
@@ -93,7 +93,7 @@ def test_only_what_was_written_whole_is_stored_to_peers() -> None:
 
 
 def test_stores_to_peers_are_counted_as_pushes() -> None:
-    """One-shot sums: every device's partial result at every other device; nobody but producers pushes them."""
+    """One-shot sums: every device's partial result at every other device; only producers push them."""
     one = placed(3, reduction="one_shot")
     table = placement_table(one, CONTEXT)
     down = next(r for r in table.rows if r.operator.endswith("self_attn.o_proj"))

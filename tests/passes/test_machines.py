@@ -1,4 +1,4 @@
-"""Machine descriptions: those that come with the package, and what is said of bad ones."""
+"""Machine descriptions: those that come with the package, and the errors about bad ones."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ BAD = [
 
 @pytest.mark.parametrize(("text", "words"), BAD)
 def test_a_bad_machine_file_is_refused_by_key(tmp_path: Path, text: str, words: str) -> None:
-    """One line that names the file, the key, what it is and what is wanted."""
+    """One line that names the file, the key, what it is and what is required."""
     path = written(tmp_path, text)
     with pytest.raises(InputError) as error:
         load_machine(path)

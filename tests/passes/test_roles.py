@@ -1,4 +1,4 @@
-"""Placement `roles` and the forms of sums over devices, as graphs: who computes what, and that nothing is missing."""
+"""Placement `roles` and the forms of sums over devices, as graphs: the device of each operator, none missing."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tilecompile.schedules.shares import summed
 
 
 def values(graph: OpGraph, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """All tensors after one step of several devices; what nobody wrote is not-a-number."""
+    """All tensors after one step of several devices; what no operator wrote is NaN."""
     known = {}
     for name, t in graph.tensors.items():
         given = tensors.get(name.split("@")[0])

@@ -152,7 +152,7 @@ def test_tapes_cover_every_row_of_every_weight_once(workers: int) -> None:
 
 
 def check_run(placed: PlacedTile, offset: int, size: int, stride: int, slot: int) -> None:
-    """A tape entry says where its tile lies, and how far the next expert's is."""
+    """A tape entry has the place of its tile, and the stride to the next expert's."""
     assert (offset, size) == (placed.offset, placed.bytes)
     assert (slot >= 0) == placed.tile.gathered == (stride > 0)
     assert stride in (0, placed.bytes)
@@ -192,7 +192,7 @@ def test_programs_share_weights_and_caches_but_not_activations() -> None:
 
 
 def test_a_cache_of_two_programs_is_one_buffer() -> None:
-    """The same step as two programs: all but activations is one buffer, and no weight lies in the pool twice."""
+    """The same step as two programs: all but activations is one buffer, and no weight is stored in the pool twice."""
     one = scheduled((glm5_graphs()[0],), 3)
     first = glm5_graphs()[0]
     second = type(first)("again", first.tokens, first.tensors, first.nodes, first.outputs)
@@ -233,7 +233,7 @@ def test_hints_name_the_next_data_independent_run() -> None:
 
 @pytest.mark.parametrize("workers", WORKERS)
 def test_work_is_shared_evenly_among_workers(workers: int) -> None:
-    """By the tiles' costs no worker has much more than its share of what can run at once, nor of all."""
+    """By the tiles' costs no worker has much more than an equal part of what can run at once, nor of all."""
     for plan in whole_plans(workers):
         grids = plan.grids.grids
         depth = depths(plan.grids.graph)
@@ -252,7 +252,7 @@ def test_work_is_shared_evenly_among_workers(workers: int) -> None:
 
 
 def test_taking_tables_apart_and_together_keeps_them() -> None:
-    """The tool of these tests puts together what it took apart."""
+    """The tool of these tests reassembles the tables that it takes apart."""
     tables = glm5_program(3).tables
     parts: Parts = take_apart(tables)
     again = put_together(parts)

@@ -1,4 +1,4 @@
-"""Tracing: what is mapped becomes nodes and windows, and all else is refused by name, path and shapes."""
+"""Tracing: what is mapped becomes nodes and windows, and all else is refused with name, path and shapes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which request has an engine: interrupts at every moment of a request, and claims that are lost."""
+"""Which request holds an engine: interrupts at every moment of a request, and claims that are lost."""
 
 from __future__ import annotations
 

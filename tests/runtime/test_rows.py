@@ -1,4 +1,4 @@
-"""Ranges of entries, expanded: against loops in Python, which say the same slowly."""
+"""Ranges of entries, expanded: against plain loops in Python."""
 
 from __future__ import annotations
 

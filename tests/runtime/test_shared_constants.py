@@ -37,10 +37,10 @@ OF_BLOCKS = {
 """Those of the GPU kernel's blocks; a CPU's vector has LANES of its own, and its loop other HINT_BYTES."""
 
 DISTINCT = 128
-"""From here on a number tells by itself what it is."""
+"""From here on a number is distinctive by itself."""
 
 COINCIDENCES = {
-    ("ops/kit/cuda/ring.cuh", "POLLS"): "polls between two looks at the clock",
+    ("ops/kit/cuda/ring.cuh", "POLLS"): "polls between two reads of the clock",
     ("targets/cuda/worker.cuh", "EAGER_POLLS"): "polls before a block naps",
     ("targets/cpu/worker.h", "HINT_BYTES"): "what a CPU worker prefetches while it waits",
     ("targets/cpu/worker.h", "PARK_POLLS"): "polls before a thread parks",
@@ -50,7 +50,7 @@ COINCIDENCES = {
 }
 """Constants of C that equal one of the format's and mean something else."""
 
-NAMESAKES = {("ops/topk_select/cpu.h", "BLOCK"): "keys that are looked at together; elsewhere a block of the context"}
+NAMESAKES = {("ops/topk_select/cpu.h", "BLOCK"): "keys that are read together; elsewhere a block of the context"}
 """Constants of C that have name and value of one in Python and mean something else."""
 
 
@@ -154,7 +154,7 @@ def sources() -> dict[str, str]:
 
 
 def twice(texts: Mapping[str, str]) -> list[str]:
-    """In a line each: the definitions that there should not be."""
+    """The forbidden definitions, a line each."""
     python = [d for f, t in texts.items() if f.endswith(".py") and not f.startswith(FORMAT) for d in of_python(f, t)]
     c = [d for f, t in texts.items() if not f.endswith(".py") for d in of_c(f, t)]
     distinct = {v: n for n, v in fmt.shared_constants().items() if v >= DISTINCT and n != "NONE"}

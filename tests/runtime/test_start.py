@@ -58,7 +58,7 @@ def test_a_loaded_engine_takes_little_memory_and_is_idle(tiny: Path) -> None:
 
 
 def test_the_first_token_comes_within_300_ms(tiny: Path) -> None:
-    # The best of some starts: what others do on the machine is not the engine's.
+    # The best of some starts: other work on the machine is not the engine's.
     assert min(start(tiny)["first"] for _ in range(3)) <= 0.3
 
 

@@ -1,4 +1,4 @@
-"""What is begun is done, whatever comes between."""
+"""Work that must not be interrupted is completed, whatever signals arrive."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What tests share: models, engines, stand-ins, oracles, and programs that tests start in processes of their own."""
+"""Helpers of the tests: models, engines, stand-ins, oracles, and programs that run in processes of their own."""

@@ -168,7 +168,7 @@ def prepare(benches: list[Bench], change: tuple[str, str] = ("", "")) -> tuple[c
 
 
 def error(got: torch.Tensor, want: torch.Tensor, where: torch.Tensor) -> float:
-    """Largest error over the RMS of the wanted values."""
+    """Largest error over the RMS of the expected values."""
     g, w = got[where].double(), want[where]
     return float((g - w).abs().max() / w.pow(2).mean().sqrt())
 

@@ -1,4 +1,4 @@
-"""Mistakes planted in a copy of the GPU loop's text, to see that the tests would notice them."""
+"""Mistakes planted in a copy of the GPU loop's text, to show that the tests find them."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ class Ask(ctypes.Structure):
 
 
 class Answer(ctypes.Structure):
-    """What became of it."""
+    """Its outcome."""
 
     _fields_ = [
         *((n, ctypes.c_uint32) for n in ("state", "reason", "fed", "generated")),
@@ -116,7 +116,7 @@ def run(
     logits: bool = False,
     cut: int = 0,
 ) -> Result:
-    """Runs a case's programs on the shim, compares its tokens and memory with the reference, and says what differs.
+    """Runs a case's programs on the shim, compares its tokens and memory with the reference, and returns what differs.
 
     The loader takes the first run as `cut` bytes longer than it is.
     """

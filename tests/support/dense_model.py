@@ -1,4 +1,4 @@
-"""A small dense decoder that the package doesn't know: a configuration, parameter names and a checkpoint of its own.
+"""A small dense decoder outside the package: a configuration, parameter names and a checkpoint of its own.
 
 Attention of all heads over one latent a position, gated MLPs, queries and keys in one tensor of the checkpoint.
 """

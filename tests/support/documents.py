@@ -1,4 +1,4 @@
-"""What the documents say, taken apart and compared with the repository: paths, links, commands, words, shown output."""
+"""What the documents state, parsed and compared with the repository: paths, links, commands, words, shown output."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FORBIDDEN = {
     r"\bwanted\b": "required, expected",
     r"\bpace\b": "rate",
 }
-"""What no document says, and what it says instead."""
+"""Words that no document has, and the word for each."""
 
 
 # --- Parts of a document
@@ -144,7 +144,7 @@ def wrong_commands(text: str) -> list[str]:
 
 
 def forbidden_words(text: str) -> list[str]:
-    """Words that no document says."""
+    """Forbidden words that a document has."""
     found = [(re.search(word, text), instead) for word, instead in FORBIDDEN.items()]
     return [f"{match[0]!r}: say {instead}" for match, instead in found if match]
 

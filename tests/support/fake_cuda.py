@@ -72,7 +72,7 @@ def run(arguments: Sequence[object], kernel: Path | None = None, timeout: float 
     """Runs Python with the driver; the arguments are Python's, e.g. `["-c", "…"]` or `["-m", "tilecompile", …]`."""
     with tempfile.TemporaryDirectory(prefix="tilecompile-test-") as folder:
         report = Path(folder, "report.json")
-        stated = environment(kernel, report=report, **settings) | {"TMPDIR": folder}  # locks of GPUs lie there
+        stated = environment(kernel, report=report, **settings) | {"TMPDIR": folder}  # locks of GPUs are there
         command = [sys.executable, *map(str, arguments)]
         done = subprocess.run(command, env=stated, capture_output=True, text=True, timeout=timeout)
         if not report.exists():

@@ -1,4 +1,4 @@
-"""A weight format that the package doesn't know: whole numbers of 4 bits, each 32 of a row with an e4m3 scale."""
+"""A weight format outside the package: whole numbers of 4 bits, each 32 of a row with an e4m3 scale."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Mutations of a full-size plan, on its tables as arrays: each is surely wrong, in any layer, device and exchange.
 
 A lost edge is only counted where the two instructions touch the same memory and, by a search backwards through the
-changed tables, no other path orders them; what reads the wrong thing or lies in the wrong place is wrong by itself.
+changed tables, no other path orders them; what reads, or is in, the wrong place is wrong in any case.
 Run as a script it mutates engines and proves them again:
 
     python tests/support/full_size_mutations.py ENGINE… --count 500
@@ -32,7 +32,7 @@ Tables = dict[str, np.ndarray]
 
 
 class Plan:
-    """The tables of an engine, with who notifies each event, and its proof, in which equal parts are found again."""
+    """The tables of an engine with the notifiers of each event, and its proof, in which equal parts are found again."""
 
     def __init__(self, engine: Path) -> None:
         self.manifest: Manifest = read_manifest(engine)
@@ -78,7 +78,7 @@ class Plan:
 
     def follows(self, later: int, earlier: int, without: tuple[int, int] | None, waits: dict[int, list[int]]) -> bool:
         """Whether a path leads from one instruction to another; `waits` has the events of some instructions that were
-        changed, `without` an (instruction, event) that is no longer notified. Operators stand in their order."""
+        changed, `without` an (instruction, event) that is no longer notified. Operators are in order."""
         t = self.tables
         least = t["instructions"]["op"][earlier]
         found, left, events = {later}, [later], set()
@@ -110,7 +110,7 @@ class Mutation:
 
 
 Kind = Callable[[Plan, random.Random], Mutation | None]
-"""Makes a mutation; None where a try was in vain."""
+"""Makes a mutation; None where a try failed."""
 
 
 def edited(plan: Plan, *names: str) -> Tables:
@@ -150,7 +150,7 @@ def notify_lost(plan: Plan, rng: random.Random) -> Mutation | None:
 
 
 def notify_elsewhere(plan: Plan, rng: random.Random) -> Mutation | None:
-    """The next event gets what another one should."""
+    """The next event is notified in the place of another one."""
     i = some(plan, rng, "notify")
     t = edited(plan, "notifies")
     row = rng.choice(plan.rows("notifies", "notify", i).tolist())
@@ -159,7 +159,7 @@ def notify_elsewhere(plan: Plan, rng: random.Random) -> Mutation | None:
 
 
 def wait_lost(plan: Plan, rng: random.Random) -> Mutation | None:
-    """One that an instruction needs to come after somebody whose memory it touches."""
+    """A wait that orders an instruction after another whose memory it touches."""
     return _wait_lost(plan, rng, some(plan, rng, "wait"))
 
 
@@ -221,7 +221,7 @@ def swapped(plan: Plan, rng: random.Random) -> Mutation | None:
 
 
 def write_short(plan: Plan, rng: random.Random) -> Mutation | None:
-    """An instruction writes a column less, which somebody reads."""
+    """An instruction writes a column less, which another one reads."""
     regions, buffers = plan.tables["regions"], plan.tables["buffers"]
     r = rng.randrange(len(regions))
     region = regions[r]
@@ -263,7 +263,7 @@ def pushed_elsewhere(plan: Plan, rng: random.Random) -> Mutation | None:
 
 
 def aliased(plan: Plan, rng: random.Random) -> Mutation | None:
-    """A buffer of the decode program lies where another one does."""
+    """A buffer of the decode program is placed on another one."""
     buffers = plan.tables["buffers"]
     programs = [b["program"] for b in plan.manifest.data["buffers"]]
     a = rng.randrange(len(buffers))
@@ -303,7 +303,7 @@ def run_moved(plan: Plan, rng: random.Random) -> Mutation | None:
 
 
 def tile_wrong(plan: Plan, rng: random.Random) -> Mutation | None:
-    """A tile lies in another one, or is of other rows."""
+    """A tile is placed on another one, or is of other rows."""
     i = rng.randrange(len(plan.tables["tiles"]))
     t = edited(plan, "tiles")
     if rng.random() < 0.5:
@@ -317,7 +317,7 @@ def tile_wrong(plan: Plan, rng: random.Random) -> Mutation | None:
 
 
 def sink_early(plan: Plan, rng: random.Random) -> Mutation | None:
-    """The step ends without waiting for somebody, or it ends twice, or an event is another program's."""
+    """The step ends without waiting for some instruction, or it ends twice, or an event is another program's."""
     how = rng.randrange(4)
     if how == 0:
         return _wait_lost(plan, rng, plan.commit)
@@ -345,7 +345,7 @@ KINDS: tuple[Kind, ...] = (
 
 
 def mutations(plan: Plan, count: int, seed: int) -> list[tuple[str, int, Any]]:
-    """Makes `count` mutations, kind after kind, and proves each: name, instruction, and what the proof said or None."""
+    """Makes `count` mutations, kind after kind, and proves each: name, instruction, and the proof's error or None."""
     rng = random.Random(seed)
     out: list[tuple[str, int, Any]] = []
     while len(out) < count:
@@ -363,7 +363,7 @@ def mutations(plan: Plan, count: int, seed: int) -> list[tuple[str, int, Any]]:
 
 
 def main() -> int:
-    """Mutates engines and prints what became of it; the exit code is the number of faults that were not found."""
+    """Mutates engines and prints the outcomes; the exit code is the number of faults that were not found."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("engines", nargs="+", type=Path)
     parser.add_argument("--count", type=int, default=500, help="mutations of all engines together")

@@ -1,4 +1,4 @@
-"""Fuzzing of engine folders: damage drawn from a seed, and what loading and generating make of it.
+"""Fuzzing of engine folders: damage drawn from a seed, and the outcome of loading and generating.
 
 A case must end in a refusal (one line), in EngineStalled, or in the original tokens. It runs in a server process, so
 that a crash is seen as one, and a hang as one. Kinds of cases:
@@ -10,9 +10,9 @@ that a crash is seen as one, and a hang as one. Kinds of cases:
     tables    entries of a table altered, with hashes right again
     text      the tokenizer altered, with hashes right again
 
-The last two can make another engine, about which loading says nothing. What it can refuse are indices that lead
-nowhere and addresses for which the kernel wasn't built (`contract.py`). A wrong schedule (who waits for what,
-in which order) passes; where it doesn't stall it may give other tokens, and to prove that it is right is the business
+The last two can make another engine, which loading accepts. What it can refuse are indices that lead
+nowhere and addresses for which the kernel wasn't built (`contract.py`). A wrong schedule (waits,
+order) passes; where it doesn't stall it may give other tokens, and to prove that it is right is the business
 of `tilecompile verify`. Such cases are counted apart as "another", and the tests ask the verifier to reject them, as it
 must those that stall. The hashes of an altered kernel are never mended: it is a program, and nothing can be said about
 what another one does.
@@ -39,7 +39,7 @@ NUMBERS = (0, 1, 2, 3, 7, 63, 255, 1 << 15, 65535, 1 << 16, 1 << 31, (1 << 32) -
 
 
 def damaged(engine: Path, folder: Path, seed: int) -> str:
-    """Makes a damaged copy of an engine in `folder`; says what was done to it."""
+    """Makes a damaged copy of an engine in `folder`; returns what was done to it."""
     rng = random.Random(seed)
     damage.copy(engine, folder)
     kind = KINDS[seed % len(KINDS)]

@@ -56,7 +56,7 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
 
     def attempt(self, path: Path) -> tuple[str, str]:
-        """What `attempt` says, or ("crash", signal) or ("hang", seconds)."""
+        """What `attempt` returns, or ("crash", signal) or ("hang", seconds)."""
         if self._process is None:
             command = [sys.executable, "-m", "support.fuzz_server"]
             self._process = subprocess.Popen(

@@ -136,7 +136,7 @@ def pushes(g: torch.Generator, tokens: int) -> Iterator[Case]:
 
 
 def selects(g: torch.Generator, tokens: int) -> Iterator[Case]:
-    """All of 16,384 positions on one device; then with few values, so that larger scores stand between ties."""
+    """All of 16,384 positions on one device; then with few values, so that larger scores are between ties."""
     inputs = (view("scores", tokens, 16384), view("position", 1, dtype="i32"))
     tensors = drawn(g, inputs[0]) | number("position", 16000)
     y = view("selection", tokens, TOPK, dtype="i32")
@@ -170,7 +170,7 @@ def merges(g: torch.Generator, tokens: int) -> Iterator[Case]:
 
 
 def scores(g: torch.Generator, tokens: int) -> Iterator[Case]:
-    """A share's index keys."""
+    """The index keys of a shard."""
     inputs = (
         *(view("query", tokens, INDEX_HEADS, INDEX_HEAD), view("weight", tokens, INDEX_HEADS)),
         *(view("cache", 640, INDEX_HEAD, dtype="bf16"), view("position", 1, dtype="i32")),
@@ -183,7 +183,7 @@ def scores(g: torch.Generator, tokens: int) -> Iterator[Case]:
 
 
 def attentions(g: torch.Generator, tokens: int) -> Iterator[Case]:
-    """This device's heads over all selected positions, and all of a share's heads over its part of them."""
+    """This device's heads over all selected positions, and all heads over a shard of them."""
     for heads, context, rows in ((HEADS, None, TOPK), (16, ATTRS, 300)):
         inputs = (
             *(view("q_latent", tokens, heads, LATENT), view("q_rope", tokens, heads, ROPE)),

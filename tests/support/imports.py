@@ -1,4 +1,4 @@
-"""Who imports whom in a package: every import of every file, wherever it stands, and rules that they must keep.
+"""The import graph of a package: every import of every file, lazy ones too, and the rules that it must keep.
 
 Imports inside functions and under TYPE_CHECKING count as those of the head of a file do. So does a string that is the
 name of a module, because that is how modules are loaded by name and started as programs.
@@ -20,7 +20,7 @@ Table = Mapping[str, Set[str]]
 
 @dataclass(frozen=True, order=True)
 class Import:
-    """A module that imports another one, both by full name, and the line that says so."""
+    """A module that imports another one, both by full name, and the line of the import."""
 
     importer: str
     imported: str
@@ -105,7 +105,7 @@ def unused(found: list[Import], table: Table) -> list[str]:
 
 
 def out_of_order(table: Table) -> list[str]:
-    """The entries of the table that name a room which doesn't stand above theirs. Without any, it has no circle."""
+    """The entries of the table that name a room which isn't above theirs. Without any, it has no circle."""
     rooms = list(table)
     return [f"{a} imports {b}" for a, row in table.items() for b in sorted(row) if b not in rooms[: rooms.index(a)]]
 

@@ -1,4 +1,4 @@
-"""What tests/runtime/cuda/test_launch.py has processes do that find the driver of fake_cuda.py: FUNCTION ENGINE OUT.
+"""Functions that tests/runtime/cuda/test_launch.py runs in processes with fake_cuda.py's driver: FUNCTION ENGINE OUT.
 
 Results go to OUT, an .npz or .json file.
 """
@@ -124,7 +124,7 @@ def use(engine: str) -> str:
 
 
 def attempts(engine: str, out: str) -> None:
-    """Uses an engine under each of the settings in OUT, a list; writes there what was said and reported.
+    """Uses an engine under each of the settings in OUT, a list; writes there the messages and the report.
 
     A process for each would cost seconds.
     """

@@ -1,4 +1,4 @@
-"""Machines with assumed costs, as files: virtual devices of a CPU, and how dear their links are."""
+"""Machines with assumed costs, as files: virtual devices of a CPU, and the costs of their links."""
 
 from __future__ import annotations
 

@@ -133,7 +133,7 @@ def swapped(engine: Engine, parts: Parts, kind: str, rng: random.Random) -> bool
 
 
 def moved(engine: Engine, parts: Parts, kind: str, rng: random.Random) -> bool:
-    """To another worker, where its operator would stand there."""
+    """To another worker, at its operator's place in the order."""
     pairs = [(a, b) for a, b, _ in engine.remote[kind]] if kind == "order" else engine.local[kind]
     if pairs:
         n, k = rng.choice(rng.choice(pairs))
@@ -168,7 +168,7 @@ def elements(parts: Parts, event: int) -> list[int]:
 
 
 def buffers_aliased(engine: Engine, parts: Parts, kind: str, rng: random.Random) -> bool:
-    """A buffer lies where another one of its arena does; harmless for scratch memory of two programs."""
+    """A buffer is placed on another one of its arena; harmless for scratch memory of two programs."""
     a = rng.randrange(len(parts.buffers))
     same = [b for b, row in enumerate(parts.buffers) if b != a and row[:2] == parts.buffers[a][:2]]
     parts.buffers[a] = (*parts.buffers[a][:2], parts.buffers[rng.choice(same)][2], *parts.buffers[a][3:])

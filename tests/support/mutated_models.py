@@ -56,7 +56,7 @@ def graphs(model: str) -> tuple[OpGraph, ...]:
 
 
 def spared(graph: OpGraph) -> OpGraph:
-    """The graph with operators that run twice, the second time for nobody: those overwrite each other unread."""
+    """The graph with operators that run twice, the second time unused: those overwrite each other unread."""
     out = OpGraph(graph.program, graph.tokens, dict(graph.tensors), [], graph.outputs)
     for node in graph.nodes:
         out.nodes.append(node)
@@ -70,7 +70,7 @@ def spared(graph: OpGraph) -> OpGraph:
 
 
 def reusing(graph: OpGraph) -> OpGraph:
-    """The graph with activations in the place of earlier ones of their shape that nobody reads any more."""
+    """The graph with activations in the place of earlier ones of their shape that no operator reads any more."""
     last = {v.tensor: k for k, node in enumerate(graph.nodes) for v in (*node.inputs, *node.outputs)}
     free: dict[object, list[str]] = defaultdict(list)
     name: dict[str, str] = {}

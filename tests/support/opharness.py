@@ -1,7 +1,7 @@
 """Runs the CPU bodies of ops task by task, outside any engine: on plain tensors, or in guarded memory.
 
 In guarded memory every tensor, the weight pool and the scratch memory touch an inaccessible page at one end, and all
-that a task has no business with is filled with a pattern that no right result contains.
+that a task must not touch is filled with a pattern that no right result contains.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def _library(source: str, isa: Isa) -> Future[ctypes.CDLL]:
 def build_bodies(nodes: list[OpNode], isa: Isa) -> tuple[ctypes.CDLL, dict[str, Kind]]:
     """A shared object with the kinds of the nodes (whose names must differ), and the kind of each.
 
-    Built once a process; the other instruction sets are likely wanted next, so they are built at the same time.
+    Built once a process; the other instruction sets are likely needed next, so they are built at the same time.
     """
     kinds, of_node = task_kinds({node.name: node for node in nodes})
     source = bodies_source(kinds) + SHIM
@@ -110,7 +110,7 @@ def cases_of(op: str, seed: int) -> list[Case]:
 
 
 def any_seed() -> int:
-    """A seed to draw cases from; messages of failures tell it."""
+    """A seed to draw cases from; messages of failures state it."""
     return int(torch.randint(1 << 30, ()))
 
 
@@ -118,7 +118,7 @@ def any_seed() -> int:
 
 
 def expert_operand(node: OpNode) -> int:
-    """The operand that says which expert each slot holds: i32 [1, slots]."""
+    """The operand with the expert of each slot: i32 [1, slots]."""
     return next(i for i, v in enumerate(node.inputs) if v.dtype == "i32" and len(v.shape) == 2 and v.shape[0] == 1)
 
 
@@ -226,7 +226,7 @@ def _map(address: int | None, size: int, protection: int) -> int:
 
 @cache
 def _places() -> list[int]:
-    """Where guarded memory may lie: in the middle of address space that nothing else is in.
+    """Where guarded memory may be mapped: in the middle of address space that nothing else is in.
 
     So a task that goes where an absurd id leads meets neither this process's memory, which it would destroy unseen, nor
     any that it may touch.
@@ -265,7 +265,7 @@ class Guarded:
         return all(bool((f.view(np.uint16) == pattern).all()) for f in self.filler)
 
     def holds(self, address: int) -> bool:
-        """Whether an address lies in the pages, guards included."""
+        """Whether an address is in the pages, guards included."""
         begin = self.inner.ctypes.data - PAGE
         return begin <= address < begin + len(self.inner) + 2 * PAGE
 
@@ -286,7 +286,7 @@ def as_view(tensor: torch.Tensor, view: View) -> torch.Tensor:
 
 
 def poison(view: View) -> torch.Tensor:
-    """An output tensor full of not-a-number, or of a number that no index has."""
+    """An output tensor full of NaN, or of a number that no index has."""
     value = -(2**31) + 7 if view.dtype == "i32" else float("nan")
     return torch.full(view.shape, value, dtype=torch_dtype(view.dtype))
 
@@ -300,15 +300,15 @@ def expected(case: Case) -> list[torch.Tensor]:
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether two contiguous tensors are equal bit by bit; not-a-number equals itself."""
+    """Whether two contiguous tensors are equal bit by bit; NaN equals itself."""
     return bool((raw(a) == raw(b)).all())
 
 
 def assert_close(got: torch.Tensor, want: torch.Tensor, tolerance: float, what: str) -> None:
-    """Equality for integers or zero tolerance; else max error over the RMS of the wanted values."""
-    assert got.shape == want.shape, f"{what}: shape {tuple(got.shape)}, wanted {tuple(want.shape)}"
+    """Equality for integers or zero tolerance; else max error over the RMS of the expected values."""
+    assert got.shape == want.shape, f"{what}: shape {tuple(got.shape)}, expected {tuple(want.shape)}"
     if tolerance == 0 or not want.is_floating_point():
-        assert torch.equal(got, want), f"{what}: {got.flatten()[:8]} … wanted {want.flatten()[:8]} …"
+        assert torch.equal(got, want), f"{what}: {got.flatten()[:8]} … expected {want.flatten()[:8]} …"
         return
     error = float((got.double() - want.double()).abs().max()) / (float(want.double().pow(2).mean().sqrt()) + 1e-30)
-    assert error <= tolerance, f"{what}: max error / RMS {error:.2e}, wanted {tolerance:.0e}"
+    assert error <= tolerance, f"{what}: max error / RMS {error:.2e}, expected at most {tolerance:.0e}"

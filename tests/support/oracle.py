@@ -1,4 +1,4 @@
-"""An oracle of what right tables are, independent of `verify` and slow: it follows the definitions word by word.
+"""An oracle that decides whether tables are right, independent of `verify` and slow: the definitions, literally.
 
 Happens-before is plain reachability in the graph of instructions: an edge from each instruction to the next of its
 stream, and from every instruction that notifies an event to every one that waits for all its notifications. A wait for
@@ -169,7 +169,7 @@ def touched(t: dict[str, list[Row]], nodes: list[tuple[Any, int]]) -> Touched:
 
 
 def races(t: dict[str, list[Row]], accesses: Touched, before: dict[Any, set[Any]]) -> str | None:
-    """Conflicts that nothing orders, and reads of scratch memory that nobody has written before."""
+    """Conflicts that nothing orders, and reads of scratch memory that no task has written before."""
     for buffer, found in accesses.items():
         for (a, writes, bits), (b, also, others) in combinations(found, 2):
             if a != b and (writes or also) and bits & others and a not in before[b] and b not in before[a]:
@@ -182,7 +182,7 @@ def races(t: dict[str, list[Row]], accesses: Touched, before: dict[Any, set[Any]
                     if also and b in before[a]:
                         bits &= ~others
                 if bits:
-                    return f"unwritten: {a} reads what nobody wrote in buffer {buffer}"
+                    return f"unwritten: {a} reads what was never written in buffer {buffer}"
     return None
 
 

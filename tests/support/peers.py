@@ -1,4 +1,4 @@
-"""What tests of peers share: a peer's model, a search over stand-ins, and manifests of other weights."""
+"""Helpers for tests of peers: a peer's model, a search over stand-ins, and manifests of other weights."""
 
 from __future__ import annotations
 

@@ -261,7 +261,7 @@ def change_arena(parts: Parts, rng: random.Random) -> None:
 
 
 def alias(parts: Parts, rng: random.Random) -> None:
-    """A buffer lies where another one does, or not quite; harmless for scratch memory of different programs."""
+    """A buffer is placed on another one, or overlaps it in part; harmless for scratch memory of different programs."""
     a, b = rng.randrange(len(parts.buffers)), rng.randrange(len(parts.buffers))
     offset = parts.buffers[b][2] + rng.choice([0, 0, 0, 64, 4])
     parts.buffers[a] = (*parts.buffers[a][:2], offset, *parts.buffers[a][3:])

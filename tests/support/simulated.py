@@ -1,4 +1,4 @@
-"""What tests of the simulator share: an engine's plan, and a CPU with assumed costs."""
+"""Helpers for tests of the simulator: an engine's plan, and a CPU with assumed costs."""
 
 from __future__ import annotations
 

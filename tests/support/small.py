@@ -59,7 +59,7 @@ Middle = Callable[["Block", Tensor], Tensor]
 
 
 class Block(nn.Module):
-    """What stands between embedding and lm_head: `middle`, which may use the parameters and the cache here."""
+    """The layers between embedding and lm_head: `middle`, which may use the parameters and the cache here."""
 
     cache: Tensor
     offset: Tensor

@@ -1,4 +1,4 @@
-"""Program tables taken apart, changed and put together again; and an oracle of what a correct program is.
+"""Program tables taken apart, changed and put together again; and an oracle that decides whether a program is correct.
 
 The oracle is independent of `verify` and slow: it builds the graph of all orders that the program enforces, closes it
 transitively, and compares what instructions touch element by element.

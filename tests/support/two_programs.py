@@ -17,7 +17,7 @@ SPANS = {"wait": "waits", "notify": "notifies", "tape": "tape", "region": "regio
 
 
 def write(engine: Path, tables: dict[str, np.ndarray]) -> None:
-    """Puts tables in the place of an engine's, and has its kernel say that it was built for them."""
+    """Puts tables in the place of an engine's, and makes its kernel state that it was built for them."""
     before = addresses({name: table(engine, name) for name in TABLES})
     for name, rows in tables.items():
         content = io.BytesIO()

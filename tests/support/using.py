@@ -1,4 +1,4 @@
-"""What tests of faults share: programs that use an engine in processes of their own, and what is left in a folder."""
+"""Helpers for tests of faults: programs that use an engine in their own process, and what they leave in a folder."""
 
 from __future__ import annotations
 
@@ -23,5 +23,5 @@ def script(tiny: Path, text: str, *wrapper: str, code: int = 0, timeout: float =
 
 
 def left(folder: Path) -> list[str]:
-    """What lies in a folder, hidden things too."""
+    """The entries of a folder, hidden ones too."""
     return sorted(path.name for path in folder.iterdir())

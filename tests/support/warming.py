@@ -1,4 +1,4 @@
-"""What tests of warm-up share: reports of the command, and programs that stand in for a peer."""
+"""Helpers for tests of warm-up: reports of the command, and programs that stand in for a peer."""
 
 from __future__ import annotations
 

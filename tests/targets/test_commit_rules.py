@@ -148,7 +148,7 @@ def random_case(rng: random.Random, programs: fmt.ProgramTable) -> Case:
 
 
 def boundary_cases(programs: fmt.ProgramTable) -> Iterator[Case]:
-    """Every combination of what lies before, at and behind each limit."""
+    """Every combination of values before, at and behind each limit."""
     vocab = 4
     for tokens, count, behind in itertools.product((1, fmt.MAX_TOKENS), (1, 9), (-1, 0, 1)):
         position = 5
@@ -193,7 +193,7 @@ def test_the_twin_decides_as_the_header(tmp_path: Path) -> None:
 
 
 def test_the_cases_come_to_every_end_and_every_kind_of_step() -> None:
-    """Or a rule would be compared nowhere."""
+    """Otherwise a rule would be compared nowhere."""
     found = np.concatenate([want for _, _, want in compared()])["next"]
     assert set(found["reason"]) == set(fmt.Reason)
     going = found[found["reason"] == fmt.Reason.NO_REASON]

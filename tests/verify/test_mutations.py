@@ -27,7 +27,7 @@ def nodes(model: str) -> list[OpNode]:
 
 
 def run(engines: tuple[tuple[str, int], ...], times: int, seed: int) -> Table:
-    """Makes every mutation a number of times on every engine; counts what became of it."""
+    """Makes every mutation a number of times on every engine; counts the outcomes."""
     table: Table = defaultdict(Counter)
     windows: dict[bytes, Window] = {}
     for model, workers in engines:

@@ -24,7 +24,7 @@ from tilecompile.verify.windows import Proved
 
 SAMPLE, ALL = 600, 6000
 LEAST = 0.25
-"""Share of each verdict."""
+"""Least fraction of each verdict."""
 
 
 def compare(seeds: range) -> tuple[Counter[bool], dict[str, Counter[bool]], Counter[str]]:

@@ -114,7 +114,7 @@ def test_buffers_beyond_the_arenas_or_misaligned_are_refused(parts: Parts) -> No
 
 
 def test_scratch_memory_is_shared_by_programs_only(parts: Parts) -> None:
-    """A buffer of the other program may lie in the same place, one of the same program may not."""
+    """A buffer of the other program may be in the same place, one of the same program may not."""
     scratch: list[list[int]] = []
     for program in (0, 1):
         used = {o[0] for i in parts.instructions(program) for o in i.operands}
@@ -230,7 +230,7 @@ def test_verify_states_what_it_has_proved(tiny: Path) -> None:
 
 
 def engine_with(tiny: Path, folder: Path, table: str, how: Callable[[np.ndarray], None]) -> str:
-    """What `verify` says of a copy of the engine with another table, whose hashes agree and which names no kernel."""
+    """The error of `verify` on a copy of the engine with another table; its hashes agree and it names no kernel."""
     copy = damage.copy(tiny, folder / "copy")
     damage.edit_table(copy, table, how)
     (copy / "kernel.so").unlink()

@@ -1,4 +1,4 @@
-"""The proof: accepts what the scheduler makes, and agrees with an oracle on what chance made of it."""
+"""The proof: accepts what the scheduler makes, and agrees with an oracle on random changes of it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def original() -> Parts:
 
 
 def refused(parts: Parts) -> str | None:
-    """What the proof says against the parts."""
+    """The proof's error about the parts."""
     try:
         prove(parts)
     except VerifyError as error:
@@ -87,7 +87,7 @@ def swap_neighbours(parts: Parts, rng: random.Random) -> None:
 
 
 def move(parts: Parts, rng: random.Random) -> None:
-    """To another worker, at the place where its operator stands there."""
+    """To another worker, at its operator's place in the order."""
     s, k, ins = some(parts, rng)
     s.instructions.pop(k)
     other = rng.choice([o for o in parts.of(PROGRAM) if o is not s])
@@ -213,7 +213,7 @@ def no_commit(parts: Parts, rng: random.Random) -> None:
 
 
 def after_the_sink(parts: Parts, rng: random.Random) -> None:
-    """An instruction that touches nothing and that nobody waits for."""
+    """An instruction that touches nothing and that no instruction waits for."""
     ins = changed(Parts([Stream(0, 0, 0, 0, [some(parts, rng, lambda i: not i.commit)[2]])], [], [])).instructions()[0]
     ins.waits, ins.notifies, ins.regions = [], [], []
     rng.choice(parts.of(PROGRAM)).instructions.append(ins)
@@ -226,7 +226,7 @@ def reverse(parts: Parts, rng: random.Random) -> None:
 
 
 def unwritten_read(parts: Parts, rng: random.Random) -> None:
-    """A task also reads a buffer of scratch memory that is written only later, or by nobody."""
+    """A task also reads a buffer of scratch memory that is written only later, or never."""
     scratch = fmt.ARENAS.index("activation")
     used = {r[0] for i in parts.instructions(PROGRAM) for r in i.regions}
     buffer = rng.choice([b for b, row in enumerate(parts.buffers) if row[1] == scratch and b not in used])
@@ -312,7 +312,7 @@ def test_dropped_edges_name_both_tasks() -> None:
 
 
 def test_malformed_tables_are_refused() -> None:
-    """What is wrong with the tables themselves, which the oracle doesn't look at."""
+    """Faults of the tables themselves, which the oracle doesn't check."""
     program = glm5_program(3)
 
     def with_table(name: str, change: Callable[[np.ndarray], None]) -> str:

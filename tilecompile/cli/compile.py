@@ -50,7 +50,9 @@ def compile_command(
     max_seq_len: Annotated[int | None, typer.Option(help="Positions that the engine can hold.")] = None,
     weights: Annotated[str | None, typer.Option(help="f32, bf16, fp8.  [default: as in the checkpoint]")] = None,
     cache: Annotated[str | None, typer.Option(help="f32 or bf16.  [default: f32 on a CPU, else bf16]")] = None,
-    seed: Annotated[int | None, typer.Option(help="Draw the weights from this seed.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Draw the weights from this seed.  [default: 0 for a named configuration]")
+    ] = None,
     no_weights: Annotated[bool, typer.Option("--no-weights", help="Leave the weights out: to inspect only.")] = False,
     no_kernel: Annotated[bool, typer.Option("--no-kernel", help="Leave the kernel out: only plan and prove.")] = False,
     dump: Annotated[Path | None, typer.Option(metavar="DIR", help="Write the value of every stage there.")] = None,

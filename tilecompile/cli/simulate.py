@@ -48,8 +48,9 @@ def simulate(
     import tilecompile.ops  # noqa: F401  (registers the tile ops)
     from tilecompile.cli.files import check_target
     from tilecompile.cli.output import StageProgress
-    from tilecompile.cost.simulate.step import slower
+    from tilecompile.cost.simulate.step import check_threads, slower
     from tilecompile.measure.simulated.plans import compiled, is_engine, plan_of
+    from tilecompile.models.registry import NAMED, config_of
     from tilecompile.options import CompileOptions
     from tilecompile.schedules.machine import load_machine
 
@@ -61,6 +62,7 @@ def simulate(
         raise InputError(f"--acceptance is {acceptance}, want 0 to 1")
     described = slower(load_machine(machine), latencies)
     contexts = _contexts(context, sweep)
+    check_threads(described, threads)
     about = {"model" if sweep else "engine": engine, "latencies": latencies}
     if is_engine(engine):
         of_model = {"--sweep": sweep or None, "--placement": placement, "--weights": weights, "--tokens": tokens}
@@ -69,6 +71,10 @@ def simulate(
                 raise InputError(f"{name} is for a model, and {engine} is an engine")
         _step(plan_of(Path(engine)), described, contexts, threads, acceptance, output, about, as_json)
         return
+    if engine in NAMED or Path(engine).is_dir():
+        limit = config_of(engine).max_position_embeddings
+        for wrong in (c for c in contexts if c > limit):
+            raise InputError(f"--context is {wrong}, the model's positions end at {limit}")
     made = {"placement": placement, "weights": weights, "tokens": tokens or 1}
     options = CompileOptions(engine, Path(), machine=machine, no_weights=True, no_kernel=True, **made)  # type: ignore[arg-type]
     if sweep:

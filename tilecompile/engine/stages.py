@@ -31,12 +31,12 @@ class Stage:
 
 
 STAGES = {
-    "open": Stage(None, "open"),
+    "open": Stage(),
     "choose": Stage("03-place.txt", "choose", counted=True),
     "trace": Stage("01-trace.txt", "trace"),
     "fuse": Stage("02-fuse.txt"),
     "place": Stage(),
-    "split_attention": Stage("03-place.txt"),
+    "split_over_workers": Stage("03-place.txt"),
     "placement_table": Stage("03-place.txt"),
     "check_fit": Stage(),
     "kinds": Stage(),

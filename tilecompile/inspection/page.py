@@ -18,10 +18,11 @@ from tilecompile.inspection.sections import (
     times,
     weights_by_device,
 )
-from tilecompile.inspection.structure import Structure, ranges, structure
+from tilecompile.inspection.structure import Structure, structure
 from tilecompile.inspection.times import Times
 from tilecompile.runtime.folder.manifest import Manifest
 from tilecompile.runtime.folder.tables import load_tables
+from tilecompile.runtime.names import ranges
 from tilecompile.runtime.progress import Progress, silent
 from tilecompile.show.html import document, text
 from tilecompile.show.units import size
@@ -78,12 +79,11 @@ def page(
     data = manifest.data
     about = manifest.program(program)
     splits, read = read_placement(manifest, program), read_table(manifest, program)
-    progress("read", 0, 1)
     tables = load_tables(manifest)
-    progress("draw", 0, 1)
     number = next(i for i, p in enumerate(data["programs"]) if p["name"] == program)
     found = structure(manifest, tables, number)
     shown = found.layer(layer)
+    progress("draw", 0, 1)
     colours: dict[tuple[int, ...], int] = {}
     for i in found.layers()[shown]:
         colours.setdefault(found.operators[i].devices, len(colours))

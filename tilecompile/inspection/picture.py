@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from itertools import pairwise
 
 from tilecompile.inspection.layout import Layout, Pair, layout
-from tilecompile.inspection.structure import Edge, Operator, Structure, ranges
-from tilecompile.runtime.names import PUSH
+from tilecompile.inspection.structure import Edge, Operator, Structure
+from tilecompile.runtime.names import PUSH, ranges
 from tilecompile.show.html import text
 from tilecompile.show.units import size
 

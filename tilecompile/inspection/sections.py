@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tilecompile.inspection.picture import COLOURS, short
-from tilecompile.inspection.structure import Operator, Structure, ranges
+from tilecompile.inspection.structure import Operator, Structure
 from tilecompile.inspection.times import Times
 from tilecompile.runtime.folder.manifest import Manifest
-from tilecompile.runtime.names import PUSH, SUM
+from tilecompile.runtime.names import PUSH, SUM, ranges
 from tilecompile.show.html import text
 from tilecompile.show.units import size
 

@@ -19,7 +19,7 @@ from tilecompile.runtime.folder.operators import Shared, read_operators
 from tilecompile.runtime.folder.rows import entries, expanded, owners, sums
 from tilecompile.runtime.folder.tables import Tables
 from tilecompile.runtime.format import COMMIT_KIND, DTYPE_BYTES, DTYPES
-from tilecompile.runtime.names import within_layer
+from tilecompile.runtime.names import ranges, within_layer
 
 Ints = npt.NDArray[np.int64]
 BOUNDS = ("row_begin", "row_end", "col_begin", "col_end")
@@ -211,14 +211,3 @@ def _edges(tables: Tables, rows: npt.NDArray[np.void], groups: Ints, device: Int
         least, most, far = int(counts.min()), int(counts.max()), int(remote[elements].sum())
         edges.append(Edge(a, b, tensors, len(elements), least, most, len(of_pair), far))
     return edges
-
-
-def ranges(numbers: list[int]) -> str:
-    """Numbers for people: 0, 1, 2 and 5 are 0–2, 5."""
-    runs: list[list[int]] = []
-    for number in sorted(numbers):
-        if runs and runs[-1][-1] == number - 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs) or "none"

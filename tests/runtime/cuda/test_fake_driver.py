@@ -1,4 +1,4 @@
-"""The driver that tests use in the place of CUDA's: it keeps count, refuses, and notes what would break a card."""
+"""The driver that tests use in the place of CUDA's: it keeps count, refuses, and records what would break a GPU."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_objects_that_are_left_are_reported(spinning: Path) -> None:
 
 
 def test_calls_fail_as_configured_and_after_a_fault(spinning: Path) -> None:
-    """A call fails as it is told to; a fault ends the kernel and all later calls of the context."""
+    """A call fails as it is configured to; a fault ends the kernel and all later calls of the context."""
     text = """
 assert d.cuMemAlloc(1 << 20)[0].name == "CUDA_ERROR_OUT_OF_MEMORY"
 ok(d.cuMemAlloc(1 << 19))

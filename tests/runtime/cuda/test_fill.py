@@ -1,4 +1,4 @@
-"""Random weights and caches on GPUs: what is drawn covers all that is streamed, and nothing twice."""
+"""Random weights and caches on GPUs: what is drawn covers all that is streamed, once."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ LAST = {
     *("cuCtxDestroy", "cuMemFree", "cuMemFreeHost", "cuMemUnmap", "cuMemAddressFree", "cuMemRelease"),
     *("cuStreamDestroy", "cuEventDestroy", "cuLibraryUnload"),
 }
-"""Calls that give something back: there is nobody to tell that they failed."""
+"""Calls that free something: their failures aren't reported."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Built:
 
 
 def launched(what: str, built: Built, folder: Path, **settings: object) -> tuple[dict[str, Any], Done]:
-    """What a function of launched.py writes, and how it ended: well, and with nothing left."""
+    """What a function of launched.py writes, after it ended successfully with nothing left allocated."""
     out = folder / f"{what}.npz"
     done = run(["-m", "support.launched", what, built.path, out], built.kernel, **settings)
     assert done.code == 0, done.err
@@ -106,7 +106,7 @@ def test_two_gpus_compute_what_cpus_do(two: Built, two_devices: Path, tmp_path: 
 
 
 def test_two_gpus_alternate_between_programs(two: Built, tmp_path: Path) -> None:
-    """Steps of two programs in turn, with epochs of their own, give the bits of one program."""
+    """Alternating steps of two programs, with epochs of their own, give the bits of one program."""
     both = replace(two, path=alternating(two.path, tmp_path / "engine"))
     found, _ = launched("generated", both, tmp_path, devices=2)
     want, _ = launched("generated", two, tmp_path, devices=2)
@@ -164,14 +164,14 @@ def test_unfit_devices_are_refused_in_one_line(two: Built, tmp_path: Path) -> No
 
 
 def check(result: dict[str, Any], why: str) -> None:
-    """One line, nothing left, nothing that would break a card."""
+    """One line, nothing left allocated, nothing that would break a GPU."""
     assert "\n" not in result["said"], why
     assert not result["violations"], (why, result["violations"])
     assert not any(result["live"].values()), (why, result["live"])
 
 
 def failing(built: Built, folder: Path, fails: list[tuple[str, int, int]], devices: int) -> None:
-    """Fails calls, each (function, number, result), one after the other: each is told, and nothing is left."""
+    """Fails calls, each (function, number, result), one after the other: each is reported, and nothing is left."""
     settings = [{"FAIL": f"{name}:{number}:{code}"} for name, number, code in fails]
     for (name, number, code), result in zip(fails, attempts(built, folder, settings, devices), strict=True):
         why = f"{name}:{number}:{code}"

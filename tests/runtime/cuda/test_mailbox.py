@@ -1,4 +1,4 @@
-"""What the host makes of a GPU's status record while the kernel writes it: every moment at which it may look."""
+"""How the host reads a GPU's status record while the kernel writes it: a poll at every moment."""
 
 from __future__ import annotations
 

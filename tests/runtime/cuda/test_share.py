@@ -1,4 +1,4 @@
-"""One device's share of a plan alone: its exchanges are looped back, so it runs to its end without the others."""
+"""One device's part of a plan alone: its exchanges are looped back, so it runs to its end without the others."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def plan(folder: Path, placement: str, reduction: str | None = None) -> tuple[Ta
 
 
 def executed(tables: Tables, steps: int) -> list[int]:
-    """How often each instruction runs in so many steps, as the loop would have it; stops where nobody can go on."""
+    """How often each instruction runs in so many steps, as the loop would have it; stops where no worker can go on."""
     counters = np.zeros(len(tables["events"]), np.int64)
     runs = [0] * len(tables["instructions"])
     streams = tables["streams"][tables["streams"]["program"] == 0]

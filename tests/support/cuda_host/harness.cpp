@@ -1,6 +1,6 @@
 // Runs the loop of the GPU target, its very text, on the shim: blocks of all devices, a host that submits requests.
 //
-// The test's bodies read and write what their instruction's regions say, and take the weights of its runs from the ring.
+// The test's bodies read and write the regions of their instruction, and take the weights of its runs from the ring.
 // What they write is a hash of all that they read, so that the memory after the last step, and every token, must be what
 // the same instructions give when they are executed one after the other.
 #include "program.h"  // c_header, shim.cuh, ring.cuh, call.cuh and the rest
@@ -82,7 +82,7 @@ struct InKernel {
   void weights(const TapeRun& run, int32_t, F&& f) {
     for (uint64_t done = 0; done < run.bytes; done += tc::SLOT) {
       const char* w = c.ring.wait();
-      const bool there = !tc::load_acquire_block(c.ring.leave);  // else what lies there is any
+      const bool there = !tc::load_acquire_block(c.ring.leave);  // else any bytes may be there
       for (uint64_t i = done; there && i < run.bytes && i < done + tc::SLOT; i += 4)
         f(tc::load(reinterpret_cast<const uint32_t*>(w + i - done)));
       c.ring.release();

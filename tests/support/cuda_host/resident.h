@@ -1,6 +1,6 @@
-// The functions of tilecompile/ops/kit/cuda/sync.cuh for running a kernel of resident blocks on a host: a launch is a thread of the
-// process, its warps are fibers of that thread, which change at every look at what others may have to do first. A warp has
-// one lane.
+// The functions of tilecompile/ops/kit/cuda/sync.cuh for running a kernel of resident blocks on a host: a launch is a
+// thread of the process, its warps are fibers of that thread, which are switched at every poll of what others may have
+// to do first. A warp has one lane.
 #pragma once
 #include <sched.h>
 #include <setjmp.h>
@@ -40,7 +40,7 @@ struct Barrier {
   uint32_t times = 0;
 };
 
-// As it lies in the 64 bits of an mbarrier.
+// As it is stored in the 64 bits of an mbarrier.
 struct Mbarrier {
   uint8_t arrivals, pending, phase, unused;
   int32_t bytes;
@@ -152,7 +152,7 @@ inline int fresh_thread() { return thread(); }
 inline uint32_t block() { return blocks->self().block; }
 inline char* shared_memory() { return blocks->shared[block()]; }
 
-// Other threads, too, may write what lies there, but not at the same time.
+// Other threads, too, may write there, but not at the same time.
 template <class T>
 inline T load(const T* p) {
   return *p;
@@ -163,7 +163,7 @@ inline void store(T* p, T v) {
   ++blocks->moves;
 }
 
-inline uint32_t look(const uint32_t* p, bool) {
+inline uint32_t poll(const uint32_t* p, bool) {
   blocks->change();
   return __atomic_load_n(p, __ATOMIC_RELAXED);
 }

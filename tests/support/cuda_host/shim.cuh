@@ -30,10 +30,10 @@ inline void store(T* p, T v) {
   *p = v;
 }
 
-inline uint32_t look(const uint32_t* p, bool sys) {
+inline uint32_t poll(const uint32_t* p, bool sys) {
   sim().change();
   sim().settle_stores(p);
-  sim().look(p);
+  sim().poll(p);
   sim().seen(p, sys);
   return *p;
 }
@@ -47,7 +47,7 @@ inline void fence(bool sys) {
   sim().tick();
 }
 inline uint32_t load_acquire_sys(const uint32_t* p) {
-  const uint32_t v = look(p, true);
+  const uint32_t v = poll(p, true);
   const auto found = sim().released.find(p);
   if (found == sim().released.end()) return v;
   host::Fiber& f = sim().self();
@@ -81,7 +81,7 @@ inline void add_release(uint32_t* p, bool sys) {
 
 inline uint32_t load_acquire_block(const uint32_t* p) {
   sim().change();
-  sim().look(p);
+  sim().poll(p);
   const auto found = sim().released.find(p);
   if (found != sim().released.end()) sim().self().clock.join(found->second.gpu[sim().self().device]);
   return *p;

@@ -1,6 +1,6 @@
 // Warps as fibers that a random scheduler switches between; vector clocks track what orders their accesses.
 //
-// A processor like x86 orders nearly everything, so running the protocol there proves little. Here every release puts the
+// A CPU like x86 orders nearly everything, so running the protocol there proves little. Here every release puts the
 // fiber's clock on what it writes, every acquire takes the clock that it finds, by scope; every plain access must be
 // ordered by clocks after the write that it sees, every overwrite after all that was read. Missing order is an error
 // even where the values happen to be right. Relaxed stores come late and in any order unless a fence or release follows;
@@ -60,7 +60,7 @@ struct Simulation {
   ucontext_t outside;
   std::string error;
   bool ended = false;
-  bool quiet = false;  // the host looks at results
+  bool quiet = false;  // the host reads results
 
   uint32_t draw(uint32_t n) {
     random ^= random << 13, random ^= random >> 7, random ^= random << 17;
@@ -158,7 +158,7 @@ struct Simulation {
   void read(const void* p, const Clock& clock, uint32_t agent) {
     Shadow& s = words[word(p)];
     check_write(s, clock, "a read");
-    if (!s.write.time && in_shared(p)) fail("a read of shared memory that nobody has written");
+    if (!s.write.time && in_shared(p)) fail("a read of shared memory that no thread has written");
     for (Access& r : s.reads)
       if (r.agent == agent) {
         r.time = clock.at[agent];
@@ -175,9 +175,9 @@ struct Simulation {
     s.write = {agent, clock.at[agent]};
     s.atomic = atomic;
   }
-  void look(const void* p) {
+  void poll(const void* p) {
     const Shadow& s = words[p];
-    if (!s.atomic) check_write(s, self().clock, "a look");
+    if (!s.atomic) check_write(s, self().clock, "a poll");
   }
 
   // Orders. A release at device scope reaches acquires of that device only; one at system scope needs a system-scope

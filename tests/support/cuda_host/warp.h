@@ -1,7 +1,7 @@
 // Runs the text of hand-written GPU bodies on a host: the 256 threads of a body as fibers of one thread, in step wherever
 // they meet. In the place of ops/kit/cuda/sync.cuh and ops/kit/cuda/ring.cuh; what it computes, it computes as the PTX ISA states it.
 //
-// A run of weights comes through a ring of three slots, which are full of not-a-number before they are filled and once
+// A run of weights comes through a ring of three slots, which are full of NaN before they are filled and once
 // all warps have released them.
 #pragma once
 #include <setjmp.h>
@@ -48,7 +48,7 @@ struct Fibers {
   std::vector<char> stacks = std::vector<char>(STACK * CONSUMERS);
   bool begun[CONSUMERS], done[CONSUMERS];
   int current = 0;
-  uint64_t moves = 0;  // what has happened: if a round of all fibers adds nothing, they wait for each other
+  uint64_t moves = 0;  // what has happened: if a round of all fibers moves nothing, they wait for each other
   void (*body)(void*);
   void* argument;
 };

@@ -5,7 +5,7 @@
 
 static LastReport last_report;
 
-// For processes that try many things: a report now, and from here on a driver as the environment says it now.
+// For processes that try many things: a report now, and from here on a driver as the environment describes it now.
 extern "C" void fake_cuda_again(const char* report) {
   Lock lock(state.lock);
   write_report(report);

@@ -17,7 +17,7 @@ inline void take(int device, size_t bytes) {
   state.used[device] += bytes;
 }
 
-// Pages with one behind them that nobody may touch.
+// Pages with a guard page behind them.
 inline uint64_t new_area(size_t bytes, Context* context, bool host) {
   if (!bytes) fail(CUDA_ERROR_INVALID_VALUE);
   if (!host) take(context->device, up(bytes, 512));

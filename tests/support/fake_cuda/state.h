@@ -192,7 +192,7 @@ CUresult call(const char* name, Needs needs, F&& body) {
   const auto those = state.settings.fail.find(name);
   if (those != state.settings.fail.end() && those->second.count(count)) {
     const CUresult result = those->second[count];
-    if (sticky(result) && current) {  // its kernels are gone when it is told
+    if (sticky(result) && current) {  // its kernels have ended when it is reported
       Context* const c = current;
       c->broken = result;
       __atomic_store_n(&c->kill, 1, __ATOMIC_SEQ_CST);

@@ -114,7 +114,7 @@ inline void give(Lock& lock, Stream* s, Launch launch) {
   s->thread = std::thread(work, s);
 }
 
-// Until a condition holds; then what the context's fault says.
+// Until a condition holds; then the result of the context's fault.
 template <class C>
 void wait(Lock& lock, Context* context, C&& condition) {
   state.changed.wait(lock, condition);

@@ -1,6 +1,6 @@
-"""gqa_attention: attention of grouped heads over all cached positions; an op that the package doesn't know.
+"""gqa_attention: attention of grouped heads over all cached positions; an op outside the package.
 
-Several query heads share a key-value head: head h reads head h // group of the caches. It is what a new op looks like:
+Several query heads share a key-value head: head h reads head h // group of the caches. A new op has this form:
 one folder, with all that the compiler must know of it in one `TileOp`.
 """
 
@@ -29,7 +29,7 @@ def gqa_attention(
     scores = torch.einsum("thd,shd->ths", query, keys.repeat_interleave(group, 1)) * scale
     seen = torch.arange(keys.shape[0]) <= position + torch.arange(tokens)[:, None]
     weights = torch.softmax(scores.masked_fill(~seen[:, None], -torch.inf), 2)
-    # What lies behind the context may be anything, NaN included.
+    # Rows behind the context may hold anything, NaN included.
     used = values.repeat_interleave(group, 1).masked_fill(~seen.any(0)[:, None, None], 0.0)
     return torch.einsum("ths,shd->thd", weights, used)
 

@@ -1,4 +1,4 @@
-"""NVRTC without a GPU: same input, same bytes; what kernels take; and the gate that refuses them."""
+"""NVRTC without a GPU: same input, same bytes; kernels' resources, and the limits beyond which they are refused."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ def contents(engine: Path) -> dict[str, str]:
 def test_the_tiny_checkpoint_compiles_to_the_same_bytes_again(
     target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In 90 s, the second time in 10, with the same bytes; nothing can run it yet."""
+    """Compiles in 90 s, the second time in 10, to the same bytes; no test runs it."""
     outputs = [tmp_path / "a", tmp_path / "b"]
     seconds = []
     for output in outputs:

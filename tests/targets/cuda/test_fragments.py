@@ -35,7 +35,7 @@ def place_of(lane: int, i: int) -> tuple[int, int]:
 
 @pytest.mark.parametrize(("dtype", "width"), [(torch.bfloat16, 16), (E4M3, 32)])
 def test_fragments_have_the_order_of_the_tensor_cores(dtype: torch.dtype, width: int) -> None:
-    """Every element of every lane, one by one; what lies outside of the matrix is zero."""
+    """Every element of every lane, one by one; elements outside of the matrix are zero."""
     rows, cols = 37, 2 * width + 5
     bits = torch.arange(1, rows * cols + 1, dtype=torch.int16 if dtype.itemsize == 2 else torch.int32)
     bits = bits if dtype.itemsize == 2 else (bits % 251 + 1).to(torch.uint8)

@@ -1,6 +1,6 @@
 """The GPU's persistent loop and weight ring, their own text, on a host that tracks what orders every access.
 
-No GPU is needed, and none of this has run on one: see tests/support/cuda_host/simulation.h for what stands in for it.
+No GPU is needed, and none of this has run on one: see tests/support/cuda_host/simulation.h for what takes its place.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 
 
 def first_error(library: ctypes.CDLL, seeds: range) -> Result | None:
-    """The first of some random runs that goes wrong."""
+    """The first of some random runs that fails."""
     return next((r for r in (random_run(library, seed) for seed in seeds) if r.error), None)
 
 
@@ -99,7 +99,7 @@ def test_a_stall_says_who_waits_for_what(library: ctypes.CDLL) -> None:
 
 @pytest.mark.parametrize("cut", [-192, 512])
 def test_a_loader_that_disagrees_with_a_body_is_a_stall(library: ctypes.CDLL, cut: int) -> None:
-    """A body that takes more slots than the loader gives, or fewer: the block says that it waits for its loader."""
+    """A body that takes more slots than the loader gives, or fewer: the block reports that it waits for its loader."""
     case = two_tasks(NEXT, workers=1)
     case.tasks[0].flags, case.tasks[0].tape, case.pool = fmt.PREDICATED, [(256, 64, 0, -1)], 1024
     case.tasks.insert(0, Task(0, PLAIN, 0, [], [], [(0, 256, 0, -1)]))

@@ -33,7 +33,7 @@ TOLERANCE = 1e-4
 ARCHITECTURES = ("sm_90a", "sm_100a")
 
 SAMPLE = ("rms_norm", "layer_norm", "cache_append")
-"""Ops whose CUDA form every run of the tests looks at."""
+"""Ops whose CUDA form every run of the tests checks."""
 
 REPEATED = (*SAMPLE, "topk_select", "argmax", "mla_attention")
 """Ops that are lowered twice; several of them have more than one reduction."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -13,8 +13,8 @@ from tilecompile.cost.traffic import stated_reads
 from tilecompile.runtime.folder.manifest import Manifest
 from tilecompile.schedules.machine import Machine
 
-if TYPE_CHECKING:
-    pass
+ROUNDING = 1e-9
+"""Shares of a step that are smaller than this are differences of equal sums."""
 
 CAUSES = ("bytes", "compute", "start", "event", "exchange", "imbalance")
 """What a thread (on a GPU a worker) spends a step on: waiting for a task's bytes, computing after they have come, the
@@ -87,6 +87,11 @@ def _path(found: Simulated) -> list[dict[str, Any]]:
     return [{"op": op, "tasks": int(n), "work_ms": work, "before_ms": before} for op, (n, work, before) in ordered]
 
 
+def without_noise(share: float) -> float:
+    """A share of a step for people: 0 where it is no more than the rounding of sums."""
+    return share if abs(share) > ROUNDING else 0.0
+
+
 def print_figures(about: dict[str, Any]) -> None:
     """The figures as text on stdout."""
     from rich.console import Console
@@ -113,9 +118,11 @@ def print_figures(about: dict[str, Any]) -> None:
         )
     causes = Table("cause", "ms", "share", title="time of a thread", title_justify="left")
     for name, ms in about["causes"].items():
-        causes.add_row(name, f"{ms:.4g}", f"{100 * ms / about['step_ms']:.1f} %")
+        share = without_noise(ms / about["step_ms"])
+        causes.add_row(name, f"{share * about['step_ms']:.4g}", f"{100 * share:.1f} %")
     console.print(causes)
     path = Table("op", "tasks", "work ms", "before it ms", title="critical path", title_justify="left")
     for row in about["path"]:
-        path.add_row(row["op"], str(row["tasks"]), f"{row['work_ms']:.4g}", f"{row['before_ms']:.4g}")
+        parts = (without_noise(row[key] / about["step_ms"]) * about["step_ms"] for key in ("work_ms", "before_ms"))
+        path.add_row(row["op"], str(row["tasks"]), *(f"{ms:.4g}" for ms in parts))
     console.print(path)

@@ -103,6 +103,12 @@ def simulate(
     return Simulated(spans, _gaps(spans, times), work, loop, times, exchange, time.perf_counter() - begin)
 
 
+def check_threads(machine: Machine, threads: int | None) -> None:
+    """InputError for threads on a machine that has none to choose: a GPU's workers are SMs."""
+    if not machine.is_cpu and threads is not None:
+        raise InputError(f"threads is {threads}, but on machine {machine.name} every worker runs for itself")
+
+
 def _threads(manifest: Manifest, machine: Machine, threads: int | None) -> int:
     """The threads that carry the workers."""
     workers = manifest.workers
@@ -110,8 +116,7 @@ def _threads(manifest: Manifest, machine: Machine, threads: int | None) -> int:
         if threads is not None and not 1 <= threads <= workers:
             raise InputError(f"threads is {threads}, want 1 to {workers} (the engine's workers)")
         return threads or min(workers, machine.cores or workers)
-    if threads is not None:
-        raise InputError(f"threads is {threads}, but on machine {machine.name} every worker runs for itself")
+    check_threads(machine, threads)
     if manifest.devices > machine.devices:
         raise InputError(
             f"the engine is for {manifest.devices} devices, and machine {machine.name} has {machine.devices}"

@@ -20,11 +20,13 @@ from tilecompile.measure.bench.rounds import ENGINE, Steps, run_rounds, steps_ar
 from tilecompile.measure.peers import device_of
 from tilecompile.measure.roof import Roof, stated_roof
 from tilecompile.measure.steps import fill_caches, kernel_for_steps, window
+from tilecompile.runtime.cuda.options import cuda_options
 from tilecompile.runtime.engine import Engine
 from tilecompile.runtime.folder.manifest import Manifest, read_manifest
 from tilecompile.runtime.kernel import Resident
-from tilecompile.runtime.load import load
+from tilecompile.runtime.load import checked_threads, load
 from tilecompile.runtime.progress import Progress, silent
+from tilecompile.targets.cpu.build import find_compiler
 
 MOST_ROUNDS = 10_000
 
@@ -69,10 +71,12 @@ def bench_engine(options: BenchOptions, progress: Progress = silent) -> dict[str
     gpus = 1 if options.on_one_gpu else manifest.devices
     stated = stated_roof(manifest, options.machine, gpus) if gpu else None
 
+    how: dict[str, Any] = {"gpus": options.gpus, "on_one_gpu": options.on_one_gpu, "weights": options.weights}
+    checked_threads(manifest, cuda_options(**how), options.threads)
+
     progress("load", 0, 1)
     before = resident_bytes()
     found: list[dict[str, Any]] = []
-    how: dict[str, Any] = {"gpus": options.gpus, "on_one_gpu": options.on_one_gpu, "weights": options.weights}
     with load(options.engine, options.threads, **how) as engine:
         threads = engine.threads
         host = {**machine(manifest), "gpus": gpu_names(engine)}
@@ -113,6 +117,8 @@ def _check_options(options: BenchOptions, manifest: Manifest, gpu: bool) -> None
     target = manifest.data["target"]["name"]
     if gpu and options.ablate:
         raise InputError(f"--ablate changes a CPU's kernel, and {options.engine} is for {target}")
+    if options.ablate:
+        find_compiler()
     if gpu and options.threads is not None:
         raise InputError(f"--threads is for CPUs, and {options.engine} is for {target}")
     if not gpu and options.machine is not None:

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tilecompile.cost.simulate.report import CAUSES, figures
+from tilecompile.cost.simulate.report import CAUSES, figures, without_noise
 from tilecompile.cost.simulate.step import simulator_of
 from tilecompile.errors import InputError
 from tilecompile.measure.simulated.plans import Plan, compiled
@@ -87,7 +87,7 @@ def print_sweep(rows: Sequence[Row]) -> None:
     table = Table("placement", "context", "granularity", "ring kB", "ms", "of roof", *CAUSES)
     for row in rows:
         sizes = (str(row["context"]), str(row["granularity"]), f"{row['ring_bytes'] / 1e3:.0f}")
-        causes = (f"{row['causes'][name]:.3g}" for name in CAUSES)
+        causes = (f"{without_noise(row['causes'][name] / row['step_ms']) * row['step_ms']:.3g}" for name in CAUSES)
         table.add_row(row["placement"], *sizes, f"{row['step_ms']:.4g}", f"{row['roof_fraction']:.3f}", *causes)
     Console().print(table)
 

@@ -13,9 +13,10 @@ from tilecompile.cost.step_time.spans import Spans, spans_of, tasks_of
 from tilecompile.measure.bench import DEFAULT_CONTEXT
 from tilecompile.measure.bench.report import machine
 from tilecompile.measure.steps import window
-from tilecompile.measure.timeline.record import Recording, check_steps, profiling_library, record
+from tilecompile.measure.timeline.record import Recording, check_recordable, check_steps, profiling_library, record
+from tilecompile.runtime.cuda.options import CudaOptions
 from tilecompile.runtime.folder.manifest import read_manifest
-from tilecompile.runtime.load import load
+from tilecompile.runtime.load import checked_threads, load
 from tilecompile.runtime.progress import Progress, silent
 
 
@@ -43,6 +44,8 @@ def measure(
     context = min(DEFAULT_CONTEXT, manifest.max_seq_len) if context is None else context
     window(context, 1, manifest.max_seq_len)
     check_steps(steps, manifest.max_seq_len)
+    checked_threads(manifest, CudaOptions(), threads)
+    check_recordable(manifest)
     progress("load", 0, 1)
     with load(path, threads) as engine:
         progress("build", 0, 1)

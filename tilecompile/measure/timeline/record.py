@@ -19,9 +19,13 @@ from tilecompile.errors import EngineError, InputError
 from tilecompile.measure.steps import another_kernel, fill_caches, time_steps, window
 from tilecompile.runtime.cpu.kernel import Kernel, open_kernel
 from tilecompile.runtime.engine import Engine
+from tilecompile.runtime.folder.manifest import Manifest
 from tilecompile.runtime.machine import cpu_features, usable_cores
 from tilecompile.runtime.progress import Count, silent
-from tilecompile.targets.cpu.build import ISAS, build
+from tilecompile.targets.cpu.build import ISAS, build, find_compiler
+
+SOURCE = "kernel.cpp"
+"""The kernel's source in an engine for CPUs."""
 
 KEPT = 16
 """Steps of a request whose records the profiling kernel keeps. More would push weights out of the caches."""
@@ -72,14 +76,18 @@ def clock() -> str:
     return "tsc" if {"constant_tsc", "nonstop_tsc"} <= features else "steady_clock"
 
 
-def profiling_library(engine: Engine) -> ctypes.CDLL:
-    """The engine's kernel, built again from its source so that it records.
-
-    InputError without a C++ compiler, EngineError where the source can't record.
-    """
-    source = engine.manifest.folder / "kernel.cpp"
+def check_recordable(manifest: Manifest) -> None:
+    """InputError without a C++ compiler, EngineError where the kernel's source can't record."""
+    find_compiler()
+    source = manifest.folder / SOURCE
     if not source.is_file() or "tc_profile_every" not in source.read_text():
         raise EngineError(f"{source}: doesn't know how to record a timeline; compile the model again")
+
+
+def profiling_library(engine: Engine) -> ctypes.CDLL:
+    """The engine's kernel, built again from its source so that it records. Errors as in `check_recordable`."""
+    check_recordable(engine.manifest)
+    source = engine.manifest.folder / SOURCE
     isa = ISAS[engine.manifest.data["target"]["isa"]]
     flags = (f"-DTC_PROFILE={KEPT}", *(("-DTC_STEADY",) if clock() == "steady_clock" else ()))
     with tempfile.TemporaryDirectory(prefix="tilecompile-timeline-") as folder:

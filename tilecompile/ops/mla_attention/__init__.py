@@ -3,7 +3,7 @@
 A cache row is a latent (R values) and a rotated key (P values); it serves all heads as key, and its latent as value.
 
 With `attrs["context"]` (see `ops/context.py`) the cache and the selection hold only some blocks of positions, and with
-`attrs["part"]` the selection is a range of its entries (`split_attention.py`). The result is then a part of the
+`attrs["part"]` the selection is a range of its entries (`split_over_workers.py`). The result is then a part of the
 softmax, f32 [T, H, R + 2], for `attention_merge`: the sums of the latents weighted by e^(score - largest score), the
 largest score, and the sum of the weights; all zero without a selected position. (FlashDecoding: Dao, Haziza, Massa,
 Sizov 2023; merging by maxima: Milakov and Gimelshein, arXiv 1805.02867.)

@@ -20,7 +20,7 @@ from tilecompile.models.spec import LayerKind
 from tilecompile.ops.base import REGISTRY
 from tilecompile.passes.events import events
 from tilecompile.passes.place.distribute import distribute
-from tilecompile.passes.place.split_attention import split_attention
+from tilecompile.passes.place.split_over_workers import split_over_workers
 from tilecompile.passes.schedule import schedule
 from tilecompile.passes.tile import tile
 from tilecompile.runtime.folder.manifest import Manifest
@@ -170,7 +170,7 @@ def coarser(machine: Machine, workers: int) -> tuple[Machine, int]:
 
 def simulated_ms(graph: OpGraph, placement: Placement, machine: Machine, workers: int, context: int) -> float:
     """Milliseconds of a step of a graph. ValueError for a placement that can't be made."""
-    placed = split_attention(PlacedGraph(distribute(graph, placement), placement), workers)
+    placed = split_over_workers(PlacedGraph(distribute(graph, placement), placement), workers)
     plan = events(tile(placed, workers, machine.layout))
     nodes = [grid.node for grid in plan.grids.grids]
     ops = sorted({n.op for n in nodes}, key=lambda op: (not REGISTRY[op].is_sink, op))

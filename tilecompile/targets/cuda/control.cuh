@@ -60,7 +60,7 @@ struct Controller {
   }
 
   // Between requests: starts the next one, or ends the kernel.
-  TC_DEVICE void poll() const {
+  TC_DEVICE void poll_mailbox() const {
     const Mailbox* mail = at<Mailbox>(w.l.mailbox);
     if (load_acquire_sys(&mail->stop)) return stop();
     const uint32_t request = load_acquire_sys(&mail->submitted);
@@ -80,7 +80,7 @@ struct Controller {
   // The sink: every other instruction of the step is done. Takes what was sampled, and starts what comes next.
   TC_DEVICE void commit(const Step& s) const {
     const Mailbox* mail = at<Mailbox>(w.l.mailbox);
-    const Asked now = asked(look(&mail->abort, true) == c.request || look(&mail->stop, true));
+    const Asked now = asked(poll(&mail->abort, true) == c.request || poll(&mail->stop, true));
     store_relaxed_sys(reinterpret_cast<uint32_t*>(&status().steps), ++c.steps);
     store_relaxed_sys(&status().fed, fed_of(now, s.context));
     const Next next = decide(

@@ -83,21 +83,21 @@ struct Consumers {
       if (!w.await_agent(&w.b.begun, steps, NONE, sequence)) return false;
     Step& to = w.b.steps[(steps + 1) % 2];
     for (;;) {
-      if (w.controls() && !w.b.control.running) controller.poll();
-      const uint32_t n = look(&w.board.sequence, w.several);
+      if (w.controls() && !w.b.control.running) controller.poll_mailbox();
+      const uint32_t n = poll(&w.board.sequence, w.several);
       if (n != sequence) {
         fence(w.several);
         const uint32_t* from = reinterpret_cast<const uint32_t*>(&w.board.steps[n % 2]);
         for (uint32_t i = 0; i < sizeof(Step) / 4; ++i)
-          store(reinterpret_cast<uint32_t*>(&to) + i, look(from + i, w.several));
+          store(reinterpret_cast<uint32_t*>(&to) + i, poll(from + i, w.several));
         fence(w.several);
         // A worker without instructions in a step isn't waited for, so two steps may have begun meanwhile: poll again.
-        if (look(&w.board.sequence, w.several) != n) continue;
+        if (poll(&w.board.sequence, w.several) != n) continue;
         if (load(&to.stop)) return false;
         store_release_block(&w.b.taken, steps + 1);
         return true;
       }
-      if (look(&w.board.leave, w.several)) return false;
+      if (poll(&w.board.leave, w.several)) return false;
       if (w.leaving()) {
         w.give_up(NONE, sequence);
         return false;

@@ -88,14 +88,14 @@ struct Worker {
 
   // The block leaves before that instruction: if no other does, a body has waited for weights in vain.
   TC_DEVICE void give_up(uint32_t instruction, uint32_t sequence) const {
-    if (look(&board.leave, several)) return;
+    if (poll(&board.leave, several)) return;
     report(0, instruction, NONE, 0, 0, sequence);
     stall();
   }
 
   // Called at every poll within the block: whether it ends. Now and then polls whether all others do.
   TC_DEVICE bool ends(Patience& patience) const {
-    if (patience.tick() && look(&board.leave, several)) leave();
+    if (patience.tick() && poll(&board.leave, several)) leave();
     return leaving();
   }
   // Waits until a count of the block's other agent has reached `want`. False if the kernel ends.
@@ -115,10 +115,10 @@ struct Worker {
                        uint32_t agent) const {
     Patience patience;
     uint32_t have;
-    while (int32_t((have = look(counter_of(counter), counter & REMOTE)) - want) < 0) {
+    while (int32_t((have = poll(counter_of(counter), counter & REMOTE)) - want) < 0) {
       if (!patience.tick()) continue;
       const bool late = patience.over(stall_ns());
-      if (!late && !look(&board.leave, several)) continue;
+      if (!late && !poll(&board.leave, several)) continue;
       report(agent, instruction, event, have, want, sequence);
       if (late) stall();
       leave();

@@ -41,7 +41,7 @@ TC_DEVICE void store(T* p, T v) {
 // Scopes: the device, or with `sys` all devices and the host.
 
 // One poll of a word that others change: a relaxed load, which a `fence` must follow.
-TC_DEVICE uint32_t look(const uint32_t* p, bool sys) {
+TC_DEVICE uint32_t poll(const uint32_t* p, bool sys) {
   uint32_t v;
   if (sys)
     asm volatile("ld.relaxed.sys.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");

@@ -1,4 +1,4 @@
-"""split_attention: where a device has more workers than an operator has tasks, the operator is divided further.
+"""split_over_workers: where a device has more workers than an operator has tasks, the operator is divided further.
 
 The op says how (`TileOp.split_over_workers`): attention with fewer heads than workers is divided by selected positions
 too, and `attention_merge` merges the parts. (FlashDecoding: Dao, Haziza, Massa, Sizov 2023.)
@@ -17,7 +17,7 @@ from tilecompile.passes.order import by_depth
 from tilecompile.passes.place.copies import on_device
 
 
-def split_attention(placed: PlacedGraph, workers: int) -> PlacedGraph:
+def split_over_workers(placed: PlacedGraph, workers: int) -> PlacedGraph:
     """The placed graph with operators in parts, for `workers` workers a device; unchanged if none would be idle."""
     graph = placed.graph
     tensors, nodes = dict(graph.tensors), list[OpNode]()

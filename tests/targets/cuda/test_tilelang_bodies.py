@@ -153,7 +153,7 @@ def test_lowered_bodies_are_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("TILECOMPILE_CACHE", str(tmp_path))
     body = tile_body(cases_of("push", 0)[1].node)
     first = to_cuda(body, "sm_90a")
-    monkeypatch.setattr("tilecompile.targets.cuda.lower._lower", None)
+    monkeypatch.setattr("tilecompile.targets.cuda.lower.lower", None)
     assert to_cuda(body, "sm_90a") == first
     monkeypatch.undo()
     monkeypatch.setenv("TILECOMPILE_CACHE", str(tmp_path))

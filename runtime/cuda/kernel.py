@@ -142,7 +142,7 @@ class CudaKernel:
             mail = self._mail.host["mailbox"]
             mail["ids"] = self._mail.at["ids"]
             mail["logits"] = 0 if logits is None else self._mail.at["logits"]
-            for name in ("count", "position", "max_new"):
+            for name in ("count", "position", "max_new", "drafts"):
                 mail[name] = request[name]
             with self._fence:  # whoever sees the number sees the request: a lock orders what comes before and after it
                 self._submitted += 1
@@ -161,9 +161,10 @@ class CudaKernel:
         state = int(seen["state"])
         if state != State.STALLED and request != self._submitted:  # not yet taken up
             state = State.RUNNING
-            now["fed"] = now["generated"] = now["reason"] = 0
+            for name in ("fed", "generated", "reason", "program_steps", "proposed", "accepted"):
+                now[name] = 0
         else:
-            for name in ("fed", "generated", "reason"):  # after the state: they are whole once it is not RUNNING
+            for name in ("fed", "generated", "reason", "program_steps", "proposed", "accepted"):  # after the state: they are whole once it is not RUNNING
                 now[name] = seen[name]
         now["steps"] = seen["steps"]
         now["state"], now["request"] = state, self._submitted

@@ -25,25 +25,25 @@ STATES = ("model.hidden", "model.draft_hidden")
 def _step(config: Glm5Config, storage: Storage, steps: Steps, tokens: int) -> nn.Module:
     from tilecompile.models.glm5.step import Glm5Step
 
-    return Glm5Step(config, storage, steps, tokens)
+    return Glm5Step(config, storage, tokens, steps)
 
 
 def _prefill(config: Glm5Config, storage: Storage, steps: Steps, tokens: int) -> nn.Module:
     from tilecompile.models.glm5.step import Glm5Step
 
-    return Glm5Step(config, storage, steps, tokens, last=True)
+    return Glm5Step(config, storage, tokens, steps, last=True)
 
 
 def _extend(config: Glm5Config, storage: Storage, steps: Steps, tokens: int) -> nn.Module:
     from tilecompile.models.glm5.mtp import MtpStep
 
-    return MtpStep(config, storage, steps, tokens, extend=True)
+    return MtpStep(config, storage, tokens, steps, extend=True)
 
 
 def _draft(config: Glm5Config, storage: Storage, steps: Steps, tokens: int) -> nn.Module:
     from tilecompile.models.glm5.mtp import MtpStep
 
-    return MtpStep(config, storage, steps, tokens, extend=False)
+    return MtpStep(config, storage, tokens, steps)
 
 
 def _programs(config: Glm5Config, steps: Steps) -> tuple[StepProgram[Glm5Config], ...]:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from tilecompile import ops
 from tilecompile.models.glm5.config import Glm5Config
-from tilecompile.models.glm5.step import Layer, Trunk
+from tilecompile.models.glm5.step import ONE, Layer, Trunk
 from tilecompile.models.modules import Matrix, RmsNorm
 from tilecompile.models.spec import Steps, Storage
 
@@ -32,13 +32,16 @@ class MtpStep(nn.Module):
     accepted; without it the step takes its own last one, for the draft before.
     """
 
-    def __init__(self, config: Glm5Config, storage: Storage, steps: Steps, tokens: int, extend: bool) -> None:
+    def __init__(
+        self, config: Glm5Config, storage: Storage, tokens: int = 1, steps: Steps = ONE, extend: bool = False
+    ) -> None:
         super().__init__()
         if config.mtp_layer is None:
             raise ValueError("the model has no MTP layer: num_nextn_predict_layers is 0")
         self.tokens, self.extend = tokens, extend
         layers: dict[int, Layer] = {config.mtp_layer: MtpLayer(config, storage, config.mtp_layer)}
-        self.model = Trunk(config, storage, steps, layers, norm=False)
+        states = {"draft_hidden": 1} | ({"hidden": steps.most} if extend else {})
+        self.model = Trunk(config, layers, storage, norm=False, states=states)
         self.lm_head = Matrix(config.vocab_size, config.hidden_size, dtype=storage.exact)
 
     def forward(self, ids: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:

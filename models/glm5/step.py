@@ -11,6 +11,8 @@ experts, `eh_proj_*`), `parameters.py` says how to cut the checkpoint's tensors.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -48,22 +50,27 @@ class Layer(nn.Module):
 class Trunk(nn.Module):
     """What a step has besides the lm_head: embedding table, rotation frequencies, layers by number, last norm.
 
-    `hidden` and `draft_hidden` are what the step programs hand to each other (`spec.Steps`): the normed hidden rows of
-    the main model's last step, and of the MTP layer's last token.
+    `states` names what step programs hand to each other, with its rows: `hidden`, the normed hidden rows of the main
+    model's last step, and `draft_hidden`, that of the MTP layer's last token.
     """
 
     inv_freq: Tensor
     hidden: Tensor
     draft_hidden: Tensor
 
-    def __init__(self, c: Glm5Config, s: Storage, steps: Steps, layers: dict[int, Layer], norm: bool) -> None:
+    def __init__(
+        self, c: Glm5Config, layers: dict[int, Layer], s: Storage, norm: bool, states: Mapping[str, int]
+    ) -> None:
         super().__init__()
         self.embed_tokens = Matrix(c.vocab_size, c.hidden_size, dtype=s.exact)
         self.layers = nn.ModuleDict({str(number): layer for number, layer in layers.items()})
         self.norm = RmsNorm(c.hidden_size, c.rms_norm_eps) if norm else None
         self.register_buffer("inv_freq", inverse_frequencies(c.qk_rope_head_dim, c.rope_theta), persistent=False)
-        self.register_buffer("hidden", torch.zeros(steps.most, c.hidden_size), persistent=False)
-        self.register_buffer("draft_hidden", torch.zeros(1, c.hidden_size), persistent=False)
+        for name, rows in states.items():
+            self.register_buffer(name, torch.zeros(rows, c.hidden_size), persistent=False)
+
+
+ONE = Steps()
 
 
 class Glm5Step(nn.Module):
@@ -72,11 +79,13 @@ class Glm5Step(nn.Module):
     With `last` it gives the logits of the last token alone. Where tokens are drafted, it keeps the hidden rows.
     """
 
-    def __init__(self, config: Glm5Config, storage: Storage, steps: Steps, tokens: int = 1, last: bool = False) -> None:
+    def __init__(
+        self, config: Glm5Config, storage: Storage, tokens: int = 1, steps: Steps = ONE, last: bool = False
+    ) -> None:
         super().__init__()
         self.tokens, self.last, self.keeps = tokens, last, steps.drafts > 0
         layers = {number: Layer(config, storage, number) for number in range(config.num_hidden_layers)}
-        self.model = Trunk(config, storage, steps, layers, norm=True)
+        self.model = Trunk(config, layers, storage, norm=True, states={"hidden": steps.most} if self.keeps else {})
         self.lm_head = Matrix(config.vocab_size, config.hidden_size, dtype=storage.exact)
 
     def forward(self, ids: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:

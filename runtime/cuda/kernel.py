@@ -33,6 +33,9 @@ END_SECONDS = 10.0
 HUNG_SECONDS = 10.0
 """Time without a finished step, beside a hundred times the stall time, after which a kernel counts as stalled."""
 
+COUNTS = ("fed", "generated", "reason", "program_steps", "proposed", "accepted")
+"""Fields of `Status` about the current request."""
+
 NAP_SECONDS = 5e-5
 
 
@@ -161,10 +164,10 @@ class CudaKernel:
         state = int(seen["state"])
         if state != State.STALLED and request != self._submitted:  # not yet taken up
             state = State.RUNNING
-            for name in ("fed", "generated", "reason", "program_steps", "proposed", "accepted"):
+            for name in COUNTS:
                 now[name] = 0
         else:
-            for name in ("fed", "generated", "reason", "program_steps", "proposed", "accepted"):  # after the state: they are whole once it is not RUNNING
+            for name in COUNTS:  # after the state: they are whole once it is not RUNNING
                 now[name] = seen[name]
         now["steps"] = seen["steps"]
         now["state"], now["request"] = state, self._submitted

@@ -7,7 +7,7 @@ import itertools
 import random
 import subprocess
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -148,7 +148,7 @@ def random_case(rng: random.Random, programs: fmt.ProgramTable) -> Case:
 
     A step that isn't the prompt's takes the last known id, and the request had room for more tokens when it began.
     """
-    vocab, position, count = rng.randint(1, 6), rng.randint(0, 9), rng.randint(1, 12)
+    vocab, position, count = rng.randint(1, 6), rng.randint(0, 9), rng.choice([rng.randint(1, 12), 40])
     generated = rng.randint(0, 5)
     max_new = rng.choice([generated + 1, generated + rng.randint(1, 5), 0xFFFFFFFF])
     if not generated:
@@ -159,16 +159,15 @@ def random_case(rng: random.Random, programs: fmt.ProgramTable) -> Case:
     row = programs.rows[program]
     drafted = 0 if row["last_row"] and not row["drafts"] else rng.randint(0, fmt.MAX_DRAFTS)
     if rng.random() < 0.4:  # of the prompt, to its end or not
-        begin = rng.randint(max(0, end - fmt.MAX_TOKENS), end - 1)
+        generated = drafted = 0
+        last, max_new = end - 1, max_new and max(max_new, 1)
+        begin = rng.randint(max(position, end - fmt.MAX_TOKENS), end - 1)
         tokens = rng.randint(1, end - begin)
     else:
-        begin = rng.randint(max(0, last - 3), last)
+        begin = rng.randint(max(position, last - 3), last)
         tokens = last - begin + 1 + drafted
-    reaches = begin + tokens >= end
-    if reaches and not row["drafts"] and begin + tokens <= last:
-        generated, drafted = 0, 0
-        last, max_new = end - 1, max(max_new, 1)
-        tokens = last - begin + 1
+    if row["drafts"]:  # only a request that goes on drafts
+        max_new = max(max_new, generated + 1)
     asked = Asked(
         position=position,
         count=count,
@@ -194,14 +193,12 @@ def boundary_cases(programs: fmt.ProgramTable) -> Iterator[Case]:
         position = 5
         context = max(position + tokens, position + count + behind)
         for id, stops, room in itertools.product((-1, 0, vocab - 1, vocab), ([], [3, 0]), (0, 1, 2)):
-            for max_new, generated, logits, aborted in itertools.product(
-                (0, 1, 2), (0, 1), (False, True), (False, True)
-            ):
-                if max_new <= generated and max_new:
+            for max_new, logits, aborted in itertools.product((0, 1, 2), (False, True), (False, True)):
+                generated = max(0, context - position - count)
+                most = max_new and max_new + generated
+                if generated and not most:
                     continue
-                generated = max(0, context - position - count) if max_new else 0
-                asked = Asked(position, count, max(max_new, generated + 1) if max_new else 0, logits, 0, generated)
-                asked = replace(asked, aborted=aborted)
+                asked = Asked(position, count, most, logits, generated=generated, aborted=aborted)
                 sampled = (*[1] * (tokens - 1), id)
                 step = Step(len(programs.rows) - 1, 1, context - tokens, tokens, 0)
                 yield Case(step, asked, Limits(programs, vocab, context + room, stops), sampled)
@@ -244,7 +241,8 @@ def test_the_cases_come_to_every_end_and_every_kind_of_step() -> None:
     going = found[found["reason"] == fmt.Reason.NO_REASON]
     assert set(going["taken"]) >= {0, 1, 2, 3, 4}
     assert set(going["drafted"]) >= set(range(fmt.MAX_DRAFTS + 1))
-    assert set(going["tokens"]) == set(range(1, fmt.MAX_TOKENS + 1))
+    first = np.concatenate([want for _, _, want in compared()])["first"]
+    assert {*going["tokens"].tolist(), *first["tokens"].tolist()} == set(range(1, fmt.MAX_TOKENS + 1))
     assert set(going["program"]) == set(range(fmt.MAX_PROGRAMS))
     assert set(going["flags"]) == {0, fmt.NEEDS_LOGITS}
     assert len(found) > 8000
@@ -290,7 +288,9 @@ MISTAKES = {
     "fed beyond the prompt": [("(context < end ? context : end)", "(end < context ? context : end)")],
     "an abort comes behind the prompt": [(ABORT, ""), (ALONE, ABORT + ALONE)],
     "a prompt alone ends early": [(ALONE, ""), ("  const bool drafts = ", ALONE + "  const bool drafts = ")],
-    "the limit comes before the stop id": [(STOP + "    " + GOING + MOST, "    " + GOING + MOST + STOP)],
+    "the limit comes before the stop id": [
+        (STOP + "    " + GOING + MOST, "    " + GOING + MOST + STOP.replace("if (stop", GOING + "stop"))
+    ],
     "full caches come before the limit": [(GOING + MOST + "    " + GOING + FULL, GOING + FULL + "    " + GOING + MOST)],
     "a draft is accepted unseen": [("draft(next.taken - 1) != id", "false")],
     "another draft decides": [("draft(next.taken - 1)", "draft(next.taken)")],

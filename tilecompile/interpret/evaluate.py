@@ -118,7 +118,8 @@ class Evaluator:
         self._folder: Path = manifest.folder
         self._tables, self._nodes = tables, graph.nodes
         of_program = {
-            name: frozenset(n for n, t in one.tensors.items() if t.role in BY_TOKEN) for name, one in graph.programs.items()
+            name: frozenset(n for n, t in one.tensors.items() if t.role in BY_TOKEN)
+            for name, one in graph.programs.items()
         }
         self._by_token = [of_program[name] for name, one in graph.programs.items() for _ in one.nodes]
         self._tensors: list[str] = manifest.data["weights"]["tensors"]

@@ -71,8 +71,8 @@ def trace(
     """Exports `module(*args)` (normally on the meta device) and returns its operator graph.
 
     `input_names` name the arguments; the graph's tensor names are those, the module's parameter and buffer names, and a
-    name for each operator result. `states` are buffers of role `state`. Raises InputError for an operator that has no mapping, naming it, the module path
-    that it stands in and the shapes of its operands.
+    name for each operator result. `states` are buffers of role `state`. Raises InputError for an operator that has no
+    mapping, naming it, the module path that it stands in and the shapes of its operands.
     """
     exported = torch.export.export(module, args, strict=False)
     return _Tracer(exported, input_names, output_names, program, args[0].shape[0], states).run()

@@ -1,7 +1,7 @@
 """keep: puts the rows of a step's tokens into a tensor of role `state`, for another step program.
 
-What one step program hands to another, such as the hidden rows that an MTP layer begins with, lives beyond the step: the
-proof orders it over all pairs of programs, as it does caches.
+What one step program hands to another, such as the hidden rows that an MTP layer begins with, lives beyond the step:
+the proof orders it over all pairs of programs, as it does caches.
 """
 
 from __future__ import annotations

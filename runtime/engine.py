@@ -8,13 +8,15 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from tilecompile.runtime.backend import Backend
+from tilecompile.runtime.chat import CHAT, ChatTemplates, Messages
 from tilecompile.runtime.claims import Claim, Claims
 from tilecompile.runtime.cpu.backend import CpuBackend
 from tilecompile.runtime.cpu.launch import stalled
@@ -67,6 +69,7 @@ class Engine:
         try:
             # Parsing waits until text is needed; the folder may have been replaced by then.
             self._tokenizer = read_bytes(manifest.tokenizer) if manifest.tokenizer else None
+            self._chat = read_bytes(manifest.file(CHAT)) if CHAT in manifest.data["files"] else None
             self._launches = Launches(tables, backend)
         except BaseException:
             backend.close()
@@ -96,6 +99,24 @@ class Engine:
             self._text = Text(self.manifest.tokenizer, self._tokenizer)
             self._tokenizer = None
         return self._text
+
+    @cached_property
+    def templates(self) -> ChatTemplates:
+        """The model's chat templates. InputError in an engine without any."""
+        if self._chat is None:
+            raise InputError(f"{self.manifest.folder}: the engine has no chat template; give a prompt instead")
+        return ChatTemplates(self.manifest.file(CHAT), self._chat)
+
+    def chat_prompt(self, messages: Messages, **template: Any) -> list[int]:
+        """The ids of messages, each with `role` and `content`, in the model's chat template, up to the answer's begin.
+
+        `template` are arguments of `ChatTemplates.render`: tools, documents, variables of the template. The template
+        writes all special tokens itself. InputError for what can't be rendered.
+        """
+        shown = self.templates.render(messages, **template)
+        if self.text is None:
+            raise InputError(f"{self.manifest.folder}: the engine has no tokenizer; give token ids instead of text")
+        return self.text.encode(shown, special=False)
 
     @property
     def stats(self) -> EngineStats:
@@ -197,6 +218,14 @@ class Engine:
         ids, max_new = self._ids(prompt), check_max_new(max_new_tokens)
         pieces = self.text.pieces() if self.text else None
         return TokenStream(lambda claim: self._request(claim, ids, max_new), pieces, self._stops)
+
+    def chat(self, messages: Messages, max_new_tokens: int | None = 64, **template: Any) -> Output:
+        """The answer to messages, generated as by `generate` from their `chat_prompt`."""
+        return self.generate(self.chat_prompt(messages, **template), max_new_tokens)
+
+    def stream_chat(self, messages: Messages, max_new_tokens: int | None = 64, **template: Any) -> TokenStream:
+        """The answer to messages as it comes, as by `stream` from their `chat_prompt`."""
+        return self.stream(self.chat_prompt(messages, **template), max_new_tokens)
 
     def score(self, ids: Prompt, start: int = 0, selections: Selections | None = None) -> npt.NDArray[np.float32]:
         """Logits after each id: float32 [len(ids), vocab].

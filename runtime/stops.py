@@ -11,44 +11,60 @@ from collections.abc import Sequence
 from tilecompile.runtime.text import Pieces
 
 
+class _Progress:
+    """How much of one string the end of a text is the begin of, character by character (Knuth, Morris, Pratt 1977)."""
+
+    def __init__(self, string: str) -> None:
+        self.string, self.length = string, 0
+        self._shorter = [0]  # by length: the longest begin of the string that is also the end of so much of it
+        for character in string[1:]:
+            self._shorter.append(self._after(self._shorter[-1], character))
+
+    def _after(self, length: int, character: str) -> int:
+        while length and self.string[length] != character:
+            length = self._shorter[length - 1]
+        return length + (self.string[length] == character)
+
+    def push(self, character: str) -> bool:
+        """Takes the text's next character; returns whether the string is complete, and then takes no more."""
+        self.length = self._after(self.length, character)
+        return self.length == len(self.string)
+
+
 class StopStrings:
     """Looks for stop strings in text that arrives in pieces; holds back what may still become one.
 
     What `push` and `finish` return, joined, is the text up to the stop string, or all of it. It doesn't depend on where
-    the text was divided.
+    the text was divided. The work grows with the characters and the number of strings, not with their lengths.
     """
 
     def __init__(self, strings: Sequence[str], include: bool = False) -> None:
-        """With `include`, the stop string itself is shown too."""
-        self._strings, self._include = tuple(strings), include
-        self._longest = max(map(len, self._strings), default=0)
+        """With `include`, the stop string itself is shown too. No string is empty."""
+        self._strings, self._include = [_Progress(string) for string in strings], include
         self._held = ""
         self.matched: str | None = None
         """The stop string that ended the text."""
 
     def push(self, piece: str) -> str:
         """The text that can be shown now, often empty; nothing after a stop string."""
-        if self.matched is not None or not piece:
+        if self.matched is not None:
             return ""
-        text = self._held + piece
-        found = [(at + len(stop), -len(stop), stop) for stop in self._strings if (at := text.find(stop)) >= 0]
-        if found:
-            end, _, self.matched = min(found)
-            self._held = ""
-            return text[: end if self._include else end - len(self.matched)]
-        kept = self._may_begin(text)
-        self._held = text[len(text) - kept :]
-        return text[: len(text) - kept]
+        if not self._strings:
+            return piece
+        before, text = len(self._held), self._held + piece
+        for end, character in enumerate(piece, before + 1):
+            complete = [string.string for string in self._strings if string.push(character)]
+            if complete:
+                self.matched, self._held = max(complete, key=len), ""
+                return text[: end if self._include else end - len(self.matched)]
+        shown = len(text) - max(string.length for string in self._strings)
+        self._held = text[shown:]
+        return text[:shown]
 
     def finish(self) -> str:
         """What was held back and became no stop string."""
         held, self._held = self._held, ""
         return held
-
-    def _may_begin(self, text: str) -> int:
-        """Length of the longest end of the text with which a stop string begins."""
-        lengths = range(min(self._longest - 1, len(text)), 0, -1)
-        return next((n for n in lengths if any(stop.startswith(text[-n:]) for stop in self._strings)), 0)
 
 
 class StoppedPieces:

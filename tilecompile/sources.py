@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tilecompile.errors import InputError
+from tilecompile.models.chat import read_chat, unparsable
 from tilecompile.models.checkpoint import Checkpoint
 from tilecompile.models.drawn import DrawnWeights
 from tilecompile.models.registry import NAMED, config_of, spec_of
@@ -24,7 +25,8 @@ DEFAULT_MAX_SEQ_LEN = 4096
 @dataclass(frozen=True)
 class ModelSource:
     """A model to compile: its name, its configuration, and how the engine stores it; its weights (None with
-    --no-weights), their origin in words, its tokenizer, notes for the user."""
+    --no-weights), their origin in words, its tokenizer, its chat templates (see `runtime/chat.py`), notes for the
+    user."""
 
     name: str
     config: ModelConfig
@@ -32,6 +34,7 @@ class ModelSource:
     weights: Weights[Any] | None
     origin: str
     tokenizer: Path | None = None
+    chat: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -60,7 +63,9 @@ def open_model(options: CompileOptions, settings: Settings) -> ModelSource:
         _check_disk(weights, storage, options.output)
     name = options.model if folder is None else folder.resolve().name
     tokenizer = None if folder is None or not (folder / TOKENIZER).is_file() else folder / TOKENIZER
-    return ModelSource(name, config, storage, weights, origin, tokenizer, notes)
+    chat = read_chat(folder) if folder is not None and tokenizer else None
+    notes += unparsable(chat) if chat else ()
+    return ModelSource(name, config, storage, weights, origin, tokenizer, chat, notes)
 
 
 def storage_of(config: ModelConfig, options: CompileOptions, settings: Settings) -> Storage:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from itertools import pairwise
 
 import pytest
 from hypothesis import example, given, settings
@@ -34,7 +34,7 @@ def expected(text: str, stops: list[str], include: bool) -> str:
 def divided(text: str, cuts: list[int]) -> list[str]:
     """The text cut at the given places, taken modulo its length."""
     places = sorted({cut % (len(text) + 1) for cut in cuts} | {0, len(text)})
-    return [text[a:b] for a, b in zip(places, places[1:], strict=False)]
+    return [text[a:b] for a, b in pairwise(places)]
 
 
 @settings(max_examples=500, deadline=None)
@@ -87,13 +87,10 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Text:
 def shown(text: Text, ids: list[int], stops: list[str], include: bool = False, min_tokens: int = 0) -> tuple[str, int]:
     """What is shown of a stream of tokens, and how many of them count."""
     pieces = StoppedPieces(text.pieces(), stops, include, min_tokens)
-    out = ""
-    for count, token in enumerate(ids, 1):
-        out += pieces.push(token)
-        if pieces.matched is not None:
-            break
-    else:
-        count = len(ids)
+    out, count = "", 0
+    while count < len(ids) and pieces.matched is None:
+        out += pieces.push(ids[count])
+        count += 1
     return out + pieces.finish(), count
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from types import TracebackType
+from types import EllipsisType, TracebackType
 from typing import Any, Self, TypeVar
 
 import numpy as np
@@ -26,12 +26,13 @@ from tilecompile.runtime.folder.manifest import Manifest
 from tilecompile.runtime.folder.operators import read_operators
 from tilecompile.runtime.folder.tables import Tables
 from tilecompile.runtime.format import ARENAS, State
-from tilecompile.runtime.generate import Output, Run, Stats, TokenStream, check_ids, check_max_new
+from tilecompile.runtime.generate import Output, Run, Stats, TokenStream, check_ids
 from tilecompile.runtime.kernel import Resident
 from tilecompile.runtime.launches import Launches
 from tilecompile.runtime.replay.buffers import Arrays, check_kept, find_operator, numbers_of, read_buffers, writes
 from tilecompile.runtime.replay.replay import prepared, record, replay_score
 from tilecompile.runtime.replay.selections import Selections
+from tilecompile.runtime.sampling import GREEDY, SamplingParams, params_of
 from tilecompile.runtime.text import Text
 
 Prompt = str | Iterable[int]
@@ -196,13 +197,21 @@ class Engine:
             self._prompt_tokens += count
         return result
 
-    def generate(self, prompt: Prompt, max_new_tokens: int | None = 64) -> Output:
-        """Generates greedily from a text or token ids, until a stop id, `max_new_tokens` or a full context.
+    def generate(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | int | None = GREEDY,
+        *,
+        max_new_tokens: int | EllipsisType | None = ...,
+    ) -> Output:
+        """Generates from a text or token ids, until a stop id, `max_new_tokens` or a full context.
 
-        `max_new_tokens=None` sets no limit of its own. The stop id is in `Output.tokens`, not in `Output.text`. An
-        exception (Ctrl-C included) aborts the request within one step and leaves the engine usable.
+        `params` say how tokens are chosen; a number or None is their `max_new_tokens`. The stop id is in
+        `Output.tokens`, not in `Output.text`. An exception (Ctrl-C included) aborts the request within one step and
+        leaves the engine usable.
         """
-        ids, max_new, text = self._ids(prompt), check_max_new(max_new_tokens), self.text
+        asked = params_of(params, max_new_tokens).resolved(self.manifest)
+        ids, max_new, text = self._ids(prompt), asked.max_new, self.text
         with (claim := Claim()), self._request(claim, ids, max_new) as run:
             if run.wait(0):
                 run.wait(max_new)
@@ -210,12 +219,19 @@ class Engine:
         shown = tokens[:-1] if tokens and tokens[-1] in self._stops else tokens
         return Output(tokens, text.decode(shown) if text else None, stats)
 
-    def stream(self, prompt: Prompt, max_new_tokens: int | None = 64) -> TokenStream:
+    def stream(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | int | None = GREEDY,
+        *,
+        max_new_tokens: int | EllipsisType | None = ...,
+    ) -> TokenStream:
         """An iterator over the ids of `generate`, as they come; its `piece` is the text that came with the latest one.
 
         The request starts with the first `next`. Closing or dropping the iterator aborts it within one step.
         """
-        ids, max_new = self._ids(prompt), check_max_new(max_new_tokens)
+        asked = params_of(params, max_new_tokens).resolved(self.manifest)
+        ids, max_new = self._ids(prompt), asked.max_new
         pieces = self.text.pieces() if self.text else None
         return TokenStream(lambda claim: self._request(claim, ids, max_new), pieces, self._stops)
 

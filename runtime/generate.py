@@ -81,15 +81,6 @@ def check_ids(prompt: Iterable[Any], vocab: int, max_seq_len: int) -> npt.NDArra
     return np.array(ids, np.int32)
 
 
-def check_max_new(value: int | None) -> int:
-    """`max_new_tokens` as the kernel takes it; None: until a stop id or the context is full."""
-    if value is None:
-        return UNLIMITED
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise InputError(f"max_new_tokens is {value!r}, want a whole number from 1, or None")
-    return min(int(value), UNLIMITED)
-
-
 class Run:
     """A running request from a position on, with its times. Its `with` block ends it.
 

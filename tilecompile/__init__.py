@@ -3,7 +3,7 @@
     with tilecompile.load("ENGINE") as engine:
         print(engine.generate("In the beginning").text)
 
-Importing the package loads the runtime (numpy, nothing heavier); the compiler's names are fetched at first use.
+Importing the package loads the runtime (numpy, nothing heavier); the other names are fetched at first use.
 """
 
 from __future__ import annotations
@@ -20,8 +20,13 @@ from tilecompile.runtime.version import __version__
 if TYPE_CHECKING:
     from tilecompile.compile import compile_model
     from tilecompile.options import CompileOptions
+    from tilecompile.runtime.sampling import SamplingParams
 
-_COMPILER = {"compile_model": "tilecompile.compile", "CompileOptions": "tilecompile.options"}
+_LATER = {
+    "compile_model": "tilecompile.compile",
+    "CompileOptions": "tilecompile.options",
+    "SamplingParams": "tilecompile.runtime.sampling",
+}
 
 __all__ = [
     "CompileOptions",
@@ -30,6 +35,7 @@ __all__ = [
     "EngineStalled",
     "InputError",
     "Output",
+    "SamplingParams",
     "TilecompileError",
     "TokenStream",
     "__version__",
@@ -39,12 +45,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _COMPILER:
+    if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_COMPILER[name]), name)
+    value = getattr(importlib.import_module(_LATER[name]), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *_COMPILER]
+    return [*globals(), *_LATER]

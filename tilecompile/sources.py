@@ -12,6 +12,7 @@ from tilecompile.errors import InputError
 from tilecompile.models.chat import read_chat, unparsable
 from tilecompile.models.checkpoint import Checkpoint
 from tilecompile.models.drawn import DrawnWeights
+from tilecompile.models.generation import NOTHING_STATED, Generation, read_generation
 from tilecompile.models.registry import NAMED, config_of, spec_of
 from tilecompile.models.spec import ModelConfig, StepProgram, Storage
 from tilecompile.models.weights import Weights
@@ -25,8 +26,8 @@ DEFAULT_MAX_SEQ_LEN = 4096
 @dataclass(frozen=True)
 class ModelSource:
     """A model to compile: its name, its configuration, and how the engine stores it; its weights (None with
-    --no-weights), their origin in words, its tokenizer, its chat templates (see `runtime/chat.py`), notes for the
-    user."""
+    --no-weights), their origin in words, its tokenizer, its chat templates (see `runtime/chat.py`), how its makers
+    recommend to sample, notes for the user."""
 
     name: str
     config: ModelConfig
@@ -35,6 +36,7 @@ class ModelSource:
     origin: str
     tokenizer: Path | None = None
     chat: dict[str, Any] | None = None
+    generation: Generation = NOTHING_STATED
     notes: tuple[str, ...] = ()
 
     @property
@@ -65,7 +67,8 @@ def open_model(options: CompileOptions, settings: Settings) -> ModelSource:
     tokenizer = None if folder is None or not (folder / TOKENIZER).is_file() else folder / TOKENIZER
     chat = read_chat(folder) if folder is not None and tokenizer else None
     notes += unparsable(chat) if chat else ()
-    return ModelSource(name, config, storage, weights, origin, tokenizer, chat, notes)
+    generation = NOTHING_STATED if folder is None else read_generation(folder, config.vocab_size)
+    return ModelSource(name, config, storage, weights, origin, tokenizer, chat, generation, notes)
 
 
 def storage_of(config: ModelConfig, options: CompileOptions, settings: Settings) -> Storage:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-FORMAT_VERSION = 8
+FORMAT_VERSION = 9
 
 MAX_TOKENS = 8
 """Largest number of tokens that one step can carry."""

@@ -111,6 +111,7 @@ def make_engine(
         "max_seq_len": MAX_SEQ_LEN,
         "vocab_size": VOCAB,
         "eos_token_ids": [EOS],
+        "sampling": {},
         "weights": {
             "dtype": "bf16",
             "source": "seed 0" if weights else "none",

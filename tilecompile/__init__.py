@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from tilecompile.errors import EngineError, EngineStalled, InputError, TilecompileError
+from tilecompile.errors import EngineBusy, EngineError, EngineStalled, InputError, TilecompileError
 from tilecompile.runtime.engine import Engine
 from tilecompile.runtime.generate import Output, TokenStream
 from tilecompile.runtime.load import load
@@ -31,6 +31,7 @@ _LATER = {
 __all__ = [
     "CompileOptions",
     "Engine",
+    "EngineBusy",
     "EngineError",
     "EngineStalled",
     "InputError",

@@ -13,5 +13,9 @@ class EngineError(TilecompileError):
     """An engine can't be loaded or used."""
 
 
+class EngineBusy(EngineError):
+    """A request was refused because the engine runs another one; nothing has happened to either."""
+
+
 class EngineStalled(EngineError):
     """The kernel waited for an event that didn't come; names worker, task, event, have and want."""

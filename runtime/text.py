@@ -36,13 +36,13 @@ class Text:
         self._byte_level = type(self._tokenizer.decoder).__name__ == "ByteLevel"
         self._alphabet = _byte_alphabet()
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a text, with the special tokens that the tokenizer adds."""
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        """Token ids of a text, with the special tokens that the tokenizer adds unless `special` is False."""
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise InputError(f"the text is not valid Unicode: {error.reason} at character {error.start}") from error
-        return list(self._tokenizer.encode(text).ids)
+        return list(self._tokenizer.encode(text, add_special_tokens=special).ids)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids."""

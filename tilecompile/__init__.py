@@ -3,7 +3,7 @@
     with tilecompile.load("ENGINE") as engine:
         print(engine.generate("In the beginning").text)
 
-Importing the package loads the runtime (numpy, nothing heavier); the compiler's names are fetched at first use.
+Importing the package loads the runtime (numpy, nothing heavier); the other names are fetched at first use.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from tilecompile.errors import EngineError, EngineStalled, InputError, TilecompileError
+from tilecompile.errors import EngineBusy, EngineError, EngineStalled, InputError, TilecompileError
 from tilecompile.runtime.engine import Engine
 from tilecompile.runtime.generate import Output, TokenStream
 from tilecompile.runtime.load import load
@@ -20,16 +20,23 @@ from tilecompile.runtime.version import __version__
 if TYPE_CHECKING:
     from tilecompile.compile import compile_model
     from tilecompile.options import CompileOptions
+    from tilecompile.runtime.sampling import SamplingParams
 
-_COMPILER = {"compile_model": "tilecompile.compile", "CompileOptions": "tilecompile.options"}
+_LATER = {
+    "compile_model": "tilecompile.compile",
+    "CompileOptions": "tilecompile.options",
+    "SamplingParams": "tilecompile.runtime.sampling",
+}
 
 __all__ = [
     "CompileOptions",
     "Engine",
+    "EngineBusy",
     "EngineError",
     "EngineStalled",
     "InputError",
     "Output",
+    "SamplingParams",
     "TilecompileError",
     "TokenStream",
     "__version__",
@@ -39,12 +46,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _COMPILER:
+    if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_COMPILER[name]), name)
+    value = getattr(importlib.import_module(_LATER[name]), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *_COMPILER]
+    return [*globals(), *_LATER]

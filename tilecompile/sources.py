@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from tilecompile.errors import InputError
+from tilecompile.models.chat import read_chat, unparsable
 from tilecompile.models.checkpoint import Checkpoint
 from tilecompile.models.drawn import DrawnWeights
+from tilecompile.models.generation import NOTHING_STATED, Generation, read_generation
 from tilecompile.models.registry import NAMED, config_of, spec_of
 from tilecompile.models.spec import ModelConfig, StepProgram, Steps, Storage
 from tilecompile.models.weights import Weights
@@ -24,7 +26,8 @@ DEFAULT_MAX_SEQ_LEN = 4096
 @dataclass(frozen=True)
 class ModelSource:
     """A model to compile: its name, its configuration, how the engine stores it and the sizes of its steps; its weights
-    (None with --no-weights), their origin in words, its tokenizer, notes for the user."""
+    (None with --no-weights), their origin in words, its tokenizer, its chat templates (see `runtime/chat.py`), how its
+    makers recommend to sample, notes for the user."""
 
     name: str
     config: ModelConfig
@@ -33,6 +36,8 @@ class ModelSource:
     weights: Weights[Any] | None
     origin: str
     tokenizer: Path | None = None
+    chat: dict[str, Any] | None = None
+    generation: Generation = NOTHING_STATED
     notes: tuple[str, ...] = ()
 
     @property
@@ -61,7 +66,10 @@ def open_model(options: CompileOptions, settings: Settings) -> ModelSource:
         _check_disk(weights, storage, options.output)
     name = options.model if folder is None else folder.resolve().name
     tokenizer = None if folder is None or not (folder / TOKENIZER).is_file() else folder / TOKENIZER
-    return ModelSource(name, config, storage, steps, weights, origin, tokenizer, notes)
+    chat = read_chat(folder) if folder is not None and tokenizer else None
+    notes += unparsable(chat) if chat else ()
+    generation = NOTHING_STATED if folder is None else read_generation(folder, config.vocab_size)
+    return ModelSource(name, config, storage, steps, weights, origin, tokenizer, chat, generation, notes)
 
 
 def storage_of(config: ModelConfig, options: CompileOptions, settings: Settings) -> Storage:

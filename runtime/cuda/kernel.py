@@ -33,7 +33,7 @@ END_SECONDS = 10.0
 HUNG_SECONDS = 10.0
 """Time without a finished step, beside a hundred times the stall time, after which a kernel counts as stalled."""
 
-COUNTS = ("fed", "generated", "reason", "program_steps", "proposed", "accepted")
+COUNTS = ("fed", "generated", "reason", "program_steps", "proposed", "accepted", "extended")
 """Fields of `Status` about the current request."""
 
 NAP_SECONDS = 5e-5
@@ -109,6 +109,10 @@ class CudaKernel:
     def field(self, name: str) -> int:
         """A field of the last state seen."""
         return int(self.status[name][0])
+
+    def fields(self, name: str) -> npt.NDArray[np.uint32]:
+        """A field of several numbers."""
+        return np.asarray(self.status[name][0], np.uint32)
 
     @property
     def handle(self) -> int:

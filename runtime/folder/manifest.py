@@ -68,6 +68,16 @@ class Manifest:
         return list(self.data["eos_token_ids"])
 
     @property
+    def samples(self) -> bool:
+        """Whether the kernel takes a request's parameters for sampling; one that doesn't decodes greedily."""
+        return "sampling" in self.data["io"]
+
+    @property
+    def sampling_defaults(self) -> dict[str, float]:
+        """What the model's makers recommend for sampling, by the names of `SamplingParams`; some or none of them."""
+        return dict(self.data["sampling"])
+
+    @property
     def pools(self) -> list[dict[str, Any]]:
         """Weight pools by device: device, file (or None) and bytes."""
         return sorted(self.data["weights"]["pools"], key=lambda pool: int(pool["device"]))

@@ -19,6 +19,7 @@ SCHEMA: dict[str, Any] = {
     "max_seq_len": int,
     "vocab_size": int,
     "eos_token_ids": [int],
+    "sampling": MapOf(float),
     "weights": {"dtype": str, "source": str, "pools": [{"device": int, "file": (str, None), "bytes": int}]},
     "cache": str,
     "arenas": [{"device": int, "activation": int, "cache": int, "io": int}],

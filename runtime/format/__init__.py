@@ -99,6 +99,7 @@ from tilecompile.runtime.format.programs import (
     program_table,
 )
 from tilecompile.runtime.format.record import Field, Record
+from tilecompile.runtime.format.sampling import MAX_LOGPROBS, MAX_STOP_IDS
 from tilecompile.runtime.format.tables import (
     BUFFER,
     EVENT,
@@ -166,7 +167,9 @@ __all__ = [
     "LOOP_OUTPUTS",
     "MAILBOX",
     "MAX_DRAFTS",
+    "MAX_LOGPROBS",
     "MAX_PROGRAMS",
+    "MAX_STOP_IDS",
     "MAX_TOKENS",
     "MEGAKERNEL",
     "NEEDS_LOGITS",

@@ -85,6 +85,7 @@ STATUS = Record(
         Field("program_steps", "u4", "steps of the current request, by program", MAX_PROGRAMS),
         Field("proposed", "u4", "how often draft i of a round was verified, in the current request", MAX_DRAFTS),
         Field("accepted", "u4", "how often it was accepted", MAX_DRAFTS),
-        Field("reserved", "u4", "reserved, zero", 2),
+        Field("extended", "u4", "positions that the MTP layer's caches hold, if the request drafts"),
+        Field("reserved", "u4", "reserved, zero"),
     ),
 )

@@ -30,8 +30,8 @@ PROGRAM = Record(
         Field("drafts", "u4", "1: an MTP layer's, which takes the ids after its positions and samples drafts"),
         Field("last_row", "u4", "1: rows = 1, that of the step's last token; 0: one for each token"),
         Field("on_prompt", "u4", "program of the next step while several ids of the prompt are left, or NONE"),
-        Field("on_single", "u4", "while one is left"),
-        Field("on_every", "u4", "while ids of a prompt are left whose every logit is needed"),
+        Field("on_single", "u4", "while one is left, whose every row of logits is needed or not"),
+        Field("on_every", "u4", "while several are left whose every logit is needed"),
         Field("on_token", "u4", "once a token was sampled, without drafts"),
         Field("on_taken", "u4", "over the ids after a step's positions, before tokens are drafted"),
         Field("on_draft", "u4", "for a further draft"),
@@ -185,7 +185,7 @@ def _check_launched(i: int, stated: Sequence[Mapping[str, Any]], table: ProgramT
         row, what = table.rows[follower], f"programs[{i}].{key} is {program[key]!r}"
         if bool(row["drafts"]) != (key in ("on_taken", "on_draft")):
             raise ValueError(f"{what}, which {'samples' if row['drafts'] else 'does not sample'} drafts")
-        if row["last_row"] and key in ("on_every", "on_verify"):
+        if row["last_row"] and key in ("on_single", "on_every", "on_verify"):
             raise ValueError(f"{what}, which gives the logits of one token a step")
         if not row["last_row"] and row["drafts"] and row["tokens"] > 1:
             raise ValueError(f"{what}, which samples several drafts a step")

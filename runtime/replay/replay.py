@@ -25,10 +25,10 @@ from tilecompile.runtime.folder.manifest import Manifest
 from tilecompile.runtime.folder.rows import span, sums
 from tilecompile.runtime.folder.tables import Tables
 from tilecompile.runtime.format import ARENAS
-from tilecompile.runtime.generate import Run
 from tilecompile.runtime.kernel import Resident
 from tilecompile.runtime.replay.choices import Choice, check_selections, choices, positions_of, rows_of
 from tilecompile.runtime.replay.selections import Ints, Selections
+from tilecompile.runtime.run import Ask, Run
 
 ACTIVATION = ARENAS.index("activation")
 
@@ -113,16 +113,19 @@ def replayed(manifest: Manifest, tables: Tables, found: Sequence[Choice]) -> Rep
 
 
 def record(engine: Loaded, kernel: Resident, ids: Ids, start: int) -> Selections:
-    """The selections of an engine's own kernel, fed with ids from a position on. The engine must have been taken."""
+    """The selections of an engine's own kernel at the positions from `start` on; the caches hold those before it.
+
+    ids: those of all positions. The engine must have been taken.
+    """
     found = choices(engine.manifest, engine.tables)
-    count, logits = len(ids), np.zeros((1, engine.manifest.vocab_size), np.float32)
+    count, logits = len(ids) - start, np.zeros((1, engine.manifest.vocab_size), np.float32)
     positions = {c.layer: np.full((count, c.of), -1, np.int32) for c in found if c.shard is not None}
     shards = list({(c.layer, c.shard): c for c in found if c.shard is not None}.values())
     routers = {c.layer: c for c in reversed(found) if c.shard is None}  # that of every device chooses the same
     experts = {layer: np.zeros((count, c.width), np.int32) for layer, c in routers.items()}
     weights = {layer: np.zeros((count, c.width), np.float32) for layer, c in routers.items()}
     for i in range(count):
-        feed(engine, kernel, ids[i : i + 1], start + i, logits)
+        feed(engine, kernel, ids[: start + i + 1], logits)
         for layer, choice in routers.items():
             experts[layer][i] = engine.contents(choice.buffers[0]).view(np.int32)
             weights[layer][i] = engine.contents(choice.buffers[1]).view(np.float32)
@@ -143,17 +146,22 @@ def prepared(engine: Loaded, selections: Selections, start: int, count: int) -> 
 
 
 def replay_score(engine: Loaded, replay: Replay, ids: Ids, selections: Selections) -> Logits:
-    """Logits [len(ids), vocab] with the choices given. The engine must have been taken; its caches are used."""
-    logits = np.zeros((len(ids), engine.manifest.vocab_size), np.float32)
+    """Logits [n, vocab] of the positions from `selections.start` on, with the choices given.
+
+    ids: those of all positions. The engine must have been taken; its caches are used.
+    """
+    start = selections.start
+    logits = np.zeros((len(ids) - start, engine.manifest.vocab_size), np.float32)
     with engine.beside(replay.tables, replay.extra) as kernel:
-        for i in range(len(ids)):
+        for i in range(len(logits)):
             for device in range(engine.manifest.devices):
                 engine.backend.write_extra(device, replay.image(selections, i, device))
-            feed(engine, kernel, ids[i : i + 1], selections.start + i, logits[i : i + 1])
+            feed(engine, kernel, ids[: start + i + 1], logits[i : i + 1])
     return logits
 
 
-def feed(engine: Loaded, kernel: Resident, ids: Ids, position: int, logits: Logits) -> None:
-    """Runs one request that only feeds ids, to its end."""
-    with Run(kernel, lambda k: stalled(engine.manifest, engine.tables, k), ids, 0, logits, position) as run:
+def feed(engine: Loaded, kernel: Resident, ids: Ids, logits: Logits) -> None:
+    """Runs one request that only feeds the last id, to its end."""
+    ask = Ask(ids, len(ids) - 1, 0, logits)
+    with Run(kernel, lambda k: stalled(engine.manifest, engine.tables, k), ask) as run:
         run.wait(0)

@@ -117,6 +117,7 @@ def test_one_launch_serves_many_requests(tmp_path: Path) -> None:
     with tilecompile.load(engine_path) as engine:
         first = engine.generate([1, 2, 3], max_new_tokens=200).tokens
         for _ in range(5):
+            engine.reset()
             assert engine.generate([1, 2, 3], max_new_tokens=200).tokens == first
         assert engine.stats.launches == 1
         assert engine.stats.tokens >= 1000

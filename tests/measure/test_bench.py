@@ -26,7 +26,7 @@ from tilecompile.runtime import format as fmt
 from tilecompile.runtime.cpu.kernel import Kernel
 from tilecompile.runtime.cpu.launch import stalled
 from tilecompile.runtime.folder.tables import arena_sizes
-from tilecompile.runtime.generate import Run
+from tilecompile.runtime.run import Ask, Run
 from tilecompile.verify.proof import Memory, verify
 
 A, B = KERNELS[:2]
@@ -91,9 +91,9 @@ def test_a_kernel_without_read_kernels_is_refused(tiny: Path, monkeypatch: pytes
 def outputs(engine: tilecompile.Engine, kernel: Kernel) -> tuple[list[int], np.ndarray]:
     """Tokens after a prompt that continues random caches, and the logits of the prompt."""
     fill_caches(engine)
-    ids = np.array([3, 1, 4, 1, 5], np.int32)
-    logits = np.zeros((len(ids), engine.manifest.vocab_size), np.float32)
-    with Run(kernel, lambda k: stalled(engine.manifest, engine.tables, k), ids, 40, logits, 30) as request:
+    ids = np.array([*([0] * 30), 3, 1, 4, 1, 5], np.int32)
+    logits = np.zeros((5, engine.manifest.vocab_size), np.float32)
+    with Run(kernel, lambda k: stalled(engine.manifest, engine.tables, k), Ask(ids, 30, 40, logits)) as request:
         request.wait(39)
         return request.tokens(), logits
 

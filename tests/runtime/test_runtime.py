@@ -159,7 +159,7 @@ def test_an_interrupt_ends_the_request_and_leaves_the_engine_usable(slow_folder:
         steps = engine.stats.steps
         assert steps < 30
         assert engine.generate(PROMPT, 2).tokens == fake.greedy(PROMPT, 2)
-        assert engine.stats.steps == steps + 4
+        assert engine.stats.steps == steps + 3, "the first id of the prompt is in the caches"
 
 
 def test_a_second_request_is_refused_while_one_runs(slow_folder: Path) -> None:

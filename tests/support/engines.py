@@ -45,9 +45,11 @@ class Built:
 
 
 def tiny_model(folder: Path, **overrides: Any) -> Path:
-    """A folder with the config.json and tokenizer of the tiny model, for weights drawn with --seed."""
+    """A folder with the config.json, tokenizer and chat template of the tiny model, for weights drawn with --seed."""
     folder.mkdir()
     config = {**GLM5, "vocab_size": fake.VOCAB, **overrides}
     (folder / "config.json").write_text(json.dumps(config))
     fake.tokenizer().save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|end|>"}))
+    (folder / "chat_template.jinja").write_text(fake.TEMPLATE)
     return folder

@@ -22,6 +22,9 @@ VOCAB = 300
 MAX_SEQ_LEN = 64
 EOS = 256
 POOL = bytes([5, *range(1, 200)])
+TEMPLATE = """{% for m in messages %}{{ m.role[0] }} {{ m.content }} {{ x }}{{ eos_token }}
+{% endfor %}>"""
+"""A chat template, with a variable of its own."""
 SOURCE = Path(__file__).with_name("fake_kernel.cpp")
 
 
@@ -92,11 +95,12 @@ def make_engine(
     folder: Path,
     step_us: int = 0,
     text: bool = True,
+    chat: bool = False,
     weights: bool = True,
     has_kernel: bool = True,
     change: Callable[[dict[str, Any], dict[str, np.ndarray]], None] | None = None,
 ) -> Path:
-    """Writes an engine folder; `change` may alter manifest and tables before they are written."""
+    """Writes an engine folder, with `chat` a chat template too; `change` may alter manifest and tables before."""
     data: dict[str, Any] = {
         "model": {"name": "fake", "architecture": "FakeForCausalLM", "config": {"hidden_size": 8, "factor": 1e-5}},
         "target": {"name": "cpu", "isa": "portable", "features": []},
@@ -107,6 +111,7 @@ def make_engine(
         "max_seq_len": MAX_SEQ_LEN,
         "vocab_size": VOCAB,
         "eos_token_ids": [EOS],
+        "sampling": {},
         "weights": {
             "dtype": "bf16",
             "source": "seed 0" if weights else "none",
@@ -147,6 +152,9 @@ def make_engine(
         (folder / "weights" / "device0.bin").write_bytes(POOL)
     if text:
         tokenizer().save(str(folder / "tokenizer.json"))
+    if chat:
+        content = {"templates": {"default": TEMPLATE}, "special_tokens": {"eos_token": "<|end|>"}}
+        (folder / "chat.json").write_text(json.dumps(content))
     write_manifest(folder, data, chunk_bytes=64)
     return folder
 

@@ -42,13 +42,14 @@ struct Fake {
     at<int32_t>(buffers[l.position_buffer])[0] = position;
     const int32_t next = (id * 7 + 3 + at<uint8_t>(at<uint64_t>(l.pools)[0])[0]) % l.vocab;
     ++status.steps;
+    const uint32_t prompt_end = request.position + request.count;
     if (request.logits) {
-      float* out = at<float>(request.logits) + size_t(position) * l.vocab;
+      float* out = at<float>(request.logits) + size_t(position - request.position) * l.vocab;
       for (uint32_t v = 0; v < l.vocab; ++v) out[v] = int32_t(v) == next ? 1.0f + position : float(id);
     }
     if (status.fed < request.count) ++status.fed;
     if (abort) return end(ABORTED);
-    if (position + 1 < request.count) return step(lock, position + 1, prompt[position + 1]);
+    if (position + 1 < prompt_end) return step(lock, position + 1, prompt[position + 1 - request.position]);
     if (!request.max_new) return end(MAX_NEW);
     tokens[status.generated++] = next;
     changed.notify_all();
@@ -63,7 +64,7 @@ struct Fake {
     for (;;) {
       changed.wait(lock, [&] { return status.state == RUNNING || status.state == CLOSED; });
       if (status.state == CLOSED) return;
-      step(lock, 0, prompt[0]);
+      step(lock, request.position, prompt[0]);
     }
   }
 };

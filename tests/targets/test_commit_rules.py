@@ -279,7 +279,7 @@ MISTAKES = {
     "requests begin with program 0": [("limits.programs[limits.first_program]", "limits.programs[0]")],
     "ids behind the prompt": [("left < most ? left : most", "most")],
     "more ids than a program takes": [("left < most ? left : most", "left")],
-    "one id like several": [("left == 1 ? from.on_single : from.on_prompt", "from.on_prompt")],
+    "one id like several": [("left == 1 ? from.on_single : ", "")],
     "every logit by the prompt's program": [("asked.every_logit ? from.on_every : ", "")],
     "logits come too late": [("asked.every_logit || tokens == left", "asked.every_logit")],
     "logits in every step": [("asked.every_logit || tokens == left", "true")],

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from tilecompile.runtime.engine import Engine
     from tilecompile.runtime.folder.manifest import Manifest
-    from tilecompile.runtime.generate import Stats
+    from tilecompile.runtime.run import Stats
 
 
 def note(text: str) -> None:

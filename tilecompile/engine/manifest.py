@@ -52,7 +52,8 @@ def describe(plan: Plan, source: ModelSource, settings: Settings) -> dict[str, A
         "placement": settings.placement,
         "max_seq_len": storage.max_seq_len,
         "vocab_size": config.vocab_size,
-        "eos_token_ids": list(config.eos_token_id),
+        "eos_token_ids": sorted({*config.eos_token_id, *source.generation.stops}),
+        "sampling": source.generation.defaults,
         "weights": {
             "dtype": storage.weights,
             "source": source.origin,

@@ -1,7 +1,8 @@
-"""Writes an engine folder: kernel, tables, graph, placement, weights, tokenizer, and the manifest last."""
+"""Writes an engine folder: kernel, tables, graph, placement, weights, tokenizer, chat templates, the manifest last."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from tilecompile.engine.plan import Plan
 from tilecompile.engine.stages import Stages
 from tilecompile.engine.weights import pack_pools, pack_text
 from tilecompile.options import Settings
+from tilecompile.runtime.chat import CHAT
 from tilecompile.runtime.folder.contract import contract
 from tilecompile.runtime.folder.manifest import TOKENIZER, write_manifest
 from tilecompile.sources import ModelSource
@@ -39,6 +41,8 @@ def write_engine(
         np.save(folder / "tables" / f"{name}.npy", table, allow_pickle=False)
     if source.tokenizer:
         shutil.copyfile(source.tokenizer, folder / TOKENIZER)
+    if source.chat:
+        (folder / CHAT).write_text(json.dumps(source.chat, indent=1) + "\n")
     manifest["files"] = {}
     if source.weights is not None:
         manifest["files"] = stages.run("pack", pack_pools, plan, source.weights, folder, stages.advance)

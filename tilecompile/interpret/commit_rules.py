@@ -149,7 +149,7 @@ def _depth_of(asked: Asked, limits: Limits, program: Any, generated: int, newest
 def _feed_at(asked: Asked, limits: Limits, program: Any, position: int) -> Next:
     """A step that takes as many of the prompt's ids from a position on as its program, a follower of `program`, can."""
     left = asked.end - position
-    following = program["on_every" if asked.every_logit else "on_single" if left == 1 else "on_prompt"]
+    following = program["on_single" if left == 1 else "on_every" if asked.every_logit else "on_prompt"]
     tokens = min(left, limits.tokens(following))
     return _step_at(following, position, tokens, asked.every_logit or tokens == left)
 

@@ -22,8 +22,9 @@ from tilecompile.interpret.evaluate import Evaluator, one_thread
 from tilecompile.runtime.folder.manifest import read_manifest
 from tilecompile.runtime.folder.tables import launched_streams, load_tables
 from tilecompile.runtime.format import COMMIT_KIND, NEEDS_LOGITS, Reason
-from tilecompile.runtime.generate import check_ids, check_max_new
+from tilecompile.runtime.generate import check_ids
 from tilecompile.runtime.replay.buffers import Arrays, find_operator, numbers_of, read_buffers, writes
+from tilecompile.runtime.sampling import SamplingParams
 
 Order = Literal["program"] | int
 """Order of execution: that of the operators in the program, or a seed of random legal orders."""
@@ -75,7 +76,7 @@ class Interpreter:
 
         Rounds of speculation draft `drafts` tokens.
         """
-        self._request(self._ids(prompt), check_max_new(max_new_tokens), logits=False, drafts=drafts)
+        self._request(self._ids(prompt), SamplingParams(max_new_tokens).max_new, logits=False, drafts=drafts)
         return self._tokens
 
     def buffers(self) -> Arrays:

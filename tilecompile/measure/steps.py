@@ -20,8 +20,8 @@ from tilecompile.runtime.engine import Engine
 from tilecompile.runtime.errors import InputError
 from tilecompile.runtime.folder.tables import Tables
 from tilecompile.runtime.format import ARENAS, DTYPES
-from tilecompile.runtime.generate import Run
 from tilecompile.runtime.kernel import Resident
+from tilecompile.runtime.run import Ask, Run
 
 STALL_MS = 1000
 
@@ -35,7 +35,8 @@ class Timed:
 
 
 def fill_caches(engine: Engine, seed: int = 0) -> None:
-    """Fills all attention caches with standard normal numbers."""
+    """Fills all attention caches with standard normal numbers; they hold no ids afterwards."""
+    engine.reset()
     random = np.random.default_rng(seed)
     for buffer in engine.tables["buffers"]:
         if ARENAS[buffer["arena"]] != "cache":
@@ -65,14 +66,9 @@ def time_steps(engine: Engine, kernel: Resident, contexts: range) -> Timed:
 
     `kernel` is one of `kernel_for_steps` or `another_kernel`. EngineStalled as in `Engine.generate`.
     """
-    ids = np.array([contexts.start % engine.manifest.vocab_size], np.int32)
-    with Run(
-        kernel,
-        lambda k: stalled(engine.manifest, engine.tables, k),
-        ids,
-        max_new=len(contexts) + 1,
-        position=contexts.start - 2,
-    ) as run:
+    ids = np.full(contexts.start - 1, contexts.start % engine.manifest.vocab_size, np.int32)
+    ask = Ask(ids, contexts.start - 2, len(contexts) + 1)
+    with Run(kernel, lambda k: stalled(engine.manifest, engine.tables, k), ask) as run:
         run.wait(0)
         run.wait(len(contexts))
     settle(engine, kernel)
@@ -99,9 +95,10 @@ def another_kernel(
 ) -> Iterator[Kernel]:
     """Launches a second kernel over the engine's memory, with other code, tables or memory, and closes it at the end.
 
-    It ends no request at a stop id, and nothing checks its tables. The engine must be idle meanwhile, and what its
-    caches hold is then the other kernel's.
+    It ends no request at a stop id, and nothing checks its tables. The engine must be idle meanwhile, and its caches
+    hold nothing of its own afterwards.
     """
+    engine.reset()
     kernel = launch_kernel(
         library or engine.cpu.library,
         engine.manifest,

@@ -55,7 +55,7 @@ TC_RULE Next step_at(uint32_t program, uint32_t position, uint32_t tokens, bool 
 // A step that takes as many of the prompt's ids from a position on as its program can; `from` says which that is.
 TC_RULE Next feed_at(const Asked& asked, const Limits& limits, const StepProgram& from, uint32_t position) {
   const uint32_t left = asked.position + asked.count - position;
-  const uint32_t program = asked.every_logit ? from.on_every : left == 1 ? from.on_single : from.on_prompt;
+  const uint32_t program = left == 1 ? from.on_single : asked.every_logit ? from.on_every : from.on_prompt;
   const uint32_t most = limits.programs[program].tokens, tokens = left < most ? left : most;
   return step_at(program, position, tokens, asked.every_logit || tokens == left);  // what follows is up to the model
 }
@@ -132,6 +132,11 @@ TC_RULE Next decide(const Step& step, const Asked& asked, const Limits& limits, 
   next.row = row;
   next.taken = taken;
   return next;
+}
+
+// Whether a step goes on with what the MTP layer's caches hold, `extended` positions: then they hold its positions too.
+TC_RULE bool extends(const Limits& limits, const Step& step, uint32_t extended) {
+  return step.program == limits.programs[step.program].on_taken && step.position <= extended;
 }
 
 // Writes the record of a step: run `run` of its program, number `sequence` of all steps.

@@ -123,7 +123,7 @@ static std::string check(const Ask& ask, const Answer& answer) {
   const uint32_t end = ask.position + ask.count;
   uint32_t fed = 0, reason = 0, position = ask.position;
   const auto feeding = [&](uint32_t from) {
-    return ask.logits ? programs[from].on_every : end - position == 1 ? programs[from].on_single : programs[from].on_prompt;
+    return end - position == 1 ? programs[from].on_single : ask.logits ? programs[from].on_every : programs[from].on_prompt;
   };
   uint32_t p = feeding(l.first_program);
   const auto in = [&](uint64_t at) -> uint32_t& { return InTwin{program->instructions[0]}.at(at); };

@@ -27,6 +27,7 @@ struct Engine {
   std::vector<int32_t> prompt, tokens;
   int32_t drafts[MAX_DRAFTS] = {};  // of the round
   uint32_t drafted = 0;
+  std::atomic<uint32_t> extended{0};
   std::atomic<uint32_t> program_steps[MAX_PROGRAMS] = {}, proposed[MAX_DRAFTS] = {}, accepted[MAX_DRAFTS] = {};
   std::atomic<uint64_t> step_count{0};
   uint32_t launches = 0;
@@ -130,6 +131,7 @@ struct Engine {
         s, now, limits(), [&](uint32_t row) { return sampled[row]; }, [&](uint32_t i) { return drafts[i]; },
         [&](uint32_t i) { return table<int32_t>(launch.stops)[i]; });
     count(program_steps[s.program]);
+    if (extends(limits(), s, extended.load(std::memory_order_relaxed))) extended.store(s.context, std::memory_order_relaxed);
     if (next.drafted > drafted) drafts[drafted] = sampled[next.row];
     drafted = next.drafted;
     if (next.taken) {

@@ -77,6 +77,7 @@ struct Controller {
     c.request = request;
     c.running = 1;
     c.generated = c.drafted = 0;
+    count_to(status().extended, c.extended = c.mail.position);
     TC_ROLLED for (int p = 0; p < int(MAX_PROGRAMS); ++p) count_to(status().program_steps[p], c.program_steps[p] = 0);
     TC_ROLLED for (int d = 0; d < int(MAX_DRAFTS); ++d) {
       count_to(status().proposed[d], c.proposed[d] = 0);
@@ -110,6 +111,7 @@ struct Controller {
     const bool drafts = c.programs[s.program].drafts;
     if (!drafts) store_relaxed_sys(&status().fed, fed_of(now, s.context));
     count_to(status().program_steps[s.program], ++c.program_steps[s.program]);
+    if (extends(limits(), s, c.extended)) count_to(status().extended, c.extended = s.context);
     TC_ROLLED for (uint32_t d = 0; !drafts && next.taken && d < now.drafted; ++d) {
       count_to(status().proposed[d], ++c.proposed[d]);
       if (d + 1 < next.taken) count_to(status().accepted[d], ++c.accepted[d]);

@@ -17,7 +17,7 @@ static_assert(sizeof(Board) == BOARD_BYTES && offsetof(Board, leave) == LEAVE_OF
 
 // The controller's own state.
 struct Control {
-  uint32_t request, running, generated, drafted, sequence, steps;
+  uint32_t request, running, generated, drafted, extended, sequence, steps;
   uint32_t program_steps[MAX_PROGRAMS], proposed[MAX_DRAFTS], accepted[MAX_DRAFTS];  // as in Status
   uint32_t runs[MAX_PROGRAMS];  // of each program
   StepProgram programs[MAX_PROGRAMS];

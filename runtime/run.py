@@ -30,10 +30,11 @@ class Stats:
 
     `finish` says why it ended: "stop" (a stop id), "length" (max_new_tokens), "context" (max_seq_len reached) or
     "aborted". `cached_tokens` are those of the prompt that were in the caches already, `steps` counts the steps, those
-    of the rest of the prompt included, `program_steps` those of each step program by number. `accepted_length` is the
-    number of tokens that a round of speculation gave on average, 0 without one, and `acceptance` by depth the fraction
-    of the drafts that were accepted; a draft behind a rejected one counts as rejected. `ms_per_step` is the time from the first generated token to the end over the
-    steps in between; of a request with one token, the time to it over all steps.
+    of the rest of the prompt included, and `program_steps` those of each step program by number. `accepted_length` is
+    the number of tokens that a round of speculation gave on average, 0 without one, and `acceptance` by depth the
+    fraction of the drafts that were accepted; a draft behind a rejected one counts as rejected. `ms_per_step` is the
+    time from the first generated token to the end over the steps in between; of a request with one token, the time to
+    it over all steps.
     """
 
     prompt_tokens: int

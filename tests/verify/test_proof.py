@@ -219,7 +219,7 @@ def test_verify_states_what_it_has_proved(tiny: Path) -> None:
     assert about["edges"] == sum(p["edges"] for p in manifest["programs"]) > 0
     assert about["checks"] > about["edges"]
     assert about["files"] == len(manifest["files"])
-    assert [p["name"] for p in about["programs"]] == ["decode", "draft"]
+    assert [p["name"] for p in about["programs"]] == ["decode", "verify", "prefill", "extend", "draft"]
     assert all(name.startswith("model.layers.2.") for name in about["programs"][0]["not_read"])
     assert about["seconds"] >= about["proof_seconds"] > 0
     code, out, err = run(str(tiny))

@@ -36,6 +36,7 @@ from __future__ import annotations
 
 from tilecompile.runtime.format.block import (
     BLOCK,
+    BODY_TOKENS,
     FILL,
     FILL_THREADS,
     LEAST_SLOTS,
@@ -127,6 +128,7 @@ __all__ = [
     "ARENAS",
     "BLOCK",
     "BOARD_BYTES",
+    "BODY_TOKENS",
     "BUFFER",
     "COMMIT_KIND",
     "CONDITIONAL",

@@ -23,7 +23,7 @@ CONSTANTS = {
     **dict.fromkeys(("REMOTE", "BOARD_BYTES", "LEAVE_OFFSET"), "uint32_t"),
     **dict.fromkeys(("FILL_BF16", "FILL_F32", "FILL_E4M3"), "uint32_t"),
     "COMMIT_KIND": "uint16_t",
-    **dict.fromkeys(("MAX_TOKENS", "MAX_PROGRAMS", "KEY_WORDS", "INTERVAL_BITS", "SCORE_KEYS"), "int"),
+    **dict.fromkeys(("MAX_TOKENS", "BODY_TOKENS", "MAX_PROGRAMS", "KEY_WORDS", "INTERVAL_BITS", "SCORE_KEYS"), "int"),
     **dict.fromkeys(("PREFETCH_BYTES", "PANEL", "SCALE_BLOCK", "FRAGMENT_BYTES", "RESIDUES", "PARTIAL_BYTES"), "int"),
 }
 """The constants that C has too, and their types there."""

@@ -20,7 +20,7 @@ FORMAT = "runtime/format/"
 """What may define the constants: Python here, and what C is generated from it."""
 
 OWNED = {
-    *("NONE", "FORMAT_VERSION", "COMMIT_KIND", "MAX_TOKENS", "MAX_PROGRAMS", "READ", "WRITE"),
+    *("NONE", "FORMAT_VERSION", "COMMIT_KIND", "MAX_TOKENS", "BODY_TOKENS", "MAX_PROGRAMS", "READ", "WRITE"),
     *("PREDICATED", "CONDITIONAL", "NEEDS_LOGITS", "REMOTE"),
     *("IDLE", "RUNNING", "STALLED", "CLOSED"),
     *("NO_REASON", "STOP_ID", "MAX_NEW", "CONTEXT_FULL", "ABORTED", "BAD_ID", "PROMPT_IDS", "SAMPLED_IDS"),

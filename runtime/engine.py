@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from tilecompile.runtime import scoring
+from tilecompile.runtime import scoring, snapshot
 from tilecompile.runtime.chat import Messages
 from tilecompile.runtime.folder.operators import read_operators
 from tilecompile.runtime.generate import Output, TokenStream
@@ -141,6 +142,31 @@ class Engine(LoadedEngine):
     def reset(self) -> None:
         """Makes the next request compute all of its prompt, as on an engine just loaded. EngineBusy if one runs."""
         self._requests.held(self._forget)
+
+    def save_cache(self, path: str | Path) -> int:
+        """Writes what the caches hold to a file, for `load_cache`; returns how many positions that is.
+
+        A file that is there is replaced as a whole or not at all. InputError if it can't be written or there is nothing
+        to save, EngineBusy if a request runs.
+        """
+        requests = self._requests
+        return requests.held(lambda: snapshot.save(path, self.manifest, self.tables, self.backend, requests.cached))
+
+    def load_cache(self, path: str | Path) -> int:
+        """Puts into the caches what `save_cache` of the same engine wrote; returns how many positions that is.
+
+        The same engine is one with the same tables, kernel and weights, however its folder is called. InputError for
+        any other file, or one that is damaged; then the caches hold what they did before. EngineBusy if a request runs.
+        """
+
+        def work() -> int:
+            found = snapshot.Snapshot(path, self.manifest, self.tables, self.backend)
+            self._forget()
+            found.restore()
+            self._requests.cached = found.cached
+            return len(found.cached.ids)
+
+        return self._requests.held(work)
 
     @property
     def cached(self) -> list[int]:

@@ -154,7 +154,7 @@ TILE = Record(
 
 OPERATOR = Record(
     "TaskOperator",
-    88,
+    108,
     (
         Field("program", "u4", "step program that it belongs to"),
         Field("device", "u4", "device whose workers run its tasks"),
@@ -167,6 +167,7 @@ OPERATOR = Record(
         Field("second", "u4", "tensor whose panels alternate with it, or NONE"),
         Field("tile", "i4", "tile coordinates of all its tasks, where they don't bound what a task touches", 4),
         Field("at", "u4", "coordinates that runs are bounded by, or NONE: slot of the first, matrices, rows", 5),
+        Field("by", "i4", "what each is multiplied by", 5),
         Field("add", "i4", "what is added to each; the next run is of the next slot", 5),
     ),
 )
@@ -195,13 +196,14 @@ VIEW = Record(
 
 ACCESS = Record(
     "TaskAccess",
-    80,
+    112,
     (
         Field("operand", "u4", "number of the operand"),
         Field("mode", "u4", "0: read, 1: write"),
         Field("item", "u4", "the region is of this element of the range in dimension 1 alone, if any, or NONE"),
         Field("reserved", "u4", "reserved, zero"),
         Field("at", "u4", "coordinates that bound a box of the view, or NONE: begin and end of each dimension", 8),
+        Field("by", "i4", "what each is multiplied by", 8),
         Field("add", "i4", "what is added to each", 8),
     ),
 )

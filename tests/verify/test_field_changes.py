@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,7 +40,9 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Get:
 
     def get(name: str) -> Subject:
         if name not in known:
-            known[name] = Subject.compiled(TINY_CHECKPOINT, tmp_path_factory.mktemp("engine") / "engine", **ENGINES[name])
+            known[name] = Subject.compiled(
+                TINY_CHECKPOINT, tmp_path_factory.mktemp("engine") / "engine", **ENGINES[name]
+            )
         return known[name]
 
     return get

@@ -1,7 +1,7 @@
 """bodies: what the tasks of an operator touch and stream, stated by their tile coordinates; a part of `schedule`.
 
-A body sees its tile's coordinates, its operands and its weight runs, and nothing else. So the bounds of what it touches
-are coordinates of the tile, each plus a constant, or constants alone; the proof makes every region from these
+A body sees its tile's coordinates, its operands and its weight runs, and nothing else. So a bound of what it touches is
+a constant, or a coordinate of the tile times a constant plus another; the proof makes every region from these
 statements again (`verify/bodies.py`). An op whose tiling rule has other bounds must put them among the coordinates.
 """
 
@@ -20,8 +20,8 @@ from tilecompile.passes.table_builder import TableBuilder
 from tilecompile.passes.tile import items_of
 from tilecompile.runtime import format as fmt
 
-Stated = tuple[int, int]
-"""A bound: the coordinate that it follows, or NONE, and what is added to it."""
+Stated = tuple[int, int, int]
+"""A bound: the coordinate that it follows, or NONE, what that is multiplied by, and what is added."""
 
 DIMS = 4
 """Most dimensions of a view that is stated, as `View` and `Access` of `runtime/format` have it."""
@@ -48,8 +48,8 @@ class Bodies:
         accesses = self._accesses(grid)
         runs = _runs(grid)
         names = tiling.weights[0][0][0].tensors if runs else ()
-        streams = [(fmt.NONE, 0)] * 5 if not runs else _streams(grid)
-        followed = {at for *_, bounds in accesses for at, _ in bounds} | {at for at, _ in streams}
+        streams = [(fmt.NONE, 0, 0)] * 5 if not runs else _streams(grid)
+        followed = {at for *_, bounds in accesses for at, *_ in bounds} | {at for at, *_ in streams}
         weight, second = (*(layout.weights[name] for name in names), fmt.NONE, fmt.NONE)[:2]
         views = tuple(_view(view, arena) for view, arena in zip(node.operands, arenas, strict=True))
         self.tables["operators"].append(
@@ -63,8 +63,7 @@ class Bodies:
             weight=weight,
             second=second,
             tile=tuple(0 if k in followed else _constant(grid, k) for k in range(4)),
-            at=tuple(at for at, _ in streams),
-            add=tuple(add for _, add in streams),
+            **_columns(streams),
         )
 
     def _accesses(self, grid: TaskGrid) -> _Accesses:
@@ -83,12 +82,16 @@ class Bodies:
             for dtype, arena, rows, stride in views:
                 tables["views"].append(dtype=dtype, arena=arena, rows=rows, stride=stride)
             for operand, mode, item, bounds in accesses:
-                at, add = (tuple(b[i] for b in bounds) for i in (0, 1))
-                tables["accesses"].append(operand=operand, mode=mode, item=item, at=at, add=add)
+                tables["accesses"].append(operand=operand, mode=mode, item=item, **_columns(bounds))
             self._known[views, accesses] = tables["bodies"].append(
                 view_begin=begin, view_count=len(views), access_begin=first, access_count=len(accesses)
             )
         return self._known[views, accesses]
+
+
+def _columns(bounds: Sequence[Stated]) -> dict[str, tuple[int, ...]]:
+    """The fields of a row that state its bounds."""
+    return dict(zip(("at", "by", "add"), zip(*bounds, strict=True), strict=True))
 
 
 def _view(view: View, arena: str) -> tuple[int, int, int, tuple[int, ...]]:
@@ -102,22 +105,27 @@ def _box(grid: TaskGrid, access: Access) -> tuple[Stated, ...]:
         raise TraitError(f"tile op {grid.node.op} has an operand of {len(access.box)} dimensions, want at most {DIMS}")
     what = f"operand {access.operand}"
     bounds = [_bound(grid, bound, what) for ends in access.box for bound in ends]
-    return (*bounds, *(((fmt.NONE, 0), (fmt.NONE, 1)) * (DIMS - len(access.box)))[: 2 * DIMS - len(bounds)])
+    return (*bounds, *((fmt.NONE, 0, 0), (fmt.NONE, 0, 1)) * (DIMS - len(access.box)))
 
 
 def _bound(grid: TaskGrid, bound: Bound | Ints, what: str) -> Stated:
-    """A bound of all tasks as a coordinate plus a constant, or as a constant."""
+    """A bound of all tasks as a constant, or by a coordinate: best of all it is one."""
     values = np.broadcast_to(np.asarray(bound, np.int64), (grid.tasks,))
     if (values == values[0]).all():
-        return fmt.NONE, int(values[0])
-    rest = values[:, None] - grid.tiling.coords  # from each coordinate; best of all nothing
-    same = np.flatnonzero((rest == rest[0]).all(axis=0))
-    if len(same):
-        k = min(same.tolist(), key=lambda k: abs(int(rest[0, k])))
-        return k, int(rest[0, k])
-    raise TraitError(
-        f"tile op {grid.node.op} bounds {what} by {values.tolist()[:4]}…, want a tile coordinate plus a constant"
-    )
+        return fmt.NONE, 0, int(values[0])
+    found = []
+    other = int(np.flatnonzero(values != values[0])[0])
+    for k, coordinate in enumerate(grid.tiling.coords.T.astype(np.int64)):
+        if coordinate[other] != coordinate[0]:
+            by = int(values[other] - values[0]) // int(coordinate[other] - coordinate[0])
+            rest = values - by * coordinate
+            if (rest == rest[0]).all():
+                found.append((abs(by - 1), abs(int(rest[0])), (k, by, int(rest[0]))))
+    if found:
+        return min(found)[2]
+    some = ", ".join(map(str, values[:4]))
+    want = "want a constant, or a tile coordinate times a constant plus another"
+    raise TraitError(f"tile op {grid.node.op} bounds {what} by {some}, …, {want}")
 
 
 def _constant(grid: TaskGrid, k: int) -> int:

@@ -96,4 +96,3 @@ def _whole_tensor(graph: OpGraph, node: OpNode, tiling: Tiling, layout: str) -> 
         )
 
     return replace(tiling, weights=tuple(tuple((shifted(t), s) for t, s in task) for task in tiling.weights))
-

@@ -50,10 +50,9 @@ class Names:
 class Subject:
     """The tables of a proof.
 
-    `stream` is each instruction's stream and `program` its step program; `touched` are all regions that touch something,
-    `toucher` is each one's instruction; `regions` and `owner` are those but for reads of weights, which nothing writes.
-    Raises VerifyError for an index out of range and for instructions that
-    aren't in exactly one stream.
+    `stream` is each instruction's stream and `program` its step program; `touched` are all regions that touch
+    something, `toucher` is each one's instruction; `regions` and `owner` are those but for reads of weights, which
+    nothing writes. Raises VerifyError for an index out of range and for instructions that aren't in exactly one stream.
     """
 
     def __init__(self, tables: Tables, names: Names) -> None:

@@ -37,7 +37,7 @@ def check_runs(s: Subject) -> None:
     run = s.t["tape"][rows]
     place = expanded(0, ins["tape_count"])
     of, tile = operator[owner], tiles[run["tile"]]
-    bounds = _bounds(ins["tile"][owner], of["at"], of["add"])
+    bounds = _bounds(ins["tile"][owner], of)
     wrong = (tile["tensor"] != of["weight"]) | (tile["second"] != of["second"]) | (run["slot"] != bounds[0] + place)
     for k, field in enumerate(("begin", "end", "row_begin", "row_end"), 1):
         wrong |= tile[field] != bounds[k]
@@ -146,11 +146,11 @@ def _matrix(arena: int, dtype: int, rows: int, cols: int) -> str:
     return f"{words[0]} {words[1]} [{rows}, {cols}]"
 
 
-def _bounds(tile: Ints, at: Any, add: Any) -> list[Ints]:
-    """The values of bounds, [rows] each, of rows with tile coordinates [rows, 4]."""
+def _bounds(tile: Ints, rows: Any) -> list[Ints]:
+    """The values of the bounds that rows state, [rows] each; `tile` has the coordinates, [rows, 4]."""
     coordinates = np.concatenate([tile, np.zeros((len(tile), 1), tile.dtype)], axis=1).astype(np.int64)
-    row = np.arange(len(tile))
-    return [coordinates[row, np.minimum(at[:, k], 4)] + add[:, k] for k in range(at.shape[1])]
+    row, at = np.arange(len(tile)), np.minimum(rows["at"], 4)
+    return [coordinates[row, at[:, k]] * rows["by"][:, k] + rows["add"][:, k] for k in range(at.shape[1])]
 
 
 def _regions(s: Subject) -> int:
@@ -164,7 +164,7 @@ def _regions(s: Subject) -> int:
     view = s.t["views"][body["view_begin"][owner] + access["operand"]]
     operand = s.t["operands"][ins["operand_begin"][owner].astype(np.int64) + access["operand"]]
     element = np.array([fmt.DTYPE_BYTES[name] for name in fmt.DTYPES])[view["dtype"]]
-    bounds = _bounds(ins["tile"][owner], access["at"], access["add"])
+    bounds = _bounds(ins["tile"][owner], access)
     there = np.ones(len(found), bool)
     item = np.flatnonzero(access["item"] != fmt.NONE)
     one = bounds[2][item] + access["item"][item]
@@ -231,4 +231,3 @@ def check_placement(s: Subject) -> None:
         raise VerifyError(f"{s.name(i)} prefetches tape entry {prefetch[i]} of {len(s.t['tape'])}")
     for w in np.flatnonzero(s.t["weights"]["programs"].astype(np.int64) >> s.programs)[:1].tolist():
         raise VerifyError(f"{s.weight(w)} is streamed by programs beyond the {s.programs} that there are")
-

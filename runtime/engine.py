@@ -2,58 +2,30 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
-from types import EllipsisType, TracebackType
-from typing import Any, Self
+from pathlib import Path
+from types import EllipsisType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from tilecompile.runtime import scoring
-from tilecompile.runtime.backend import Backend
-from tilecompile.runtime.cached import Cached
-from tilecompile.runtime.chat import CHAT, ChatTemplates, Messages
-from tilecompile.runtime.cpu.backend import CpuBackend
-from tilecompile.runtime.errors import EngineError, InputError
-from tilecompile.runtime.folder.files import read_bytes
-from tilecompile.runtime.folder.manifest import Manifest
+from tilecompile.runtime import scoring, snapshot
+from tilecompile.runtime.chat import Messages
+from tilecompile.runtime.errors import InputError
 from tilecompile.runtime.folder.operators import read_operators
-from tilecompile.runtime.folder.tables import Tables
-from tilecompile.runtime.format import ARENAS
-from tilecompile.runtime.generate import Output, TokenStream, check_ids
-from tilecompile.runtime.kernel import Resident
+from tilecompile.runtime.generate import Output, TokenStream
+from tilecompile.runtime.loaded import LoadedEngine, Prompt
 from tilecompile.runtime.replay.buffers import Arrays, check_kept, find_operator, numbers_of, read_buffers, writes
 from tilecompile.runtime.replay.selections import Selections
-from tilecompile.runtime.requests import Requests
 from tilecompile.runtime.run import Ask
 from tilecompile.runtime.sampling import GREEDY, SamplingParams, params_of
-from tilecompile.runtime.text import Text
+from tilecompile.runtime.stops import ShownText
 
-Prompt = str | Iterable[int]
-
-
-@dataclass(frozen=True)
-class EngineStats:
-    """Counts over the engine's life. `launches` is 1 unless the kernel stalled and was launched again.
-
-    Of the `prompt_tokens` of all requests, `cached_tokens` were in the caches already.
-    """
-
-    launches: int
-    steps: int
-    requests: int
-    prompt_tokens: int
-    cached_tokens: int
-    tokens: int
-    threads: int
-    load_ms: float
+if TYPE_CHECKING:
+    from tilecompile.runtime.asynchronous import AsyncTokenStream
 
 
-class Engine:
+class Engine(LoadedEngine):
     """A loaded engine, with its kernel resident until `close`. Use it as a context manager. Made by `load`.
 
     One request runs at a time; a second one, from whatever thread, is refused with EngineBusy, or with `wait=True`
@@ -64,82 +36,6 @@ class Engine:
     compute all of it, for measurements.
     """
 
-    def __init__(self, manifest: Manifest, tables: Tables, backend: Backend, begin: float) -> None:
-        self.manifest, self.tables, self.backend = manifest, tables, backend
-        self._stops = frozenset(manifest.eos_token_ids)
-        self._text: Text | None = None
-        try:
-            # Parsing waits until text is needed; the folder may have been replaced by then.
-            self._tokenizer = read_bytes(manifest.tokenizer) if manifest.tokenizer else None
-            self._chat = read_bytes(manifest.file(CHAT)) if CHAT in manifest.data["files"] else None
-            self._requests = Requests(manifest, tables, backend)
-        except BaseException:
-            backend.close()
-            raise
-        self._load_ms = 1e3 * (time.perf_counter() - begin)
-
-    @property
-    def threads(self) -> int:
-        """Host threads that run the kernel; 0 on GPUs."""
-        return self.backend.threads
-
-    @property
-    def cpu(self) -> CpuBackend:
-        """The kernel's library and memory. EngineError if the engine is for GPUs."""
-        if not isinstance(self.backend, CpuBackend):
-            raise EngineError(f"{self.manifest.folder}: the engine is for GPUs, and this is for CPU engines")
-        return self.backend
-
-    @property
-    def text(self) -> Text | None:
-        """The engine's tokenizer, or None."""
-        if self._text is None and self.manifest.tokenizer and self._tokenizer is not None:
-            self._text = Text(self.manifest.tokenizer, self._tokenizer)
-            self._tokenizer = None
-        return self._text
-
-    @cached_property
-    def templates(self) -> ChatTemplates:
-        """The model's chat templates. InputError in an engine without any."""
-        if self._chat is None:
-            raise InputError(f"{self.manifest.folder}: the engine has no chat template; give a prompt instead")
-        return ChatTemplates(self.manifest.file(CHAT), self._chat)
-
-    def chat_prompt(self, messages: Messages, **template: Any) -> list[int]:
-        """The ids of messages, each with `role` and `content`, in the model's chat template, up to the answer's begin.
-
-        `template` are arguments of `ChatTemplates.render`: tools, documents, variables of the template. The template
-        writes all special tokens itself. InputError for what can't be rendered.
-        """
-        shown = self.templates.render(messages, **template)
-        if self.text is None:
-            raise InputError(f"{self.manifest.folder}: the engine has no tokenizer; give token ids instead of text")
-        return self.text.encode(shown, special=False)
-
-    @property
-    def stats(self) -> EngineStats:
-        """Counts over the engine's life, up to the last token that the host has seen."""
-        done = self._requests
-        return EngineStats(
-            done.launches.launches,
-            done.launches.steps,
-            done.requests,
-            done.prompt_tokens,
-            done.cached_tokens,
-            done.tokens,
-            self.threads,
-            self._load_ms,
-        )
-
-    def _ids(self, prompt: Prompt) -> npt.NDArray[np.int32]:
-        if isinstance(prompt, (bytes, bytearray)):
-            raise InputError("prompt is bytes, want text or a sequence of token ids")
-        if isinstance(prompt, str):
-            if self.text is None:
-                raise InputError(f"{self.manifest.folder}: the engine has no tokenizer; give token ids instead of text")
-            prompt = self.text.encode(prompt) if prompt else []
-        return check_ids(prompt, self.manifest.vocab_size, self.manifest.max_seq_len)
-
     def generate(
         self,
         prompt: Prompt,
@@ -148,14 +44,16 @@ class Engine:
         max_new_tokens: int | EllipsisType | None = ...,
         wait: bool = False,
     ) -> Output:
-        """Generates from a text or token ids, until a stop id, `max_new_tokens` or a full context.
+        """Generates from a text or token ids, until a stop id or text, `max_new_tokens` or a full context.
 
-        `params` say how tokens are chosen; a number or None is their `max_new_tokens`. The stop id is in
-        `Output.tokens`, not in `Output.text`. An exception (Ctrl-C included) aborts the request within one step and
-        leaves the engine usable. While another request runs: EngineBusy, or with `wait` this one begins after those
-        that came before it.
+        `params` say how tokens are chosen; a number or None is their `max_new_tokens`. `Output.tokens` has what ended
+        it, a stop id or the tokens of a stop text; `Output.text` has not. An exception (Ctrl-C included) aborts the
+        request within one step and leaves the engine usable. While another request runs: EngineBusy, or with `wait`
+        this one begins after those that came before it.
         """
         asked = params_of(params, max_new_tokens).resolved(self.manifest)
+        if asked.stop:
+            return self._streamed(prompt, asked, wait).output()
         ids, max_new, text = self._ids(prompt), asked.max_new, self.text
 
         def work() -> Output:
@@ -163,7 +61,7 @@ class Engine:
                 if run.wait(0):
                     run.wait(max_new)
                 tokens, stats = run.tokens(), run.stats()
-            shown = tokens[:-1] if tokens and tokens[-1] in self._stops else tokens
+            shown = tokens[:-1] if tokens and tokens[-1] in asked.stop_token_ids else tokens
             return Output(tokens, text.decode(shown) if text else None, stats)
 
         return self._requests.held(work, wait)
@@ -181,18 +79,64 @@ class Engine:
         The request starts with the first `next`, which `wait` is about. Closing or dropping the iterator aborts it
         within one step.
         """
-        asked = params_of(params, max_new_tokens).resolved(self.manifest)
+        return self._streamed(prompt, params_of(params, max_new_tokens).resolved(self.manifest), wait)
+
+    def _streamed(self, prompt: Prompt, asked: SamplingParams, wait: bool) -> TokenStream:
         ids, max_new, drafts = self._ids(prompt), asked.max_new, asked.depth(self.manifest)
-        pieces = self.text.pieces() if self.text else None
-        return TokenStream(lambda abort: self._requests.begin(ids, max_new, abort, wait, drafts), pieces, self._stops)
+        if asked.stop and self.text is None:
+            raise InputError(f"{self.manifest.folder}: the engine has no tokenizer, so it can't stop at texts")
+        text = ShownText(self.text.pieces(), asked) if self.text else None
+        return TokenStream(lambda abort: self._requests.begin(ids, max_new, abort, wait, drafts), text)
 
-    def chat(self, messages: Messages, max_new_tokens: int | None = 64, **template: Any) -> Output:
+    async def agenerate(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | int | None = GREEDY,
+        *,
+        max_new_tokens: int | EllipsisType | None = ...,
+        wait: bool = False,
+    ) -> Output:
+        """`generate` for asyncio. Cancelling it ends the request within one step."""
+        async with self.astream(prompt, params, max_new_tokens=max_new_tokens, wait=wait) as stream:
+            return await stream.output()
+
+    def astream(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | int | None = GREEDY,
+        *,
+        max_new_tokens: int | EllipsisType | None = ...,
+        wait: bool = False,
+    ) -> AsyncTokenStream:
+        """`stream` for asyncio: an iterator for `async for`. Cancelling who waits for it ends the request."""
+        from tilecompile.runtime.asynchronous import AsyncTokenStream  # asyncio takes time to load
+
+        stream = self.stream(prompt, params, max_new_tokens=max_new_tokens, wait=wait)
+        return AsyncTokenStream(stream, self.text is not None)
+
+    def chat(
+        self,
+        messages: Messages,
+        params: SamplingParams | int | None = GREEDY,
+        *,
+        max_new_tokens: int | EllipsisType | None = ...,
+        wait: bool = False,
+        **template: Any,
+    ) -> Output:
         """The answer to messages, generated as by `generate` from their `chat_prompt`."""
-        return self.generate(self.chat_prompt(messages, **template), max_new_tokens)
+        return self.generate(self.chat_prompt(messages, **template), params, max_new_tokens=max_new_tokens, wait=wait)
 
-    def stream_chat(self, messages: Messages, max_new_tokens: int | None = 64, **template: Any) -> TokenStream:
+    def stream_chat(
+        self,
+        messages: Messages,
+        params: SamplingParams | int | None = GREEDY,
+        *,
+        max_new_tokens: int | EllipsisType | None = ...,
+        wait: bool = False,
+        **template: Any,
+    ) -> TokenStream:
         """The answer to messages as it comes, as by `stream` from their `chat_prompt`."""
-        return self.stream(self.chat_prompt(messages, **template), max_new_tokens)
+        return self.stream(self.chat_prompt(messages, **template), params, max_new_tokens=max_new_tokens, wait=wait)
 
     def score(
         self, ids: Prompt, start: int = 0, selections: Selections | None = None, wait: bool = False
@@ -223,31 +167,36 @@ class Engine:
         """Makes the next request compute all of its prompt, as on an engine just loaded. EngineBusy if one runs."""
         self._requests.held(self._forget)
 
-    def _forget(self) -> None:
-        self._requests.cached = Cached()
+    def save_cache(self, path: str | Path) -> int:
+        """Writes what the caches hold to a file, for `load_cache`; returns how many positions that is.
+
+        A file that is there is replaced as a whole or not at all. InputError if it can't be written or there is nothing
+        to save, EngineBusy if a request runs.
+        """
+        requests = self._requests
+        return requests.held(lambda: snapshot.save(path, self.manifest, self.tables, self.backend, requests.cached))
+
+    def load_cache(self, path: str | Path) -> int:
+        """Puts into the caches what `save_cache` of the same engine wrote; returns how many positions that is.
+
+        The same engine is one with the same tables, kernel and weights, however its folder is called. InputError for
+        any other file, or one that is damaged; then the caches hold what they did before. EngineBusy if a request runs.
+        """
+
+        def work() -> int:
+            found = snapshot.Snapshot(path, self.manifest, self.tables, self.backend)
+            self._forget()
+            found.restore()
+            self._requests.cached = found.cached
+            return len(found.cached.ids)
+
+        return self._requests.held(work)
 
     @property
     def cached(self) -> list[int]:
         """The ids that the caches hold, from position 0 on; a request that runs counts what it took over only."""
         cached = self._requests.cached
         return [int(i) for i in cached.ids[: cached.own]]
-
-    def contents(self, buffer: int) -> npt.NDArray[np.uint8]:
-        """A copy of the bytes of a buffer, by its number; the engine must be idle."""
-        row = self.tables["buffers"][buffer]
-        begin = int(row["offset"])
-        return self.backend.read(int(row["device"]), ARENAS[int(row["arena"])], begin, begin + int(row["bytes"]))
-
-    @contextmanager
-    def beside(self, tables: Tables, extra: Sequence[int]) -> Iterator[Resident]:
-        """A kernel with other tables over the engine's caches and weights; see `Backend.launch`.
-
-        The engine must be idle meanwhile, and its caches hold nothing of their own afterwards. GPUs hold one kernel
-        only, so there the engine's own is launched again after.
-        """
-        self._forget()
-        with self._requests.launches.beside(tables, extra) as kernel:
-            yield kernel
 
     def buffers_after(self, ids: Prompt, operator: str | None = None) -> Arrays:
         """Feeds ids and returns copies of the buffers that an operator (OP@LAYER) writes, by tensor.
@@ -274,19 +223,3 @@ class Engine:
                 return read_buffers(self.manifest, self.tables, numbers, self.backend.read)
 
         return self._requests.held(work)
-
-    def close(self) -> None:
-        """Ends the kernel's threads and frees its memory. Requests of other threads end with EngineError.
-
-        In a fork of the process that loaded the engine it only drops its references.
-        """
-        self._requests.launches.close()
-        self.tables = {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

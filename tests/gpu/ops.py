@@ -91,7 +91,7 @@ def run_trial(card: Any, kernel: Any, kind: int, trial: Trial) -> Json:
         rows.append((i, begin, len(runs), 0))
         instructions[i]["kind"], instructions[i]["tile"] = kind, tiling.coords[task]
     step = np.zeros(1, fmt.STEP.dtype)
-    step["sequence"], step["run"], step["flags"] = 1, 1, fmt.NEEDS_LOGITS
+    step["sequence"], step["run"], step["tokens"], step["flags"] = 1, 1, fmt.MAX_TOKENS, fmt.NEEDS_LOGITS
     failed = put(np.zeros(4, np.uint32))
     launch = record(
         TASK_LAUNCH,

@@ -25,7 +25,7 @@ OWNED = {
         "FORMAT_VERSION",
         "COMMIT_KIND",
         "MAX_TOKENS",
-        "GPU_TOKENS",
+        "BODY_TOKENS",
         "MAX_PROGRAMS",
         "MAX_DRAFTS",
         "READ",
@@ -36,6 +36,7 @@ OWNED = {
     *("NO_REASON", "STOP_ID", "MAX_NEW", "CONTEXT_FULL", "ABORTED", "BAD_ID"),
     *("PANEL", "SCALE_BLOCK", "FRAGMENT_BYTES", "FRAGMENT_COLS_BF16", "FRAGMENT_COLS_FP8", "RESIDUES"),
     *("PARTIAL_BYTES", "PREFETCH_BYTES", "KEY_WORDS", "INTERVAL_BITS", "SCORE_KEYS"),
+    *("COUNTED", "BIASED", "NOT_FINITE_ID", "NOTHING_ALLOWED_ID"),
     *("BOARD_BYTES", "LEAVE_OFFSET", "FILL_BF16", "FILL_F32", "FILL_E4M3"),
 }
 """The constants of all targets that C and Python share."""

@@ -14,6 +14,7 @@ import torch
 
 import tilecompile.ops  # noqa: F401  (registers the ops)
 from support.opharness import as_view, poison
+from support.partial_steps import Step, first
 from tilecompile.ir.node import OpNode, View
 from tilecompile.ir.tiling import Tiling, WeightTile
 from tilecompile.ops.base import REGISTRY, reference_values
@@ -39,7 +40,9 @@ def library(source: str) -> ctypes.CDLL:
         path.write_text(source)
         command = [find_compiler(), "-std=c++20", "-Og", "-mf16c", "-mfma", "-ffp-contract=off", "-shared", "-fPIC"]
         subprocess.run([*command, "-o", str(path.with_suffix(".so")), str(path)], check=True)
-        return ctypes.CDLL(str(path.with_suffix(".so")))
+        made = ctypes.CDLL(str(path.with_suffix(".so")))
+    made.run.restype = ctypes.c_void_p
+    return made
 
 
 def build(kinds: list[GpuKind], panels: dict[int, int], change: tuple[str, str] = ("", "")) -> ctypes.CDLL:
@@ -96,16 +99,22 @@ class Bench:
                 self.values[name][m, slice(*rows), cols] = values.double()
         return data
 
-    def run(self, lib: ctypes.CDLL, kind: GpuKind, scratch_bytes: int, seed: int = 1) -> list[torch.Tensor]:
-        """Runs the tasks on poisoned outputs and scratch memory; returns the outputs."""
+    def run(
+        self, lib: ctypes.CDLL, kind: GpuKind, scratch_bytes: int, seed: int = 1, tokens: int | None = None
+    ) -> list[torch.Tensor]:
+        """Runs the tasks on poisoned outputs and scratch memory; returns the outputs.
+
+        With `tokens`, in a step of so many, and the outputs have the rows of these only.
+        """
         node = self.node
-        tensors = dict(self.case.tensors) | {v.tensor: poison(v) for v in node.outputs}
+        partly = None if tokens is None else Step(self.case, tokens)
+        tensors = partly.tensors if partly else dict(self.case.tensors) | {v.tensor: poison(v) for v in node.outputs}
         operands = np.array(
             [tensors[v.tensor].data_ptr() + v.offset * fmt.DTYPE_BYTES[v.dtype] for v in node.operands], np.uint64
         )
         experts = self.experts()
         step = np.zeros(1, fmt.STEP.dtype)
-        step["sequence"], step["flags"] = 1, fmt.NEEDS_LOGITS
+        step["sequence"], step["tokens"], step["flags"] = 1, tokens or fmt.MAX_TOKENS, fmt.NEEDS_LOGITS
         guard = 256
         for task in self.tasks:
             ins = np.zeros(1, fmt.INSTRUCTION.dtype)
@@ -121,18 +130,19 @@ class Bench:
             base = -scratch.ctypes.data % 1024
             pointers = [ctypes.c_void_p(a.ctypes.data) for a in (ins, step, operands, runs)]
             at = ctypes.c_void_p(scratch.ctypes.data + base)
-            lib.run(*pointers, len(data), at, ctypes.c_uint32(seed + task))
+            fault = lib.run(*pointers, len(data), at, ctypes.c_uint32(seed + task))
+            assert fault is None, f"{node.name} in a step of {tokens} tokens: fault at {fault:#x}"
             assert (scratch[base + scratch_bytes :] == 255).all(), f"{node.name} writes beyond its scratch memory"
-        return [tensors[v.tensor] for v in node.outputs]
+        return partly.outputs() if partly else [tensors[v.tensor] for v in node.outputs]
 
     def experts(self) -> list[int]:
         """The expert of each slot."""
         view = next((v for v in self.node.inputs if v.dtype == "i32"), None)
         return self.case.tensors[view.tensor].flatten().tolist() if view else []
 
-    def wanted(self) -> list[torch.Tensor]:
-        """The op's reference in float64, on the numbers that the tiles hold."""
-        node = self.node
+    def wanted(self, tokens: int | None = None) -> list[torch.Tensor]:
+        """The op's reference in float64, on the numbers that the tiles hold; with `tokens`, of so many."""
+        node = self.node if tokens is None else first(self.case, tokens).node
         wide = {n: t.double() if t.is_floating_point() else t for n, t in self.case.tensors.items()}
         inputs = [as_view(wide[v.tensor], v) for v in node.inputs]
         weights = [self.values[v.tensor][0] if len(v.shape) == 2 else self.values[v.tensor] for v in node.weights]

@@ -165,15 +165,16 @@ def call(
     tape: npt.NDArray[np.void],
     pool: int,
     scratch: int,
+    tokens: int = fmt.MAX_TOKENS,
 ) -> tuple[int | None, bool]:
-    """Runs one task on tensors at `addresses`.
+    """Runs one task on tensors at `addresses`, in a step of `tokens` tokens.
 
     Returns the address at which it faulted, and whether it left the note on what the scratch memory holds.
     """
     ins = np.zeros(1, fmt.INSTRUCTION.dtype)
     ins["kind"], ins["tile"] = kind.index, coords
     step = np.zeros(1, fmt.STEP.dtype)
-    step["sequence"], step["flags"] = 1, fmt.NEEDS_LOGITS
+    step["sequence"], step["tokens"], step["flags"] = 1, tokens, fmt.NEEDS_LOGITS
     operands = np.zeros(len(node.operands), fmt.OPERAND.dtype)
     for i, view in enumerate(node.operands):
         operands[i] = (i, 0, view.offset * fmt.DTYPE_BYTES[view.dtype])

@@ -48,6 +48,7 @@ struct Fibers {
   std::vector<char> stacks = std::vector<char>(STACK * CONSUMERS);
   bool begun[CONSUMERS], done[CONSUMERS];
   int current = 0;
+  uint32_t runs = 0;
   uint64_t moves = 0;  // what has happened: if a round of all fibers moves nothing, they wait for each other
   void (*body)(void*);
   void* argument;
@@ -78,8 +79,29 @@ inline void go_on(int which) {
   setcontext(&fibers.start[which]);
 }
 
+// A place where `count` threads meet.
+struct Meeting {
+  int count, here = 0;
+  uint64_t times = 0;
+  void meet() {
+    const uint64_t mine = times;
+    ++fibers.moves;
+    if (++here == count) {
+      here = 0;
+      ++times;
+    }
+    while (times == mine) yield();
+  }
+};
+
+inline Meeting all;
+inline std::vector<Meeting> warps;
+
 // Runs `body` on all threads, in an order of threads that `seed` chooses anew in every round; it lets warps wait, too.
 inline void run_threads(void (*body)(void*), void* argument, uint32_t seed) {
+  ++fibers.runs;  // one before may have ended in the middle
+  all = {CONSUMERS};
+  warps.assign(CONSUMER_WARPS, {LANES});
   fibers.body = body;
   fibers.argument = argument;
   for (int i = 0; i < CONSUMERS; ++i) {
@@ -112,24 +134,6 @@ inline void run_threads(void (*body)(void*), void* argument, uint32_t seed) {
   }
 }
 
-// A place where `count` threads meet.
-struct Meeting {
-  int count, here = 0;
-  uint64_t times = 0;
-  void meet() {
-    const uint64_t mine = times;
-    ++fibers.moves;
-    if (++here == count) {
-      here = 0;
-      ++times;
-    }
-    while (times == mine) yield();
-  }
-};
-
-inline Meeting all{CONSUMERS};
-inline std::vector<Meeting> warps(CONSUMER_WARPS, Meeting{LANES});
-
 constexpr int BODY_BARRIER = 3;
 template <int ID, int COUNT>
 inline void barrier() {
@@ -142,8 +146,11 @@ inline void warp_barrier() { warps[thread() / LANES].meet(); }
 template <class T>
 struct Exchange {
   T value[2][CONSUMERS];
-  int turn[CONSUMERS] = {};
+  uint32_t run = 0;
+  int turn[CONSUMERS];
   const T* operator()(const T& mine) {
+    if (run != fibers.runs) std::fill_n(turn, CONSUMERS, 0);
+    run = fibers.runs;
     T* const values = value[turn[thread()]++ % 2];
     values[thread()] = mine;
     warp_barrier();

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import pytest
 import torch
 
 from support.cuda_bodies import Bench, error, prepare
-from support.opharness import same_bits
+from support.opharness import cases_of, same_bits
+from support.partial_steps import room
 from support.stream_cases import OPS, every_case, glm5, linear
 from tilecompile.errors import InputError
 from tilecompile.ir.node import OpNode, View
@@ -18,26 +20,38 @@ from tilecompile.ops.testing import Case, normal
 TOLERANCE = {"fp8": 1e-3, "bf16": 4e-3}
 
 
-def check(benches: list[Bench], seed: int = 1) -> None:
-    """Runs the benches: errors within the tolerance, every element of the write set written, and no other."""
+def check(benches: list[Bench], partly: Sequence[int] = (), seed: int = 1) -> None:
+    """Runs the benches: errors within the tolerance, every element of the write set written, and no other.
+
+    Each also in steps of as many of its tokens as `partly` says, where it has more.
+    """
     lib, kinds = prepare(benches)
-    for bench, (kind, scratch) in zip(benches, kinds, strict=True):
-        (got, *peers), written = bench.run(lib, kind, scratch, seed), bench.written()
-        what = f"{bench.node.op} {bench.node.name}"
+    runs = [(b, k, n) for b, k in zip(benches, kinds, strict=True) for n in (None, *partly) if (n or 0) < room(b.node)]
+    for bench, (kind, scratch), tokens in runs:
+        (got, *peers), written = bench.run(lib, kind, scratch, seed, tokens), bench.written()[:tokens]
+        what = f"{bench.node.op} {bench.node.name} tokens={tokens}"
         assert not got[written].isnan().any(), f"{what}: elements of the write set aren't written"
         assert got[~written].isnan().all(), f"{what}: others are"
         assert all(same_bits(peer, got) for peer in peers), f"{what}: a peer has other values"
         if not written.any():  # a slot without an expert
             continue
-        found = error(got, bench.wanted()[0], written)
+        found = error(got, bench.wanted(tokens)[0], written)
         print(f"{what}: {found:.1e}")
         assert found <= TOLERANCE[bench.dtype], f"{what}: max error / RMS {found:.2e}"
 
 
 @pytest.mark.parametrize("op", OPS)
 def test_bodies_agree_with_references_on_the_ops_cases(op: str) -> None:
-    """The op's own random cases, with 1, 3 and 8 tokens, in bf16 and fp8, cut in 1 and 3."""
-    check([Bench(case, parts) for case, parts in every_case(op)])
+    """The op's own random cases, with 1, 3 and 8 tokens, in bf16 and fp8, cut in 1 and 3; in smaller steps too."""
+    check([Bench(case, parts) for case, parts in every_case(op)], partly=(1, 2, 5))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("tokens", range(1, 9))
+def test_bodies_agree_with_references_at_any_tokens(op: str, tokens: int) -> None:
+    """Programs of any number of tokens, in steps of any number of these."""
+    check([Bench(case, parts) for case, parts in every_case(op, (tokens,))], partly=range(1, tokens))
 
 
 def test_bodies_agree_with_references_on_rows_of_glm5() -> None:
@@ -130,3 +144,17 @@ def test_weights_that_bodies_can_not_take_are_refused() -> None:
     part = dataclasses.replace(node, weights=(View.of("w", (32, 128), "fp8").narrow(1, 8, 72),))
     with pytest.raises(InputError, match="f begins at column 8 of w, in fp8 it must be a multiple of 16"):
         gpu(part)
+
+
+@pytest.mark.parametrize("op", ["linear", "rms_norm"])
+def test_more_tokens_than_bodies_take_are_refused(op: str) -> None:
+    case = cases_of(op, 1)[0]
+    views = [
+        dataclasses.replace(v, shape=(9, *v.shape[1:])) if v.shape[0] == room(case.node) else v
+        for v in case.node.operands
+    ]
+    inputs, outputs = tuple(views[: len(case.node.inputs)]), tuple(views[len(case.node.inputs) :])
+    gpu = REGISTRY[op].gpu
+    assert gpu is not None
+    with pytest.raises(InputError, match="has 9 tokens, the bodies for GPUs take at most 8"):
+        gpu(dataclasses.replace(case.node, inputs=inputs, outputs=outputs))

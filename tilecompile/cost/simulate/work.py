@@ -66,7 +66,8 @@ def work_of(tables: Tables, nodes: Sequence[OpNode], index: Indices, device: Ind
     area = (regions["row_end"].astype(np.float64) - regions["row_begin"]) * (
         regions["col_end"].astype(np.float64) - regions["col_begin"]
     )
-    elements = sums(np.where(arena == ARENAS.index("cache"), 0.0, area), rows, "region")
+    counted = np.isin(arena, [ARENAS.index(name) for name in ("activation", "io")])
+    elements = sums(np.where(counted, area, 0.0), rows, "region")
     at, owner = entries(rows, "region")
     away = np.zeros(len(regions), bool)
     away[at] = (buffers["device"][regions["buffer"][at]] != device[owner]) & (regions["mode"][at] == WRITE)

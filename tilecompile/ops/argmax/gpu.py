@@ -1,13 +1,14 @@
 """The GPU body of argmax: each thread's best of every THREADS-th logit, then the best of all, the lowest first."""
 
 from tilecompile.ir.node import OpNode
-from tilecompile.ops.kit.body import THREADS, Flavor, PrimFunc, TileBody
+from tilecompile.ops.kit.body import THREADS, Flavor, PrimFunc, TileBody, tokens_of
 
 
 def gpu(node: OpNode) -> TileBody:
     """The body for the node's shapes."""
     logits, y = node.operands
-    return TileBody(build, (*logits.shape, logits.strides[0], y.strides[0]), ("c.arg<float>(0)", "c.arg<int32_t>(1)"))
+    args = ("c.arg<float>(0)", "c.arg<int32_t>(1)", tokens_of(logits))
+    return TileBody(build, (*logits.shape, logits.strides[0], y.strides[0]), args)
 
 
 def build(f: Flavor, tokens: int, size: int, x_token: int, y_token: int) -> PrimFunc:
@@ -18,13 +19,14 @@ def build(f: Flavor, tokens: int, size: int, x_token: int, y_token: int) -> Prim
     def body(
         x: T.Tensor(((tokens - 1) * x_token + size,), T.float32),
         y: T.Tensor(((tokens - 1) * y_token + 1,), T.int32),
+        n: T.int32,
     ):
         with T.Kernel(1, threads=THREADS):
             best = f.fragment((THREADS,), "float32")
             first = f.fragment((THREADS,), "int32")
             largest = f.fragment((1,), "float32")
             chosen = f.fragment((1,), "int32")
-            for t in T.serial(tokens):
+            for t in T.serial(f.present(n, tokens)):
                 for i in f.lanes():
                     best[i] = -T.infinity("float32")
                     first[i] = size

@@ -1,13 +1,13 @@
 """The GPU body of attention_merge: each thread takes every THREADS-th latent of a head; all compute the factors."""
 
 from tilecompile.ir.node import OpNode
-from tilecompile.ops.kit.body import THREADS, Flavor, PrimFunc, TileBody, extent
+from tilecompile.ops.kit.body import THREADS, Flavor, PrimFunc, TileBody, extent, tokens_of
 
 
 def gpu(node: OpNode) -> TileBody:
     """The body for the node's shapes and strides."""
     parts, y = node.operands
-    args = ("c.arg<float>(0)", "c.arg<float>(1)", "c.tile(0)", "c.tile(1)")
+    args = ("c.arg<float>(0)", "c.arg<float>(1)", "c.tile(0)", "c.tile(1)", tokens_of(parts))
     return TileBody(build, (parts.shape, parts.strides, y.strides), args)
 
 
@@ -24,13 +24,14 @@ def build(f: Flavor, shape: tuple[int, ...], p_strides: tuple[int, ...], y_strid
         y: T.Tensor((extent((tokens, heads, latent), y_strides),), T.float32),
         lo: T.int32,
         hi: T.int32,
+        n: T.int32,
     ):
         with T.Kernel(1, threads=THREADS):
             most = T.alloc_local((1,), "float32")
             total = T.alloc_local((1,), "float32")
             factor = T.alloc_local((count,), "float32")
             part = f.fragment((THREADS,), "float32")
-            for t in T.serial(tokens):
+            for t in T.serial(f.present(n, tokens)):
                 for h in T.serial(lo, hi):
                     most[0] = -T.infinity("float32")
                     for s in T.unroll(count):

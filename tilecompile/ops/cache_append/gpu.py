@@ -2,7 +2,7 @@
 
 from tilecompile.ir.node import OpNode
 from tilecompile.ops.context import Context
-from tilecompile.ops.kit.body import CPP, STORED, THREADS, Flavor, PrimFunc, TileBody
+from tilecompile.ops.kit.body import CPP, STORED, THREADS, Flavor, PrimFunc, TileBody, tokens_of
 
 
 def gpu(node: OpNode) -> TileBody:
@@ -11,7 +11,7 @@ def gpu(node: OpNode) -> TileBody:
     context = Context.of(node)
     count, block = (context.count, context.block) if context else (1, 1)
     values = (*x.shape, x.strides[0], cache.shape[0], cache.strides[0], cache.dtype, node.attrs["column"], count, block)
-    args = (f"c.arg<{CPP[cache.dtype]}>(0)", "c.arg<float>(1)", "c.arg<int32_t>(2)[0]", "c.tile(3)")
+    args = (f"c.arg<{CPP[cache.dtype]}>(0)", "c.arg<float>(1)", "c.arg<int32_t>(2)[0]", "c.tile(3)", tokens_of(x))
     return TileBody(build, values, args)
 
 
@@ -38,9 +38,10 @@ def build(
         x: T.Tensor(((tokens - 1) * x_token + width,), T.float32),
         position: T.int32,
         shard: T.int32,
+        n: T.int32,
     ):
         with T.Kernel(1, threads=THREADS):
-            for t in T.serial(tokens):
+            for t in T.serial(f.present(n, tokens)):
                 at = rows_expr(position + t, shard, count, block)
                 after = rows_expr(position + t + 1, shard, count, block)
                 if at < rows and at != after:

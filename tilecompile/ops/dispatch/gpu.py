@@ -1,7 +1,9 @@
 """The GPU body of dispatch: an id's slot is how many smaller ids there are, counted by a thread for each id."""
 
+from typing import Any
+
 from tilecompile.ir.node import OpNode
-from tilecompile.ops.kit.body import THREADS, Flavor, PrimFunc, TileBody
+from tilecompile.ops.kit.body import THREADS, Flavor, PrimFunc, TileBody, tokens_of
 
 
 def gpu(node: OpNode) -> TileBody:
@@ -11,7 +13,7 @@ def gpu(node: OpNode) -> TileBody:
         raise ValueError(
             f"{node.name}: dispatch of {ids.shape[0]} x {ids.shape[1]} ids, at most {THREADS} are possible"
         )
-    args = ("c.arg<int32_t>(0)", "c.arg<float>(1)", "c.arg<int32_t>(2)", "c.arg<float>(3)")
+    args = ("c.arg<int32_t>(0)", "c.arg<float>(1)", "c.arg<int32_t>(2)", "c.arg<float>(3)", tokens_of(ids))
     values = (*ids.shape, expert.shape[1], ids.strides[0], weights.strides[0], slot_weight.strides[0])
     return TileBody(build, values, args)
 
@@ -20,7 +22,8 @@ def build(f: Flavor, tokens: int, chosen: int, slots: int, i_token: int, w_token
     """Surplus ids are dropped, as in cpu.h."""
     import tilelang.language as T
 
-    count = tokens * chosen
+    def count(n: Any) -> Any:
+        return f.present(n, tokens) * chosen
 
     @T.prim_func
     def body(
@@ -28,6 +31,7 @@ def build(f: Flavor, tokens: int, chosen: int, slots: int, i_token: int, w_token
         weights: T.Tensor(((tokens - 1) * w_token + chosen,), T.float32),
         expert: T.Tensor((slots,), T.int32),
         slot_weight: T.Tensor(((tokens - 1) * s_token + slots,), T.float32),
+        n: T.int32,
     ):
         with T.Kernel(1, threads=THREADS):
             every = f.shared((THREADS,), "int32")
@@ -37,34 +41,34 @@ def build(f: Flavor, tokens: int, chosen: int, slots: int, i_token: int, w_token
             number = f.fragment((THREADS,), "int32")
             total = f.fragment((THREADS,), "float32")
             for i in f.lanes():
-                if i < count:
+                if i < count(n):
                     every[i] = ids[T.truncdiv(i, chosen) * i_token + T.truncmod(i, chosen)]
             for i in f.lanes():
                 earlier[i] = 0
-                for j in T.serial(count):
-                    if i < count and j < i and every[j] == every[i]:
+                for j in T.serial(count(n)):
+                    if i < count(n) and j < i and every[j] == every[i]:
                         earlier[i] = 1
                 fresh[i] = 1 - earlier[i]
             for i in f.lanes():
                 number[i] = 0
-                for j in T.serial(count):
-                    if i < count and every[j] < every[i]:
+                for j in T.serial(count(n)):
+                    if i < count(n) and every[j] < every[i]:
                         number[i] += fresh[j]
                 slot[i] = number[i]
             for k in T.serial(T.ceildiv(slots, THREADS)):
                 for i in f.lanes():
                     number[i] = -1
-                    for j in T.serial(count):
+                    for j in T.serial(count(n)):
                         if slot[j] == k * THREADS + i:
                             number[i] = every[j]
                     if k * THREADS + i < slots:
                         expert[k * THREADS + i] = number[i]
-            for k in T.serial(T.ceildiv(tokens * slots, THREADS)):
+            for k in T.serial(T.ceildiv(f.present(n, tokens) * slots, THREADS)):
                 for i in f.lanes():
                     total[i] = 0
                     t = T.truncdiv(k * THREADS + i, slots)
                     s = T.truncmod(k * THREADS + i, slots)
-                    if t < tokens:
+                    if t < f.present(n, tokens):
                         for j in T.serial(chosen):
                             if slot[t * chosen + j] == s:
                                 total[i] += weights[t * w_token + j]

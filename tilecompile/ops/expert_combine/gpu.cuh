@@ -26,8 +26,8 @@ TC_DEVICE void expert_combine_rows(const Call& c, const float* x, int x_token, i
   }
   body_barrier();
   for (int i = c.thread; i < groups * S::T * PANEL; i += CONSUMERS) {
-    const int row = begin + i / PANEL / S::T * PANEL + i % PANEL;
-    if (row < end) epilogue(sums + i, i / PANEL % S::T, row);
+    const int row = begin + i / PANEL / S::T * PANEL + i % PANEL, t = i / PANEL % S::T;
+    if (row < end && t < c.tokens<S::T>()) epilogue(sums + i, t, row);
   }
 }
 

@@ -6,7 +6,7 @@ added to the first: bits depend on neither the block nor the other tokens.
 
 from tilecompile.ir.node import OpNode
 from tilecompile.ops.context import Context, rows_expr
-from tilecompile.ops.kit.body import CPP, STORED, THREADS, Flavor, PrimFunc, TileBody, extent
+from tilecompile.ops.kit.body import CPP, STORED, THREADS, Flavor, PrimFunc, TileBody, extent, tokens_of
 
 KEYS = 128
 """Keys at a time."""
@@ -28,7 +28,7 @@ def gpu(node: OpNode) -> TileBody:
     values = (query.shape, cache.shape[0], cache.dtype, *strides, node.attrs["topk"], count, block)
     args = (
         *("c.arg<float>(0)", "c.arg<float>(1)", f"c.arg<{CPP[cache.dtype]}>(2)", "c.arg<int32_t>(3)[0]"),
-        *("c.arg<float>(4)", "c.tile(0)", "c.tile(1)", "c.tile(3)"),
+        *("c.arg<float>(4)", "c.tile(0)", "c.tile(1)", "c.tile(3)", tokens_of(query)),
     )
     return TileBody(build, values, args)
 
@@ -63,6 +63,7 @@ def build(
         lo: T.int32,
         hi: T.int32,
         shard: T.int32,
+        n: T.int32,
     ):
         with T.Kernel(1, threads=THREADS):
             rows = f.shared((KEYS, pitch), STORED[dtype])
@@ -71,8 +72,8 @@ def build(
             key = T.alloc_local((1,), "float32")
             dot = T.alloc_local((GROUP,), "float32")
             score = f.fragment((THREADS,), "float32")
-            end = T.min(hi, rows_expr(position + tokens, shard, count, block))
-            if position + tokens > topk:
+            end = T.min(hi, rows_expr(position + f.present(n, tokens), shard, count, block))
+            if position + f.present(n, tokens) > topk:
                 for b in T.serial(T.ceildiv(end - lo, KEYS)):
                     for k in T.unroll(T.ceildiv(KEYS * width, THREADS), unroll_factor=8):
                         for i in f.lanes():
@@ -80,7 +81,7 @@ def build(
                             d = T.truncmod(k * THREADS + i, width)
                             if r < KEYS and lo + b * KEYS + r < end:
                                 rows[r, d] = cache[(lo + b * KEYS + r) * row + d]
-                    for t in T.serial(tokens):
+                    for t in T.serial(f.present(n, tokens)):
                         if position + t + 1 > topk:
                             for k in T.serial(T.ceildiv(HALVES * groups * GROUP * width, THREADS)):
                                 for i in f.lanes():

@@ -9,7 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tilecompile.runtime.format import BLOCK
+from tilecompile.errors import InputError
+from tilecompile.ir.node import View
+from tilecompile.runtime.format import BLOCK, BODY_TOKENS
 
 THREADS = BLOCK.body_threads
 """Threads that run a body."""
@@ -58,6 +60,10 @@ class Flavor:
     def lanes(self) -> Any:
         """A loop over the threads' numbers: what it encloses is done by each thread, in no order."""
         return self.parallel(THREADS)
+
+    def present(self, n: Any, tokens: int) -> Any:
+        """How many of a node's tokens the step carries: the body's argument n, or 1 where there is only one."""
+        return n if tokens > 1 else 1
 
     def widen(self, x: Any, dtype: str) -> Any:
         """An element of a buffer (see STORED) as f32."""
@@ -111,3 +117,19 @@ Body = TileBody | StreamBody
 def extent(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
     """Elements from the first to the last of a strided view, both included."""
     return sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) + 1
+
+
+def check_tokens(tokens: int, what: str) -> None:
+    """InputError unless bodies can take that many tokens of a step."""
+    if tokens > BODY_TOKENS:
+        raise InputError(f"{what} has {tokens} tokens, the bodies for GPUs take at most {BODY_TOKENS}")
+
+
+def tokens_of(view: View) -> str:
+    """The argument n of a body: how many of the tokens that an operand has room for the step carries, at least 1.
+
+    Bodies leave the rows of other tokens alone: they neither read nor write them. InputError as for `check_tokens`.
+    """
+    tokens = view.shape[0]
+    check_tokens(tokens, view.tensor)
+    return "1" if tokens == 1 else f"(c.step->tokens < {tokens} ? int32_t(c.step->tokens) : {tokens})"

@@ -12,6 +12,9 @@
 // The order of every sum is fixed. k-block b of a panel belongs to partial sum b mod 8, in ascending order; which warp
 // computes it makes no difference. The eight are added as ((0+1)+(2+3)) + ((4+5)+(6+7)), and then the sums of the high and
 // the low parts of the activations. So a token's bits depend neither on the tile nor on other tokens.
+//
+// Of the tokens that a step doesn't carry nothing is read or written: their columns of the second operand are what scratch
+// memory holds, and their sums are dropped.
 #pragma once
 
 namespace tc {
@@ -72,7 +75,7 @@ struct Shape {
   static constexpr int LOW_BYTES = BLOCKS * T * 4 * sizeof(typename W::Low);
   static constexpr int PANEL_BYTES = RESIDUES * COLUMNS * PANEL * 4;  // of partial sums
   static constexpr int GROUPS = PARTIAL_BYTES / (N * PANEL_BYTES) > 1 ? PARTIAL_BYTES / (N * PANEL_BYTES) : 1;
-  static_assert(PHASE % 16 == 0 && T <= MAX_TOKENS);
+  static_assert(PHASE % 16 == 0 && T <= BODY_TOKENS);
 
   // Scratch memory, in this order; then scales and the op's own memory a panel, as the largest tile needs.
   static constexpr int SUMS = 0;        // 2 x [warps][T]
@@ -89,7 +92,9 @@ template <class S>
 TC_DEVICE void over_threads(const Call& c, float (&sum)[S::T], float (&most)[S::T]) {
   float* sums = reinterpret_cast<float*>(c.scratch + S::SUMS);
   float* mosts = sums + CONSUMER_WARPS * S::T;
+  const int n = c.tokens<S::T>();
   TC_UNROLL for (int t = 0; t < S::T; ++t) {
+    if (t >= n) continue;
     TC_UNROLL for (int m = 16; m > 0; m /= 2) {
       sum[t] += shuffle_xor(sum[t], m);
       most[t] = fmaxf(most[t], shuffle_xor(most[t], m));
@@ -102,6 +107,7 @@ TC_DEVICE void over_threads(const Call& c, float (&sum)[S::T], float (&most)[S::
   body_barrier();
   TC_UNROLL for (int t = 0; t < S::T; ++t) {
     sum[t] = most[t] = 0.f;
+    if (t >= n) continue;
     TC_UNROLL for (int w = 0; w < CONSUMER_WARPS; ++w) {
       sum[t] += sums[w * S::T + t];
       most[t] = fmaxf(most[t], mosts[w * S::T + t]);
@@ -114,12 +120,14 @@ template <class S, bool NORM>
 TC_DEVICE void stage(const Call& c, const float* x, int stride, const float* norm, float eps) {
   using W = typename S::W;
   constexpr int T = S::T, K = S::K;
+  const int n = c.tokens<T>();
   float factor[T];
   TC_UNROLL for (int t = 0; t < T; ++t) factor[t] = 1.f;
   if constexpr (NORM || W::SCALED) {
     float sum[T], most[T];
     TC_UNROLL for (int t = 0; t < T; ++t) {
       sum[t] = most[t] = 0.f;
+      if (t >= n) continue;
       for (int k = c.thread; k < K; k += CONSUMERS) {
         const float v = x[t * stride + k];
         if (NORM) sum[t] += v * v;
@@ -128,6 +136,7 @@ TC_DEVICE void stage(const Call& c, const float* x, int stride, const float* nor
     }
     over_threads<S>(c, sum, most);
     TC_UNROLL for (int t = 0; t < T; ++t) {
+      if (t >= n) continue;
       if (NORM) factor[t] = 1.f / sqrtf(sum[t] / float(K) + eps);
       if (W::SCALED) {
         const uint32_t e = __float_as_uint(most[t] * factor[t]) >> 23 & 255;
@@ -141,6 +150,7 @@ TC_DEVICE void stage(const Call& c, const float* x, int stride, const float* nor
   auto* high = reinterpret_cast<typename W::High*>(c.scratch + S::HIGH);
   auto* low = reinterpret_cast<typename W::Low*>(c.scratch + S::LOW);
   TC_UNROLL for (int t = 0; t < T; ++t) {
+    if (t >= n) continue;
     for (int i = c.thread; i < PAIRS; i += CONSUMERS) {
       float v[2];
       TC_UNROLL for (int half = 0; half < 2; ++half) {
@@ -282,6 +292,7 @@ struct Stream {
       body_barrier();
       for (int i = c.thread; i < some * S::T * PANEL; i += CONSUMERS) {
         const int row = i % PANEL, t = i / PANEL % S::T, g = i / PANEL / S::T;
+        if (t >= c.tokens<S::T>()) continue;
         float sums[S::N];
         TC_UNROLL for (int n = 0; n < S::N; ++n) {
           const float* panel = partial(g * S::N + n, 0);

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tilecompile.errors import InputError
 from tilecompile.ir.expr import to_scalar
-from tilecompile.ops.kit.body import StreamBody
+from tilecompile.ops.kit.body import StreamBody, check_tokens
 from tilecompile.runtime.format import FRAGMENT_BYTES, PANEL, PARTIAL_BYTES, RESIDUES
 from tilecompile.runtime.weight_formats import FORMATS, CudaLoader, WeightFormat
 
@@ -29,6 +29,7 @@ class Shape:
     @staticmethod
     def of(node: OpNode, tokens: int, cols: int) -> Shape:
         """The shape for a node's weights. InputError for those that the body can't take."""
+        check_tokens(tokens, node.name)
         weight = node.weights[0]
         stored = FORMATS[weight.dtype]
         if stored.cuda is None:

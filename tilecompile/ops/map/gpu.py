@@ -5,7 +5,7 @@ from typing import Any
 
 from tilecompile.ir.expr import Expr
 from tilecompile.ir.node import OpNode
-from tilecompile.ops.kit.body import CPP, STORED, THREADS, Flavor, PrimFunc, TileBody, extent
+from tilecompile.ops.kit.body import CPP, STORED, THREADS, Flavor, PrimFunc, TileBody, extent, tokens_of
 
 MOST = 12
 """Inputs of the prim_func, whose number TileLang requires to be fixed; those that a node lacks are unused."""
@@ -21,7 +21,7 @@ def gpu(node: OpNode) -> TileBody:
     y = node.outputs[0]
     inputs = [f"c.arg<{CPP[v.dtype]}>({i})" for i, v in enumerate(node.inputs)]
     missing = ["nullptr"] * (MOST - len(inputs))
-    args = (*inputs, *missing, f"c.arg<{CPP[y.dtype]}>({len(inputs)})", "c.tile(0)", "c.tile(1)")
+    args = (*inputs, *missing, f"c.arg<{CPP[y.dtype]}>({len(inputs)})", "c.tile(0)", "c.tile(1)", tokens_of(y))
     views = tuple((v.strides, v.dtype) for v in node.operands)
     return TileBody(build, (y.shape, views, node.attrs["expr"]), args)
 
@@ -94,10 +94,11 @@ def build(f: Flavor, shape: tuple[int, ...], views: tuple[Strided, ...], expr: E
         y: T.Tensor((extent(shape, y_strides),), STORED[y_dtype]),
         lo: T.int32,
         hi: T.int32,
+        n: T.int32,
     ):
         with T.Kernel(1, threads=THREADS):
             count = (hi - lo) * inner
-            for t in T.serial(shape[0]):
+            for t in T.serial(f.present(n, shape[0])):
                 for k in T.serial(T.ceildiv(count, THREADS)):
                     for i in f.lanes():
                         e = k * THREADS + i

@@ -7,7 +7,7 @@ columns, added in order; the denominator is a tree over each chunk, chunk by chu
 
 from tilecompile.ir.node import OpNode
 from tilecompile.ops.context import is_part
-from tilecompile.ops.kit.body import CPP, STORED, THREADS, Flavor, PrimFunc, TileBody, extent
+from tilecompile.ops.kit.body import CPP, STORED, THREADS, Flavor, PrimFunc, TileBody, extent, tokens_of
 
 ROWS = 32
 """Rows of a chunk."""
@@ -31,7 +31,7 @@ def gpu(node: OpNode) -> TileBody:
     args = (
         *("c.arg<float>(0)", "c.arg<float>(1)", f"c.arg<{CPP[cache.dtype]}>(2)", "c.arg<int32_t>(3)"),
         *("c.arg<int32_t>(4)[0]", "c.arg<float>(5)", "c.tile(0)", "c.tile(1)"),
-        f"{float(node.attrs['scale'])!r}f",
+        *(f"{float(node.attrs['scale'])!r}f", tokens_of(y)),
     )
     return TileBody(build, values, args)
 
@@ -70,6 +70,7 @@ def build(
         lo: T.int32,
         hi: T.int32,
         scale: T.float32,
+        n: T.int32,
     ):
         with T.Kernel(1, threads=THREADS):
             rows = f.shared((ROWS, pitch), STORED[dtype])
@@ -88,7 +89,7 @@ def build(
             added = f.fragment((HEADS,), "float32")
             counted = f.fragment((THREADS,), "int32")
             selected = f.fragment((1,), "int32")
-            for t in T.serial(tokens):
+            for t in T.serial(f.present(n, tokens)):
                 if part:
                     for i in f.lanes():
                         counted[i] = 0

@@ -1,7 +1,7 @@
 """The GPU body of rope: each element from itself, its partner and the angle of their pair."""
 
 from tilecompile.ir.node import OpNode
-from tilecompile.ops.kit.body import THREADS, Flavor, PrimFunc, TileBody, extent
+from tilecompile.ops.kit.body import THREADS, Flavor, PrimFunc, TileBody, extent, tokens_of
 
 Strides = tuple[int, ...]
 
@@ -9,7 +9,7 @@ Strides = tuple[int, ...]
 def gpu(node: OpNode) -> TileBody:
     """The body for the node's shapes and strides."""
     x, angles, y = node.operands
-    args = ("c.arg<float>(0)", "c.arg<float>(1)", "c.arg<float>(2)", "c.tile(0)", "c.tile(1)")
+    args = ("c.arg<float>(0)", "c.arg<float>(1)", "c.arg<float>(2)", "c.tile(0)", "c.tile(1)", tokens_of(x))
     return TileBody(build, (x.shape, x.strides, angles.shape, angles.strides, y.strides), args)
 
 
@@ -34,9 +34,10 @@ def build(
         y: T.Tensor((extent(shape, y_strides),), T.float32),
         lo: T.int32,
         hi: T.int32,
+        n: T.int32,
     ):
         with T.Kernel(1, threads=THREADS):
-            for t in T.serial(tokens):
+            for t in T.serial(f.present(n, tokens)):
                 for k in T.serial(T.ceildiv((hi - lo) * size, THREADS)):
                     for i in f.lanes():
                         e = k * THREADS + i

@@ -7,7 +7,7 @@ The library's functions of large angles take local memory, which kernels must no
 from typing import Any
 
 from tilecompile.ir.node import OpNode
-from tilecompile.ops.kit.body import THREADS, Flavor, PrimFunc, TileBody
+from tilecompile.ops.kit.body import THREADS, Flavor, PrimFunc, TileBody, tokens_of
 
 HALF_PI = ("1.57079632673412561417", "6.07710050650619224932e-11")
 """π/2 = a number whose products with 20-bit numbers are exact + the rest."""
@@ -16,7 +16,8 @@ HALF_PI = ("1.57079632673412561417", "6.07710050650619224932e-11")
 def gpu(node: OpNode) -> TileBody:
     """The body for the node's shapes. Constants are arguments: TileLang's C target prints them to seven digits."""
     y = node.outputs[0]
-    args = ("c.arg<int32_t>(0)[0]", "c.arg<float>(1)", "c.arg<float>(2)", "0.63661977236758134308", *HALF_PI, "1. / 6")
+    pointers = ("c.arg<int32_t>(0)[0]", "c.arg<float>(1)", "c.arg<float>(2)")
+    args = (*pointers, "0.63661977236758134308", *HALF_PI, "1. / 6", tokens_of(y))
     return TileBody(build, (y.shape[0], y.shape[2], y.strides[0], y.strides[1]), args)
 
 
@@ -41,6 +42,7 @@ def build(f: Flavor, tokens: int, count: int, y_token: int, y_row: int) -> PrimF
         quarter: T.float64,
         quarter_rest: T.float64,
         sixth: T.float64,
+        n: T.int32,
     ):
         with T.Kernel(1, threads=THREADS):
             angle = f.fragment((THREADS,), "float64")
@@ -48,11 +50,11 @@ def build(f: Flavor, tokens: int, count: int, y_token: int, y_row: int) -> PrimF
             turns = f.fragment((THREADS,), "int32")
             sin = f.fragment((THREADS,), "float32")
             cos = f.fragment((THREADS,), "float32")
-            for k in T.serial(T.ceildiv(tokens * count, THREADS)):
+            for k in T.serial(T.ceildiv(f.present(n, tokens) * count, THREADS)):
                 for i in f.lanes():
                     t = T.truncdiv(k * THREADS + i, count)
                     j = T.truncmod(k * THREADS + i, count)
-                    if t < tokens:
+                    if t < f.present(n, tokens):
                         angle[i] = T.cast(T.cast(position + t, "float32") * inv_freq[j], "float64")
                         turns[i] = T.cast(angle[i] * per_quarter + 0.5, "int32")
                         angle[i] -= T.cast(turns[i], "float64") * quarter

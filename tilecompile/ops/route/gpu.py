@@ -6,7 +6,7 @@ The weights are summed in the order of choice.
 from typing import Any
 
 from tilecompile.ir.node import OpNode
-from tilecompile.ops.kit.body import THREADS, Flavor, PrimFunc, TileBody
+from tilecompile.ops.kit.body import THREADS, Flavor, PrimFunc, TileBody, tokens_of
 from tilecompile.runtime.format import BLOCK
 
 WARPS, LANES = BLOCK.warps, BLOCK.lanes
@@ -16,7 +16,7 @@ def gpu(node: OpNode) -> TileBody:
     """The body for the node's shapes."""
     logits, _, ids, weights = node.operands
     a = node.attrs
-    args = ("c.arg<float>(0)", "c.arg<float>(1)", "c.arg<int32_t>(2)", "c.arg<float>(3)")
+    args = ("c.arg<float>(0)", "c.arg<float>(1)", "c.arg<int32_t>(2)", "c.arg<float>(3)", tokens_of(logits))
     values = (*logits.shape, logits.strides[0], a["topk"], ids.strides[0], weights.strides[0])
     return TileBody(build, (*values, bool(a["normalize"]), float(a["scale"])), args)
 
@@ -46,6 +46,7 @@ def build(
         bias: T.Tensor((experts,), T.float32),
         ids: T.Tensor(((tokens - 1) * i_token + topk,), T.int32),
         weights: T.Tensor(((tokens - 1) * w_token + topk,), T.float32),
+        n: T.int32,
     ):
         with T.Kernel(1, threads=THREADS):
             score = f.fragment((WARPS, LANES, each), "float32")
@@ -63,10 +64,10 @@ def build(
                 for j in T.unroll(each):
                     score[w, l, j] = 0
                     key[w, l, j] = -T.infinity("float32")
-                    if w < tokens and j * LANES + l < experts:
+                    if w < f.present(n, tokens) and j * LANES + l < experts:
                         score[w, l, j] = 1 / (1 + T.exp(-logits[w * l_token + j * LANES + l]))
                         key[w, l, j] = score[w, l, j] + bias[j * LANES + l]
-            for n in T.unroll(topk):
+            for c in T.unroll(topk):
                 for w, l in f.parallel(WARPS, LANES):
                     best[w, l] = -T.infinity("float32")
                     first[w, l] = experts - 1
@@ -88,12 +89,12 @@ def build(
                 T.reduce_max(weight, value, dim=1)
                 for w, l in f.parallel(WARPS, LANES):
                     total[w, l] += value[w]
-                    chosen[w, l, n] = value[w]
-                    if w < tokens and l == 0:
-                        ids[w * i_token + n] = lowest[w]
+                    chosen[w, l, c] = value[w]
+                    if w < f.present(n, tokens) and l == 0:
+                        ids[w * i_token + c] = lowest[w]
             for w, l in f.parallel(WARPS, LANES):
-                for n in T.unroll(topk):
-                    if w < tokens and l == 0:
-                        weights[w * w_token + n] = result(chosen[w, l, n], total[w, l])
+                for c in T.unroll(topk):
+                    if w < f.present(n, tokens) and l == 0:
+                        weights[w * w_token + c] = result(chosen[w, l, c], total[w, l])
 
     return body

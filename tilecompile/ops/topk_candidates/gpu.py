@@ -2,7 +2,7 @@
 
 from tilecompile.ir.node import OpNode
 from tilecompile.ops.context import Context, position_expr, rows_expr
-from tilecompile.ops.kit.body import THREADS, Flavor, PrimFunc, TileBody
+from tilecompile.ops.kit.body import THREADS, Flavor, PrimFunc, TileBody, tokens_of
 from tilecompile.ops.kit.selection import BINS, Selector, load_score, signed
 
 
@@ -11,7 +11,7 @@ def gpu(node: OpNode) -> TileBody:
     scores, _, keys = node.operands
     context = Context(*node.attrs["context"])
     values = (*scores.shape, scores.strides[0], node.attrs["topk"], keys.shape[1], keys.strides[0])
-    args = ("c.arg<float>(0)", "c.arg<int32_t>(1)[0]", "c.arg<int32_t>(2)", "c.tile(3)")
+    args = ("c.arg<float>(0)", "c.arg<int32_t>(1)[0]", "c.arg<int32_t>(2)", "c.tile(3)", tokens_of(scores))
     return TileBody(build, (*values, context.count, context.block), args)
 
 
@@ -30,6 +30,7 @@ def build(
         position: T.int32,
         keys: T.Tensor(((tokens - 1) * k_token + room * 2,), T.int32),
         shard: T.int32,
+        n: T.int32,
     ):
         with T.Kernel(1, threads=THREADS):
             bins = f.shared((BINS,), "int32")
@@ -41,12 +42,12 @@ def build(
             part = f.fragment((THREADS,), "int32")
             equal = f.fragment((THREADS,), "int32")
             state = T.alloc_local((6,), "int32")
-            for t in T.serial(tokens):
-                n = T.min(rows_expr(position + t + 1, shard, count, block), size)
-                chosen = T.if_then_else(position + t + 1 <= topk, 0, T.min(n, topk))
-                if chosen > 0 and n > topk:
-                    steps.find(bins, sums, found, own, part, equal, state, scores, t * s_token, n, topk)
-                    steps.take(sums, ties, own, part, equal, state, scores, t * s_token, n, rows, 0)
+            for t in T.serial(f.present(n, tokens)):
+                seen = T.min(rows_expr(position + t + 1, shard, count, block), size)
+                chosen = T.if_then_else(position + t + 1 <= topk, 0, T.min(seen, topk))
+                if chosen > 0 and seen > topk:
+                    steps.find(bins, sums, found, own, part, equal, state, scores, t * s_token, seen, topk)
+                    steps.take(sums, ties, own, part, equal, state, scores, t * s_token, seen, rows, 0)
                 else:
                     for k in T.serial(T.ceildiv(topk, THREADS)):
                         for i in f.lanes():

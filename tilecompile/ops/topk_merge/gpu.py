@@ -5,7 +5,7 @@ Keys that count differ, so among the candidates of equal score the low words dec
 
 from tilecompile.ir.node import OpNode
 from tilecompile.ops.context import Context, rows_expr
-from tilecompile.ops.kit.body import THREADS, Flavor, PrimFunc, TileBody
+from tilecompile.ops.kit.body import THREADS, Flavor, PrimFunc, TileBody, tokens_of
 from tilecompile.ops.kit.selection import BINS, LOWEST, Selector, signed
 
 
@@ -14,7 +14,7 @@ def gpu(node: OpNode) -> TileBody:
     keys, _, selection = node.operands
     context = Context(*node.attrs["context"])
     values = (*keys.shape[:3], keys.strides[0], node.attrs["topk"], selection.shape[1], selection.strides[0])
-    args = ("c.arg<int32_t>(0)", "c.arg<int32_t>(1)[0]", "c.arg<int32_t>(2)", "c.tile(3)")
+    args = ("c.arg<int32_t>(0)", "c.arg<int32_t>(1)[0]", "c.arg<int32_t>(2)", "c.tile(3)", tokens_of(keys))
     return TileBody(build, (*values, context.count, context.block), args)
 
 
@@ -54,6 +54,7 @@ def build(
         position: T.int32,
         selection: T.Tensor(((tokens - 1) * o_token + size,), T.int32),
         shard: T.int32,
+        n: T.int32,
     ):
         with T.Kernel(1, threads=THREADS):
             bins = f.shared((BINS,), "int32")
@@ -64,7 +65,7 @@ def build(
             equal = f.fragment((THREADS,), "int32")
             state = T.alloc_local((6,), "int32")
             least = T.alloc_local((1,), "int32")
-            for t in T.serial(tokens):
+            for t in T.serial(f.present(n, tokens)):
                 if position + t + 1 <= topk:
                     for k in T.serial(T.ceildiv(size, THREADS)):
                         for i in f.lanes():

@@ -17,6 +17,13 @@ struct Call {
   TC_DEVICE int warp() const { return thread / LANES; }
   TC_DEVICE int tile(int i) const { return ins->tile[i]; }
 
+  // How many of the MOST tokens that an operand has room for the step carries, at least 1: bodies leave the rows of other
+  // tokens alone.
+  template <int MOST>
+  TC_DEVICE int tokens() const {
+    if constexpr (MOST == 1) return 1;
+    return step->tokens < MOST ? int(step->tokens) : MOST;
+  }
   // Address of operand i.
   template <class E>
   TC_DEVICE E* arg(int i) const {

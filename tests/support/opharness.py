@@ -188,9 +188,10 @@ def call(
 def run_body(
     library: ctypes.CDLL, kind: Kind, case: Case, parts: int, tokens: int = fmt.MAX_TOKENS
 ) -> list[torch.Tensor]:
-    """Runs every task of the node in a step of `tokens` tokens; returns its outputs. Tensors that the op mutates change in `case.tensors`.
+    """Runs every task of the node in a step of `tokens` tokens; returns its outputs.
 
-    Outputs are poisoned before the run, so that what a tile fails to write is seen.
+    Tensors that the op mutates change in `case.tensors`. Outputs are poisoned before the run, so that what a tile fails
+    to write is seen.
     """
     node = case.node
     tensors = dict(case.tensors) | {v.tensor: poison(v) for v in node.outputs}

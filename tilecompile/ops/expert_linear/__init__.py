@@ -101,7 +101,8 @@ def cpu(node: OpNode) -> str:
         f"  if (expert < 0) return;\n"
         f"  const float* slot_weight = c.arg<const float>({first - 1}) + slot;\n"
         f"  const Tokens x = slot_tokens(tokens, {source}, {stride}, slot_weight, {each});\n"
-        f"  expert_linear_rows<{len(node.weights)}, {FORMATS[weight.dtype].cpp}>(c, expert, x, {x.shape[1]}, [&](const v16* a, int t, int row, int n) {{\n{epilogue}\n  }});"
+        f"  expert_linear_rows<{len(node.weights)}, {FORMATS[weight.dtype].cpp}>(c, expert, x, {x.shape[1]}, "
+        f"[&](const v16* a, int t, int row, int n) {{\n{epilogue}\n  }});"
     )
 
 

@@ -55,7 +55,10 @@ def norm_scratch(node: OpNode) -> int:
 
 
 def cpu_input(node: OpNode) -> tuple[str, int]:
-    """C++ expression of the activations of `tokens`, normed where a norm is folded in, and their token stride in floats."""
+    """C++ expression of the activations, normed where a norm is folded in, and their token stride in floats.
+
+    It refers to the number of tokens as `tokens`.
+    """
     x = node.inputs[0]
     cols = x.shape[1]
     if node.attrs.get("norm") is None:
@@ -107,7 +110,8 @@ def cpu(node: OpNode) -> str:
     return (
         "const int tokens = c.tokens(0);\n"
         f"  const Tokens x = Tokens::first(tokens, {source}, {stride});\n"
-        f"  linear_rows<{len(node.weights)}>(c.weights<{FORMATS[weight.dtype].cpp}>(0), x, {x.shape[1]}, c.tile(0), c.tile(1), [&](const v16* a, int t, int row, int n) {{\n{epilogue}\n  }});"
+        f"  linear_rows<{len(node.weights)}>(c.weights<{FORMATS[weight.dtype].cpp}>(0), x, {x.shape[1]}, c.tile(0), "
+        f"c.tile(1), [&](const v16* a, int t, int row, int n) {{\n{epilogue}\n  }});"
     )
 
 

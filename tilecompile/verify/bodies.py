@@ -131,7 +131,6 @@ def _operands(s: Subject) -> None:
     wrong = (buffer["dtype"] != view["dtype"]) | ((buffer["cols"] != view["stride"][:, 0]) & (view["rows"] > 1))
     wrong |= (buffer["arena"] != view["arena"]) | (buffer["rows"] < view["rows"]) | (operand["offset"] % element != 0)
 
-
     def name(k: int) -> str:
         op = int(owner[k])
         return s.names.operators[op] if op < len(s.names.operators) else f"operator-{op}"

@@ -45,7 +45,7 @@ OPERAND = Record(
     16,
     (
         Field("buffer", "u4", "index into `buffers`"),
-        Field("reserved", "u4", "reserved, zero"),
+        Field("rows", "u4", "rows of it: the most tokens of a step that the operator works on, if these are its rows"),
         Field("offset", "u8", "bytes from the start of the buffer"),
     ),
 )

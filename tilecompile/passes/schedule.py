@@ -170,7 +170,8 @@ class _Scheduler:
                 begin, arenas = len(operands), []
                 for view in grid.node.operands:
                     buffer = self.layout.buffer(grid.device, plan, view.tensor)
-                    operands.append(buffer=buffer.index, offset=view.offset * fmt.DTYPE_BYTES[view.dtype])
+                    offset = view.offset * fmt.DTYPE_BYTES[view.dtype]
+                    operands.append(buffer=buffer.index, rows=view.shape[0], offset=offset)
                     arenas.append(buffer.arena)
                 self.operators.append(grid.node.name)
                 kind = self.kind_of[program, grid.node.name]

@@ -130,11 +130,17 @@ def _operands(s: Subject) -> None:
     element = np.array([fmt.DTYPE_BYTES[name] for name in fmt.DTYPES])[view["dtype"]].astype(np.uint64)
     wrong = (buffer["dtype"] != view["dtype"]) | ((buffer["cols"] != view["stride"][:, 0]) & (view["rows"] > 1))
     wrong |= (buffer["arena"] != view["arena"]) | (buffer["rows"] < view["rows"]) | (operand["offset"] % element != 0)
+
+    def name(k: int) -> str:
+        op = int(owner[k])
+        return s.names.operators[op] if op < len(s.names.operators) else f"operator-{op}"
+
+    for k in np.flatnonzero(operand["rows"] != view["rows"])[:1].tolist():
+        raise VerifyError(f"an operand of {name(k)} has {operand['rows'][k]} rows, want {view['rows'][k]}")
     for k in np.flatnonzero(wrong)[:1].tolist():
-        b, op = buffer[k], int(owner[k])
-        name = s.names.operators[op] if op < len(s.names.operators) else f"operator-{op}"
+        b = buffer[k]
         raise VerifyError(
-            f"an operand of {name} is {operand['offset'][k]} bytes into {s.buffer(int(operand['buffer'][k]))}: "
+            f"an operand of {name(k)} is {operand['offset'][k]} bytes into {s.buffer(int(operand['buffer'][k]))}: "
             f"{_matrix(b['arena'], b['dtype'], b['rows'], b['cols'])}, want one of "
             f"{_matrix(view['arena'][k], view['dtype'][k], view['rows'][k], view['stride'][k, 0])}"
         )

@@ -31,10 +31,11 @@ def resident_mb() -> float:
     return int(fields["VmRSS"].split()[0]) / 1024
 
 
-def draw_request(rng: random.Random, texts: list[list[int]], samples: bool) -> dict[str, Any]:
+def draw_request(rng: random.Random, texts: list[list[int]], cached: list[int], samples: bool) -> dict[str, Any]:
     """A request: what is called, its prompt (often with a prefix that others have too), and its parameters."""
     text = rng.choice(texts)
-    prompt = text[: rng.randint(1, len(text))] + [rng.randrange(256) for _ in range(rng.choice((0, 1, 5)))]
+    begin = cached if rng.random() < 0.3 and len(cached) < LONGEST else text[: rng.randint(1, len(text))]
+    prompt = begin + [rng.randrange(256) for _ in range(rng.choice((0, 1, 5)) if begin else 1)]
     params: dict[str, Any] = {"max_new_tokens": rng.choice((1, 2, 5, 20, 60)), "seed": rng.randrange(1 << 32)}
     if rng.random() < 0.2:
         params["stop"] = [chr(rng.randrange(33, 127)) for _ in range(rng.randint(1, 8))]
@@ -121,7 +122,7 @@ def test_ten_thousand_requests_of_several_threads(tiny: Path, tmp_path: Path) ->
                     if begun == REQUESTS:
                         return
                     begun += 1
-                request = draw_request(rng, texts, samples)
+                request = draw_request(rng, texts, engine.cached, samples)
                 result = perform(engine, request, rng)
                 if rng.random() < 0.02:
                     keep(engine, tmp_path / f"{seed}.cache", rng)

@@ -20,7 +20,6 @@ pytestmark = pytest.mark.slow
 
 REQUESTS, SETTLED, THREADS = 10_000, 500, 4
 GROWTH_MB = 8
-TEXTS = 6
 LONGEST = 160
 
 
@@ -105,8 +104,8 @@ async def cancelled(
 
 def test_ten_thousand_requests_of_several_threads(tiny: Path, tmp_path: Path) -> None:
     rng = random.Random(1)
-    texts = [[rng.randrange(256) for _ in range(LONGEST)] for _ in range(TEXTS)]
-    texts += [texts[0][:50] + texts[1][:100], texts[2][:80] + texts[3][:30]]
+    root = [rng.randrange(256) for _ in range(LONGEST)]
+    texts = [root[:begin] + [rng.randrange(256) for _ in range(LONGEST - begin)] for begin in (0, 20, 60, 60, 100, 140)]
     record, guard, errors = (tmp_path / "results").open("w"), threading.Lock(), list[BaseException]()
     begun = done = refused = 0
     settled = 0.0
@@ -151,7 +150,7 @@ def test_ten_thousand_requests_of_several_threads(tiny: Path, tmp_path: Path) ->
     engine.close()
     assert (done, stats.launches) == (REQUESTS, 1)
     assert refused > 100
-    assert stats.cached_tokens > 0.1 * stats.prompt_tokens
+    assert stats.cached_tokens > 0.2 * stats.prompt_tokens
     print(f"{stats.cached_tokens / stats.prompt_tokens:.0%} of the prompts were cached, memory grew by {grown:.1f} MB")
     assert grown < GROWTH_MB
     check(tiny, tmp_path / "results")

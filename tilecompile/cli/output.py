@@ -78,11 +78,17 @@ def weights_progress() -> Count | None:
     return progress if sys.stderr.isatty() else None
 
 
+def ms_per_token(stats: Stats) -> float:
+    """Milliseconds between the tokens of a request, the first apart; of a request with one token, those of a step."""
+    later = stats.total_ms - stats.time_to_first_token_ms
+    return later / (stats.tokens - 1) if stats.tokens > 1 and later > 0 else stats.ms_per_step
+
+
 def timings(engine: Engine, stats: Stats) -> str:
     """The figures of one generation, in one line."""
     return (
         f"{stats.tokens} tokens after a prompt of {stats.prompt_tokens} (ended by: {stats.finish}); "
-        f"{stats.ms_per_step:.3f} ms per token, {stats.time_to_first_token_ms:.1f} ms to the first token, "
+        f"{ms_per_token(stats):.3f} ms per token, {stats.time_to_first_token_ms:.1f} ms to the first token, "
         f"{engine.stats.load_ms:.0f} ms to load, {engine.threads} threads"
     )
 

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from tilecompile.engine.placement_json import read_table
+from tilecompile.runtime.chat import CHAT
 from tilecompile.show.units import size
 
 if TYPE_CHECKING:
@@ -154,6 +155,7 @@ def print_engine(manifest: Manifest) -> None:
         ("weights", f"{about['weights']}, {size(weights)}, from: {about['weights_source']}"),
         ("memory", ", ".join(f"{key} {size(count)}" for key, count in arenas.items())),
         ("tokenizer", "yes" if manifest.tokenizer else "no"),
+        ("chat template", "yes" if CHAT in manifest.data["files"] else "no"),
         ("compiled", f"in {about['compile_seconds']:.1f} s by tilecompile {about['tilecompile']}"),
     ):
         table.add_row(Text(name), Text(str(value)))

@@ -167,9 +167,7 @@ def measured(engine: tilecompile.Engine) -> list[int]:
 
 def read_out(engine: tilecompile.Engine) -> list[int]:
     engine.generate([1, 2, 3, 4], 2)
-    steps = engine.stats.steps
     engine.buffers_after([1, 2, 3, 9])
-    assert engine.stats.steps == steps + feeding(engine, 4)
     return [1, 2, 3, 9]
 
 

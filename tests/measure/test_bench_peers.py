@@ -202,7 +202,7 @@ def test_peers_on_a_gpu_run_after_the_engine_is_closed(
     closed: list[bool] = []
 
     def bench(name: str, **rest: Any) -> dict[str, Any]:
-        closed.append(on_gpu[-1]._kernel.closed)
+        closed.append(on_gpu[-1]._requests.kernel.closed)
         return {"name": name, "ms_per_step": 8.0, "spread": [7.0, 9.0], "settings": {}}
 
     monkeypatch.setattr(peers, "bench", bench)

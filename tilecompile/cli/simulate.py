@@ -35,7 +35,7 @@ def simulate(
     sweep: Annotated[bool, typer.Option("--sweep", help=SWEEP)] = False,
     placement: Annotated[str | None, typer.Option(help="Of a model: as for compile.")] = None,
     weights: Annotated[str | None, typer.Option(help="Of a model: as for compile.")] = None,
-    tokens: Annotated[int | None, typer.Option(help="Of a model: tokens of a step.  [default: 1]")] = None,
+    drafts: Annotated[int | None, typer.Option(help="Of a model: as for compile.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Predict the time of a decode step on a machine.
@@ -65,7 +65,7 @@ def simulate(
     check_threads(described, threads)
     about = {"model" if sweep else "engine": engine, "latencies": latencies}
     if is_engine(engine):
-        of_model = {"--sweep": sweep or None, "--placement": placement, "--weights": weights, "--tokens": tokens}
+        of_model = {"--sweep": sweep or None, "--placement": placement, "--weights": weights, "--drafts": drafts}
         for name, given in of_model.items():
             if given is not None:
                 raise InputError(f"{name} is for a model, and {engine} is an engine")
@@ -75,7 +75,7 @@ def simulate(
         limit = config_of(engine).max_position_embeddings
         for wrong in (c for c in contexts if c > limit):
             raise InputError(f"--context is {wrong}, the model's positions end at {limit}")
-    made = {"placement": placement, "weights": weights, "tokens": tokens or 1}
+    made = {"placement": placement, "weights": weights, "drafts": drafts}
     options = CompileOptions(engine, Path(), machine=machine, no_weights=True, no_kernel=True, **made)  # type: ignore[arg-type]
     if sweep:
         if acceptance is not None or threads is not None:

@@ -112,8 +112,10 @@ def print_figures(about: dict[str, Any]) -> None:
         made = about["speculation"]
         console.print(
             Text(
-                f"{made['token_ms']:.4g} ms a token: {made['round_ms']:.4g} ms (each draft {made['draft_ms']:.4g}) for "
-                f"{made['tokens_a_round']:.3g} of {made['tokens']} tokens, drafts accepted at {made['acceptance']:g}"
+                f"{made['token_ms']:.4g} ms a token with drafts, {made['gain']:.3g} times as fast as without: "
+                f"{made['round_ms']:.4g} ms (verify {made['verify_ms']:.4g}, extend {made['extend_ms']:.4g}, draft "
+                f"{made['draft_ms']:.4g}) for {made['tokens_a_round']:.3g} of {1 + made['drafts']} tokens, drafts "
+                f"accepted at {made['acceptance']:g}"
             )
         )
     causes = Table("cause", "ms", "share", title="time of a thread", title_justify="left")

@@ -15,7 +15,7 @@ from tilecompile.runtime.format.tables import TABLES
 
 RECORDS: tuple[Record, ...] = (*TABLES.values(), PROGRAM, STEP, LAUNCH, REQUEST, SAMPLING, STATUS, *DEVICE_RECORDS)
 
-ENUMS: tuple[type[IntEnum], ...] = (constants.State, constants.Reason, constants.IdSource)
+ENUMS: tuple[type[IntEnum], ...] = (constants.State, constants.Reason)
 
 CONSTANTS = {
     **dict.fromkeys(
@@ -26,7 +26,8 @@ CONSTANTS = {
     **dict.fromkeys(("COUNTED", "BIASED"), "uint32_t"),
     **dict.fromkeys(("NOT_FINITE_ID", "NOTHING_ALLOWED_ID"), "int32_t"),
     "COMMIT_KIND": "uint16_t",
-    **dict.fromkeys(("MAX_TOKENS", "BODY_TOKENS", "MAX_PROGRAMS", "KEY_WORDS", "INTERVAL_BITS", "SCORE_KEYS"), "int"),
+    **dict.fromkeys(("MAX_TOKENS", "BODY_TOKENS", "GPU_TOKENS", "MAX_PROGRAMS", "MAX_DRAFTS"), "int"),
+    **dict.fromkeys(("KEY_WORDS", "INTERVAL_BITS", "SCORE_KEYS"), "int"),
     **dict.fromkeys(("PREFETCH_BYTES", "PANEL", "SCALE_BLOCK", "FRAGMENT_BYTES", "RESIDUES", "PARTIAL_BYTES"), "int"),
 }
 """The constants that C has too, and their types there."""

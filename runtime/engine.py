@@ -49,15 +49,15 @@ class Engine(LoadedEngine):
         that came before it.
         """
         asked = params_of(params, max_new_tokens).resolved(self.manifest)
-        ids, max_new, text = self._ids(prompt), asked.max_new, self.text
+        ids, text = self._ids(prompt), self.text
 
         def work() -> Output:
-            with self._requests.start(self._requests.reusing(ids, max_new, asked.depth(self.manifest))) as run:
+            with self._requests.start(self._requests.reusing(ids, asked)) as run:
                 if run.wait(0):
-                    run.wait(max_new)
-                tokens, stats = run.tokens(), run.stats()
-            shown = tokens[:-1] if tokens and tokens[-1] in self._stops else tokens
-            return Output(tokens, text.decode(shown) if text else None, stats)
+                    run.wait(asked.max_new)
+                tokens, stats, logprobs = run.tokens(), run.stats(), run.logprobs()
+            shown = tokens[:-1] if tokens and tokens[-1] in asked.stop_token_ids else tokens
+            return Output(tokens, text.decode(shown) if text else None, stats, logprobs)
 
         return self._requests.held(work, wait)
 
@@ -75,9 +75,9 @@ class Engine(LoadedEngine):
         within one step.
         """
         asked = params_of(params, max_new_tokens).resolved(self.manifest)
-        ids, max_new, drafts = self._ids(prompt), asked.max_new, asked.depth(self.manifest)
+        ids, stops = self._ids(prompt), frozenset(asked.stop_token_ids)
         pieces = self.text.pieces() if self.text else None
-        return TokenStream(lambda abort: self._requests.begin(ids, max_new, abort, wait, drafts), pieces, self._stops)
+        return TokenStream(lambda abort: self._requests.begin(ids, asked, abort, wait), pieces, stops)
 
     async def agenerate(
         self,

@@ -166,7 +166,9 @@ class SamplingParams:
             )
 
     def depth(self, manifest: Manifest) -> int:
-        """Tokens that a round of speculation drafts at most."""
+        """Tokens that a round of speculation drafts at most; none where each token has a mask of its own."""
+        if self.allowed_tokens is not None:
+            return 0
         return self.drafts if isinstance(self.drafts, int) else 0
 
     @property

@@ -13,6 +13,7 @@ import tilecompile
 from tests.support import fake_engine as fake
 from tilecompile import InputError, SamplingParams
 from tilecompile.models.generation import Generation, read_generation
+from tilecompile.runtime import format as fmt
 from tilecompile.runtime.folder.manifest import Manifest
 from tilecompile.runtime.sampling import params_of
 
@@ -88,7 +89,14 @@ def test_numbers_of_numpy_and_lists_become_plain_values() -> None:
 
 
 def manifest(**changed: Any) -> Manifest:
-    data = {"vocab_size": 100, "eos_token_ids": [7, 3], "sampling": {}, "io": {"sampling": 5}, "target": {"name": "x"}}
+    data = {
+        "vocab_size": 100,
+        "eos_token_ids": [7, 3],
+        "sampling": {},
+        "io": dict.fromkeys(fmt.SAMPLING_INPUTS, 5),
+        "programs": [fmt.PROGRAMS["decode"].stated(1, ["decode"])],
+        "first_program": "decode",
+    }
     return Manifest(Path("engine"), data | changed)
 
 

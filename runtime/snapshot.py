@@ -50,9 +50,9 @@ DESCRIPTION = Table(
 def identity(manifest: Manifest, backend: Backend) -> str:
     """What makes an engine the same: the hashes of its tables, its kernel and its weights, in one."""
     files = {
-        name: entry
-        for name, entry in manifest.data["files"].items()
-        if name == manifest.kernel or name.startswith(("tables/", "weights/"))
+        path: entry
+        for path, entry in manifest.data["files"].items()
+        if path == manifest.kernel or path.startswith(("tables/", "weights/"))
     }
     about = json.dumps({"files": files, "drawn": backend.drawn}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(about.encode()).hexdigest()

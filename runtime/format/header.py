@@ -26,8 +26,9 @@ CONSTANTS = {
     **dict.fromkeys(("COUNTED", "BIASED"), "uint32_t"),
     **dict.fromkeys(("NOT_FINITE_ID", "NOTHING_ALLOWED_ID"), "int32_t"),
     "COMMIT_KIND": "uint16_t",
-    **dict.fromkeys(("MAX_TOKENS", "BODY_TOKENS", "GPU_TOKENS", "MAX_PROGRAMS", "MAX_DRAFTS"), "int"),
-    **dict.fromkeys(("KEY_WORDS", "INTERVAL_BITS", "SCORE_KEYS"), "int"),
+    **dict.fromkeys(
+        ("MAX_TOKENS", "BODY_TOKENS", "MAX_PROGRAMS", "MAX_DRAFTS", "KEY_WORDS", "INTERVAL_BITS", "SCORE_KEYS"), "int"
+    ),
     **dict.fromkeys(("PREFETCH_BYTES", "PANEL", "SCALE_BLOCK", "FRAGMENT_BYTES", "RESIDUES", "PARTIAL_BYTES"), "int"),
 }
 """The constants that C has too, and their types there."""

@@ -123,6 +123,7 @@ def test_generate_answers_a_message(engine: str, tmp_path: Path) -> None:
     assert about["text"] == "3A"
     assert about["prompt_tokens"] == len("<s>s<u>1")
     assert about["messages"] == [{"role": "system", "content": "s"}, {"role": "user", "content": "1"}]
+    assert about["prompt"] == [*b"<s>s<u>1"]
     assert about["parameters"]["max_new_tokens"] == 2
     assert "--chat is for text" in refused("generate", engine, "--chat", "--ids", "1")
     without = fake.make_engine(tmp_path / "e")
@@ -152,6 +153,18 @@ def test_a_chat_answers_line_by_line_and_says_how_fast(engine: str) -> None:
     for line in shown[1:]:
         assert re.match(r"2 tokens \(ended by: length\), [0-9]+ tokens/s, [0-9.]+ ms to the first token", line)
     assert shown[2].endswith(", 4 of 15 prompt tokens were in the caches")  # the template has more before an answer
+
+
+def test_a_full_context_and_a_stall_are_said_and_the_chat_goes_on(engine: str) -> None:
+    result = talk(engine, "1\n1\n/clear\ns\n/clear\n/set max_new_tokens 2\n1\n", "--max-new-tokens", "99")
+    shown = result.stderr.splitlines()
+    assert "(ended by: context)" in shown[1]
+    assert shown[2] == "the context is full: /clear begins anew"
+    assert "the engine's max_seq_len is 64" in shown[3]
+    assert shown[4].startswith("error: ")
+    assert "stalled" in shown[4]
+    assert shown[5].startswith("2 tokens ")
+    assert result.stdout.endswith("\n3A\n")
 
 
 def test_settings_are_set_and_shown(engine: str) -> None:

@@ -87,6 +87,20 @@ def test_the_next_prompt_goes_on_with_the_ids_of_prompt_and_answer(tmp_path: Pat
         assert chat.prompt(changed)[1] == engine.chat_prompt(changed)
 
 
+def test_the_next_turn_computes_its_new_tokens_only(tmp_path: Path) -> None:
+    path = fake.make_engine(tmp_path / "e", chat="{% for m in messages %}{{ m.content }}{% endfor %}")
+    with tilecompile.load(path) as engine:
+        chat = Conversation(engine)
+        for _ in chat.say("1", SamplingParams(max_new_tokens=2)):
+            pass
+        for _ in chat.say("bc1", SamplingParams(max_new_tokens=2)):
+            pass
+        assert chat.stats is not None
+        assert chat.stats.prompt_tokens == len("13Abc1")
+        assert chat.stats.cached_tokens == len("13")  # the last token of an answer is sampled, and not fed
+        assert [m["content"] for m in chat.messages] == ["1", "3A", "bc1", "3A"]
+
+
 def test_an_answer_that_is_given_up_is_kept_as_far_as_it_was_said(engine: tilecompile.Engine) -> None:
     chat = Conversation(engine)
     pieces = chat.say("a", SIX)

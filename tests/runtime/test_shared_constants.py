@@ -20,8 +20,17 @@ FORMAT = "runtime/format/"
 """What may define the constants: Python here, and what C is generated from it."""
 
 OWNED = {
-    *("NONE", "FORMAT_VERSION", "COMMIT_KIND", "MAX_TOKENS", "BODY_TOKENS", "GPU_TOKENS", "MAX_PROGRAMS", "MAX_DRAFTS"),
-    *("READ", "WRITE"),
+    *(
+        "NONE",
+        "FORMAT_VERSION",
+        "COMMIT_KIND",
+        "MAX_TOKENS",
+        "BODY_TOKENS",
+        "MAX_PROGRAMS",
+        "MAX_DRAFTS",
+        "READ",
+        "WRITE",
+    ),
     *("PREDICATED", "CONDITIONAL", "NEEDS_LOGITS", "REMOTE"),
     *("IDLE", "RUNNING", "STALLED", "CLOSED", "PAUSED", "NOT_FINITE", "NOTHING_ALLOWED"),
     *("NO_REASON", "STOP_ID", "MAX_NEW", "CONTEXT_FULL", "ABORTED", "BAD_ID"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -173,6 +174,11 @@ def test_a_stopped_request_leaves_the_engine_free_at_once(engine: tilecompile.En
     assert stream.piece == ""
     assert engine.generate([49], params).text == "3"  # before the stream's end was asked for
     assert list(stream) == []
+
+
+def test_an_asyncio_request_ends_at_a_stop_string_too(engine: tilecompile.Engine) -> None:
+    out = asyncio.run(engine.agenerate([49], SamplingParams(max_new_tokens=None, stop=("A",))))
+    assert (out.text, out.tokens, out.stats.finish) == ("3", [51, 65], "stop")
 
 
 def test_stop_strings_need_a_tokenizer(tmp_path: Path) -> None:

@@ -68,7 +68,8 @@ def generate(
         if messages:
             start = loaded.chat_prompt(messages)
         if as_json:
-            print_json({**_stated(loaded, loaded.generate(start, params), params), "messages": messages or None})
+            about = {"prompt": start, "messages": messages or None}
+            print_json({**_stated(loaded, loaded.generate(start, params), params), **about})
             return
         stream = loaded.stream(start, params)
         print_stream(loaded, stream)

@@ -63,17 +63,22 @@ class Talk:
     def answer(self, message: str) -> None:
         """Shows the answer to a message and its figures; an interrupt stops it, and what was said is kept."""
         pieces = self._talk.say(message, self._params)
-        stopped = False
+        begun = stopped = False
         try:
             for piece in pieces:
                 print(piece, end="", flush=True)
+                begun = True
         except KeyboardInterrupt:
             stopped = True
         finally:
             pieces.close()
-        print(flush=True)
-        if self._talk.stats is not None:
-            show(figures(self._talk.stats) + ("; stopped" if stopped else ""))
+            if begun:
+                print(flush=True)
+        stats = self._talk.stats
+        if stats is not None:
+            show(figures(stats) + ("; stopped" if stopped else ""))
+            if stats.finish == "context":
+                show("the context is full: /clear begins anew")
 
     def command(self, line: str) -> None:
         """Does what a line that begins with / says. InputError for a wrong one, EOFError for the end."""

@@ -36,6 +36,7 @@ def draw_request(rng: random.Random, texts: list[list[int]], cached: list[int], 
     begin = cached if rng.random() < 0.3 and len(cached) < LONGEST else text[: rng.randint(1, len(text))]
     prompt = begin + [rng.randrange(256) for _ in range(rng.choice((0, 1, 5)) if begin else 1)]
     params: dict[str, Any] = {"max_new_tokens": rng.choice((1, 2, 5, 20, 60)), "seed": rng.randrange(1 << 32)}
+    params["drafts"] = rng.choice((0, 1, None))
     if rng.random() < 0.2:
         params["stop"] = [chr(rng.randrange(33, 127)) for _ in range(rng.randint(1, 8))]
     if samples:

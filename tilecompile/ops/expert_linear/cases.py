@@ -31,7 +31,7 @@ def cases(generator: torch.Generator) -> Iterator[Case]:
         tensors["x"] = normal(generator, View.of("x", (tokens, cols + 5), "f32"))
         tensors["expert"] = torch.tensor([experts], dtype=torch.int32)
         used = torch.rand((tokens, slots), generator=generator) < 0.5
-        used[0] = True  # every slot that holds an expert
+        used[0, 0], used[-1, 0], used[tokens // 2] = False, False, True  # each slot that holds an expert has a token
         used &= tensors["expert"] >= 0
         tensors["weight"] = normal(generator, weight) * used
         written = used[:, :, None].expand(y.shape)

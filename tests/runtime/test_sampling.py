@@ -77,6 +77,12 @@ def test_every_token_is_the_one_that_the_rules_choose(name: str, engine: tilecom
     assert by_the_rules(engine, REQUESTS[name], tokens) == tokens
 
 
+def test_an_engine_of_several_devices_chooses_by_the_rules_too(two_devices: Path) -> None:
+    with tilecompile.load(two_devices) as loaded:
+        tokens = loaded.generate(PROMPT, REQUESTS["all"]).tokens
+        assert by_the_rules(loaded, REQUESTS["all"], tokens) == tokens
+
+
 def test_parameters_change_from_request_to_request_without_a_launch(engine: tilecompile.Engine) -> None:
     first = {name: engine.generate(PROMPT, params).tokens for name, params in REQUESTS.items()}
     again = {name: engine.generate(PROMPT, params).tokens for name, params in reversed(REQUESTS.items())}

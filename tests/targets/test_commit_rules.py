@@ -138,7 +138,7 @@ def random_table(rng: random.Random) -> fmt.ProgramTable:
         row["drafts"], row["last_row"] = rng.random() < 0.3, rng.random() < 0.3
         for key in fmt.FOLLOWERS:
             row[key] = rng.randrange(count)
-        if rng.random() < 0.2:
+        if not row["drafts"] and rng.random() < 0.2:
             row["on_taken"] = row["on_verify"] = fmt.NONE
     return fmt.ProgramTable(rows, rng.randrange(count))
 

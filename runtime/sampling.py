@@ -29,6 +29,9 @@ MAX_BIASES = 4096
 BIAS = Number(-1e4, most=1e4)
 """Limits of a bias."""
 
+LEAST_TEMPERATURE = 0.001
+"""Below it, other than 0, quotients could exceed the range of f32."""
+
 MAX_NUMBER = 0xFFFFFFFF
 """What stands for "no limit" of the tokens to generate."""
 
@@ -109,6 +112,8 @@ class SamplingParams:
             checked["max_new_tokens"] = value
         for name, limits in NUMBERS.items():
             checked[name] = _number(name, getattr(self, name), limits)
+        if 0 < (checked["temperature"] or 0) < LEAST_TEMPERATURE:
+            raise InputError(f"temperature is {self.temperature!r}, want 0 or at least {LEAST_TEMPERATURE}")
         checked["logit_bias"] = _biases(self.logit_bias)
         checked["stop"] = _strings(self.stop)
         checked["stop_token_ids"] = _ids("stop_token_ids", self.stop_token_ids, MAX_STOP_IDS)
@@ -168,7 +173,9 @@ class SamplingParams:
             )
 
     def depth(self, manifest: Manifest) -> int:
-        """Tokens that a round of speculation drafts at most."""
+        """Tokens that a round of speculation drafts at most; none where each token has a mask of its own."""
+        if self.allowed_tokens is not None:
+            return 0
         return self.drafts if isinstance(self.drafts, int) else 0
 
     @property

@@ -192,7 +192,7 @@ def boundary_cases(programs: fmt.ProgramTable) -> Iterator[Case]:
     for tokens, count, behind in itertools.product((1, fmt.MAX_TOKENS), (1, 9), (-1, 0)):
         position = 5
         context = max(position + tokens, position + count + behind)
-        for id, stops, room in itertools.product((-1, 0, vocab - 1, vocab), ([], [3, 0]), (0, 1, 2)):
+        for id, stops, room in itertools.product((-3, -2, -1, 0, vocab - 1, vocab), ([], [3, 0]), (0, 1, 2)):
             for max_new, logits, aborted in itertools.product((0, 1, 2), (False, True), (False, True)):
                 generated = max(0, context - position - count)
                 most = max_new and max_new + generated
@@ -266,6 +266,7 @@ MISTAKES = {
     "the first token's row counts": [("program.last_row ? 0 : first", "0")],
     "the last row isn't the only one": [("program.last_row ? 0 : first", "first")],
     "an id behind the vocabulary": [(BAD, BAD.replace(">=", ">"))],
+    "an infinite logit isn't told apart": [("id == NOT_FINITE_ID ? NOT_FINITE", "id == NOT_FINITE_ID ? BAD_ID")],
     "a negative id": [(BAD, BAD.replace("uint32_t(id) >= limits.vocab", "id >= int32_t(limits.vocab)"))],
     "the last stop id is overlooked": [(STOP, STOP.replace("i <", "i + 1 <"))],
     "a token too many": [(MOST, MOST.replace(">=", ">"))],

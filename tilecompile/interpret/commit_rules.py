@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tilecompile.runtime.format import NEEDS_LOGITS, NONE, ProgramTable, Reason
+from tilecompile.runtime.format import NEEDS_LOGITS, NONE, NOT_FINITE_ID, NOTHING_ALLOWED_ID, ProgramTable, Reason
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def decide(step: Step, asked: Asked, limits: Limits, sampled: Sequence[int], dra
     while True:
         token = sampled[row + taken]
         if not 0 <= token < limits.vocab:
-            return Next(Reason.BAD_ID, row=row, taken=taken)
+            return Next(_reason_of(token), row=row, taken=taken)
         taken += 1
         if token in limits.stops:
             return Next(Reason.STOP_ID, row=row, taken=taken)
@@ -122,6 +122,11 @@ def decide(step: Step, asked: Asked, limits: Limits, sampled: Sequence[int], dra
     else:
         following = _step_at(program["on_token"], newest, 1, True)
     return replace(following, row=row, taken=taken)
+
+
+def _reason_of(token: int) -> Reason:
+    """Why a request ends where something else than an id was sampled."""
+    return {NOT_FINITE_ID: Reason.NOT_FINITE, NOTHING_ALLOWED_ID: Reason.NOTHING_ALLOWED}.get(token, Reason.BAD_ID)
 
 
 def _after_draft(step: Step, asked: Asked, limits: Limits, program: Any, token: int) -> Next:

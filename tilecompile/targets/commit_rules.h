@@ -92,6 +92,11 @@ TC_RULE Next after_draft(const Step& step, const Asked& asked, const Limits& lim
   return next;
 }
 
+// Why a request ends where something else than an id was sampled.
+TC_RULE Reason reason_of(int32_t id) {
+  return id == NOT_FINITE_ID ? NOT_FINITE : id == NOTHING_ALLOWED_ID ? NOTHING_ALLOWED : BAD_ID;
+}
+
 // What follows a step. `sampled(row)` is the id that the step chose in a row of its logits, `draft(i)` the i-th of the
 // round's drafts, and `stop(i)` the i-th of the ids that end a request; none is called where it doesn't matter, and
 // `sampled` once for each row that is taken.
@@ -114,7 +119,7 @@ TC_RULE Next decide(const Step& step, const Asked& asked, const Limits& limits, 
   for (;;) {
     const int32_t id = sampled(row + next.taken);
     if (uint32_t(id) >= limits.vocab) {
-      next.reason = BAD_ID;
+      next.reason = reason_of(id);
       return next;
     }
     ++next.taken;

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import mmap
 
 import numpy as np
 import torch
 
-from support.opharness import Guarded, Raw, as_view, call, pack_pool, poison
+from support.opharness import NO_ACCESS, as_view, call, pack_pool, poison
 from tilecompile.ir.node import OpNode, View
 from tilecompile.ops.base import REGISTRY
 from tilecompile.ops.testing import Case
@@ -45,13 +46,27 @@ def first(case: Case, tokens: int) -> Case:
     return dataclasses.replace(case, node=node, written=None if case.written is None else case.written[:tokens])
 
 
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+
+
+def at_end(data: torch.Tensor) -> torch.Tensor:
+    """A flat copy of some elements that ends at an inaccessible page."""
+    size = data.numel() * data.element_size()
+    inner = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+    memory = np.frombuffer(mmap.mmap(-1, inner + mmap.PAGESIZE), np.uint8)
+    if _libc.mprotect(memory.ctypes.data + inner, mmap.PAGESIZE, NO_ACCESS):
+        raise OSError(ctypes.get_errno(), "mprotect")
+    out = torch.from_numpy(memory[inner - size : inner]).view(data.dtype)
+    return out.copy_(data.flatten())
+
+
 class Step:
     """A case's tensors in a step of its first tokens, by name: flat, and each with an inaccessible page at its end."""
 
     def __init__(self, case: Case, tokens: int) -> None:
         self.cut = first(case, tokens)
         self.tensors: dict[str, torch.Tensor] = {}
-        self._memory: list[Guarded] = []
         outputs = {v.tensor: poison(v) for v in case.node.outputs}
         for view in case.node.operands:
             if view.tensor in self.tensors:
@@ -60,13 +75,7 @@ class Step:
             assert whole is not None
             shown = [v for v in self.cut.node.operands if v.tensor == view.tensor]
             kept = max(_end(v) for v in shown) if by_token(case.node, view) else whole.numel()
-            self.tensors[view.tensor] = self._placed(whole.flatten()[:kept])
-
-    def _placed(self, data: torch.Tensor) -> torch.Tensor:
-        memory = Guarded(data.numel() * data.element_size(), at_end=True)
-        memory.bytes[:] = data.contiguous().view(torch.uint8).numpy()
-        self._memory.append(memory)
-        return torch.from_numpy(memory.bytes).view(data.dtype)
+            self.tensors[view.tensor] = at_end(whole.flatten()[:kept])
 
     def outputs(self) -> list[torch.Tensor]:
         """The outputs' rows of the step's tokens."""
@@ -88,7 +97,7 @@ def run_partly(library: ctypes.CDLL, kind: Kind, case: Case, parts: int, tokens:
     """
     node, step = case.node, Step(case, tokens)
     tiling = REGISTRY[node.op].tile(node, parts)
-    scratch: Raw = np.full(tiling.scratch + 2 * ALIGN, 255, np.uint8)
+    scratch = np.full(tiling.scratch + 2 * ALIGN, 255, np.uint8)
     base = scratch.ctypes.data + (-scratch.ctypes.data) % ALIGN
     addresses = {name: t.data_ptr() for name, t in step.tensors.items()}
     for task, coords in enumerate(tiling.coords):

@@ -111,13 +111,13 @@ def _experts(name: str, tokens: int, dtype: str) -> Iterator[Case]:
     yield Case(node, tensors)
 
 
-def every_case(op: str) -> Iterator[tuple[Case, int]]:
-    """The op's own random cases, with 1, 3 and 8 tokens, in bf16 and fp8; and in how many parts each is to be cut."""
+def every_case(op: str, tokens: Sequence[int] = (1, 3, 8)) -> Iterator[tuple[Case, int]]:
+    """The op's own random cases, with so many tokens, in bf16 and fp8; and in how many parts each is to be cut."""
     generator = torch.Generator().manual_seed(5)
     module = importlib.import_module(f"tilecompile.ops.{op}.cases")
     for i, case in enumerate(module.cases(generator)):
         dtype = ("bf16", "fp8")[i // 2 % 2 ^ i % 2]
-        changed = with_tokens(as_type(case, dtype, f"{case.node.name}{i}_{dtype}"), (1, 3, 8)[i % 3], generator)
+        changed = with_tokens(as_type(case, dtype, f"{case.node.name}{i}_{dtype}"), tokens[i % len(tokens)], generator)
         yield changed, (1, 3)[i % 2]
     if op == "linear":
         yield linear("many_rows", 8, 120, 70, "fp8", two=True), 1

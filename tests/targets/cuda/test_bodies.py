@@ -46,6 +46,14 @@ def test_bodies_agree_with_references_on_the_ops_cases(op: str) -> None:
     check([Bench(case, parts) for case, parts in every_case(op)], partly=(1, 2, 5))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("tokens", range(1, 9))
+def test_bodies_agree_with_references_at_any_tokens(op: str, tokens: int) -> None:
+    """Programs of any number of tokens, in steps of any number of these."""
+    check([Bench(case, parts) for case, parts in every_case(op, (tokens,))], partly=range(1, tokens))
+
+
 def test_bodies_agree_with_references_on_rows_of_glm5() -> None:
     """One tile each of q_a_proj (6144 columns, a norm) and of a dense layer's gate and up, as 132 workers have them."""
     cases = [

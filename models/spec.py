@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, Self, TypeVar
 
-from tilecompile.runtime.format import PROGRAMS
+from tilecompile.runtime.format import LOOP_INPUTS, PROGRAMS
 from tilecompile.runtime.weight_formats import FORMATS
 
 if TYPE_CHECKING:
@@ -109,6 +109,20 @@ class Storage:
 
 
 @dataclass(frozen=True)
+class Steps:
+    """Sizes of an engine's steps: tokens of the prompt that one takes, and tokens that a round of speculation drafts
+    (0: none)."""
+
+    prefill: int = 1
+    drafts: int = 0
+
+    @property
+    def most(self) -> int:
+        """Most tokens of a step."""
+        return max(self.prefill, 1 + self.drafts)
+
+
+@dataclass(frozen=True)
 class Input:
     """An input of a step program: a number in `shape`, or "tokens", or the name of a field of the configuration."""
 
@@ -125,26 +139,27 @@ class Input:
 
 @dataclass(frozen=True)
 class StepProgram(Generic[C]):
-    """One step program: a module whose `forward` takes the inputs in their order and returns the outputs.
+    """One step program: a module whose `forward` takes INPUTS in their order and returns LOOP_OUTPUTS.
 
-    `module(config, storage, tokens)` makes it with parameters named as in the parameter table. `inputs` are those that
-    a program of that name has, with their shapes. `tokens` is the number of tokens of a step where it isn't the user's
-    choice.
+    `module(config, storage, steps, tokens)` makes it for steps of `tokens` tokens, with parameters named as in the
+    parameter table. `states` are its buffers that step programs hand to each other.
     """
 
     name: str
-    module: Callable[[C, Storage, int], nn.Module]
-    inputs: Mapping[str, Input]
-    tokens: int | None = None
+    tokens: int
+    module: Callable[[C, Storage, Steps, int], nn.Module]
+    states: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if tuple(self.inputs) != PROGRAMS[self.name].inputs:
-            raise ValueError(f"program {self.name} has inputs {tuple(self.inputs)}, want {PROGRAMS[self.name].inputs}")
+        if self.name not in PROGRAMS:
+            raise ValueError(f"step program {self.name} is unknown; there are: {', '.join(PROGRAMS)}")
 
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """The names of what the module returns."""
-        return PROGRAMS[self.name].outputs
+
+INPUTS = {"ids": Input(("tokens",)), "position": Input((1,))}
+"""The inputs of a step program, in the order of LOOP_INPUTS."""
+
+if tuple(INPUTS) != LOOP_INPUTS:
+    raise AssertionError(f"step programs have inputs {tuple(INPUTS)}, want {LOOP_INPUTS}")
 
 
 @dataclass(frozen=True)
@@ -196,14 +211,17 @@ class ModelSpec(Generic[C]):
     model_type: str
     config: type[C]
 
-    programs: Callable[[C], tuple[StepProgram[C], ...]]
-    """The step programs of a model, the one that decodes first."""
+    programs: Callable[[C, Steps], tuple[StepProgram[C], ...]]
+    """The step programs of a model for steps of these sizes, the one that decodes first."""
 
     parameters: Callable[[C], dict[str, Parameter]]
     """Every parameter of the step programs by name."""
 
     spread: Callable[[C, str, int], tuple[float, float]]
     """Mean and standard deviation of a checkpoint tensor by its name and columns, where weights are drawn."""
+
+    drafts: Callable[[C], bool] = lambda config: False
+    """Whether a model can draft tokens."""
 
     tables: Mapping[str, Callable[[C], Tensor]] = field(default_factory=dict)
     """Buffers of the step programs that no checkpoint holds, by name: they are computed."""

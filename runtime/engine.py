@@ -159,7 +159,7 @@ class Engine:
         ids, max_new, text = self._ids(prompt), asked.max_new, self.text
 
         def work() -> Output:
-            with self._requests.start(self._requests.reusing(ids, max_new)) as run:
+            with self._requests.start(self._requests.reusing(ids, max_new, asked.depth(self.manifest))) as run:
                 if run.wait(0):
                     run.wait(max_new)
                 tokens, stats = run.tokens(), run.stats()
@@ -182,9 +182,9 @@ class Engine:
         within one step.
         """
         asked = params_of(params, max_new_tokens).resolved(self.manifest)
-        ids, max_new = self._ids(prompt), asked.max_new
+        ids, max_new, drafts = self._ids(prompt), asked.max_new, asked.depth(self.manifest)
         pieces = self.text.pieces() if self.text else None
-        return TokenStream(lambda abort: self._requests.begin(ids, max_new, abort, wait), pieces, self._stops)
+        return TokenStream(lambda abort: self._requests.begin(ids, max_new, abort, wait, drafts), pieces, self._stops)
 
     def chat(self, messages: Messages, max_new_tokens: int | None = 64, **template: Any) -> Output:
         """The answer to messages, generated as by `generate` from their `chat_prompt`."""
@@ -254,7 +254,8 @@ class Engine:
 
         The kernel doesn't stop there: the last id's step runs to its end, then the operator's buffers are read. They
         still hold its results if nothing writes to them later in the step, else EngineError. None: all buffers but the
-        weights. What a body leaves unwritten is zero or what an earlier step wrote there. All ids are computed.
+        weights. What a body leaves unwritten is zero or what an earlier step wrote there. All ids are computed, the
+        last one by a decode step of its own.
         """
         checked, numbers = self._ids(ids), None
         if operator is not None:
@@ -265,7 +266,10 @@ class Engine:
             numbers = numbers_of(written[name])
 
         def work() -> Arrays:
-            with self._requests.start(Ask(checked)) as run:
+            if len(checked) > 1:
+                with self._requests.start(Ask(checked[:-1])) as run:
+                    run.wait(0)
+            with self._requests.start(Ask(checked, len(checked) - 1)) as run:
                 run.wait(0)
                 return read_buffers(self.manifest, self.tables, numbers, self.backend.read)
 

@@ -109,21 +109,21 @@ class Requests:
                 self.kernel.abort()
             raise
 
-    def begin(self, ids: Ids, max_new: int, abort: Abort, wait: bool = False) -> Held:
+    def begin(self, ids: Ids, max_new: int, abort: Abort, wait: bool = False, drafts: int = 0) -> Held:
         """Takes the engine and starts a generation for a holder that gives it up itself; Aborted as in `held`."""
         claim = Claim()
         claim.acquire()
         try:
             self._take(claim, wait, abort)
-            return Held(self.start(self.reusing(ids, max_new), abort), claim, self._claims.pass_on)
+            return Held(self.start(self.reusing(ids, max_new, drafts), abort), claim, self._claims.pass_on)
         except BaseException:
             claim.release()
             self._claims.pass_on()
             raise
 
-    def reusing(self, ids: Ids, max_new: int) -> Ask:
-        """A generation that computes no position that the caches hold."""
-        return Ask(ids, self.cached.reusable(ids), max_new)
+    def reusing(self, ids: Ids, max_new: int, drafts: int = 0) -> Ask:
+        """A generation that computes no position that the caches hold, and drafts up to `drafts` tokens a round."""
+        return Ask(ids, self.cached.reusable(ids, drafts > 0), max_new, drafts=drafts)
 
     def count(self, prompt_tokens: int, cached_tokens: int = 0, tokens: int = 0) -> None:
         """Adds a request to the counts."""
@@ -139,7 +139,7 @@ class Requests:
 
     def _ended(self, run: Run) -> None:
         computed = run.computed()
-        self.cached = Cached() if computed is None else self.cached.after(computed)
+        self.cached = Cached() if computed is None else self.cached.after(computed, drafts=run.extended())
 
     def stalled(self, kernel: Resident) -> EngineStalled:
         """The error for a kernel that waits for what doesn't come."""

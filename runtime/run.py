@@ -30,14 +30,20 @@ class Stats:
 
     `finish` says why it ended: "stop" (a stop id), "length" (max_new_tokens), "context" (max_seq_len reached) or
     "aborted". `cached_tokens` are those of the prompt that were in the caches already, `steps` counts the steps, those
-    of the rest of the prompt included. `ms_per_step` is the time from the first generated token to the end over the
-    steps in between; of a request with one token, the time to it over all steps.
+    of the rest of the prompt included, and `program_steps` those of each step program by number. `accepted_length` is
+    the number of tokens that a round of speculation gave on average, 0 without one, and `acceptance` by depth the
+    fraction of the drafts that were accepted; a draft behind a rejected one counts as rejected. `ms_per_step` is the
+    time from the first generated token to the end over the steps in between; of a request with one token, the time to
+    it over all steps.
     """
 
     prompt_tokens: int
     cached_tokens: int
     tokens: int
     steps: int
+    program_steps: tuple[int, ...]
+    accepted_length: float
+    acceptance: tuple[float, ...]
     finish: str
     time_to_first_token_ms: float
     ms_per_step: float
@@ -50,12 +56,14 @@ class Ask:
 
     ids: those of all positions from 0 on. The first `position` are in the caches; the others, at least one, are
     computed. max_new: tokens to generate at most. logits: where those of the computed ids go, f32 [n, vocab], or None.
+    drafts: tokens that a round of speculation drafts at most.
     """
 
     ids: Ids
     position: int = 0
     max_new: int = 0
     logits: npt.NDArray[np.float32] | None = None
+    drafts: int = 0
 
 
 class Aborted(Exception):
@@ -111,6 +119,7 @@ class Run:
         request = np.zeros(1, REQUEST.dtype)
         request["ids"], request["count"] = address(self._new), len(self._new)
         request["position"], request["max_new"] = ask.position, ask.max_new
+        request["drafts"] = ask.drafts
         request["logits"] = 0 if ask.logits is None else address(ask.logits)
         self._first_steps, self._begin = kernel.field("steps"), time.perf_counter()
         self._first = self._last = self._begin
@@ -181,7 +190,28 @@ class Run:
         each = (total - first) / later if later else total / max(1, steps)
         finish = REASONS[Reason(self._kernel.field("reason"))]
         first_ms = first if tokens else 0.0
-        return Stats(len(self.ask.ids), self.ask.position, tokens, steps, finish, first_ms, each, total)
+        return Stats(
+            len(self.ask.ids),
+            self.ask.position,
+            tokens,
+            steps,
+            *self._speculation(),
+            finish,
+            first_ms,
+            each,
+            total,
+        )
+
+    def _speculation(self) -> tuple[tuple[int, ...], float, tuple[float, ...]]:
+        """Steps by program, tokens that a round gave on average, and by depth the drafts that were accepted."""
+        steps, proposed, accepted = (self._kernel.fields(n).tolist() for n in ("program_steps", "proposed", "accepted"))
+        rounds = proposed[0]
+        length = 1 + sum(accepted) / rounds if rounds else 0.0
+        return tuple(steps), length, tuple(a / p for a, p in zip(accepted, proposed, strict=True) if p)
+
+    def extended(self) -> int | None:
+        """The positions that the MTP layer's caches hold; None if the request didn't draft."""
+        return self._kernel.field("extended") if self.ask.drafts else None
 
     def __enter__(self) -> Self:
         return self

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from tilecompile.runtime.errors import InputError
 from tilecompile.runtime.folder.manifest import Manifest
-from tilecompile.runtime.format import MAX_LOGPROBS, MAX_STOP_IDS
+from tilecompile.runtime.format import MAX_DRAFTS, MAX_LOGPROBS, MAX_STOP_IDS
 from tilecompile.runtime.validate import Number
 
 MAX_STOPS, MAX_STOP_LENGTH = 64, 1024
@@ -28,9 +28,6 @@ MAX_BIASES = 4096
 
 BIAS = Number(-1e4, most=1e4)
 """Limits of a bias."""
-
-MAX_DEPTH = 7
-"""Drafts of a step at most, of any engine."""
 
 MAX_NUMBER = 0xFFFFFFFF
 """What stands for "no limit" of the tokens to generate."""
@@ -118,8 +115,8 @@ class SamplingParams:
             raise InputError(f"ignore_eos is {self.ignore_eos!r}, want True or False")
         if self.drafts is not None and self.drafts != "auto":
             depth = _whole(self.drafts)
-            if depth is None or not 0 <= depth <= MAX_DEPTH:
-                raise InputError(f"drafts is {self.drafts!r}, want 0 to {MAX_DEPTH}, 'auto' or None")
+            if depth is None or not 0 <= depth <= MAX_DRAFTS:
+                raise InputError(f"drafts is {self.drafts!r}, want 0 to {MAX_DRAFTS}, 'auto' or None")
             checked["drafts"] = depth
         if self.allowed_tokens is not None and not callable(self.allowed_tokens):
             raise InputError(
@@ -142,6 +139,9 @@ class SamplingParams:
         values: dict[str, Any] = {
             name: own[name] if getattr(self, name) is None else getattr(self, name) for name in own
         }
+        most = manifest.programs.drafts
+        if isinstance(self.drafts, int) and self.drafts > most:
+            raise InputError(f"drafts is {self.drafts}, and {manifest.folder} drafts {most or 'none'} at most")
         for name in ("logit_bias", "stop_token_ids"):
             for i in getattr(self, name):
                 if i >= manifest.vocab_size:
@@ -164,6 +164,10 @@ class SamplingParams:
             raise InputError(
                 f"{f.name} is {value!r}, and {manifest.folder} decodes greedily only: its kernel doesn't sample"
             )
+
+    def depth(self, manifest: Manifest) -> int:
+        """Tokens that a round of speculation drafts at most."""
+        return self.drafts if isinstance(self.drafts, int) else 0
 
     @property
     def max_new(self) -> int:

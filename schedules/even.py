@@ -125,7 +125,9 @@ def _by_heads(node: OpNode) -> bool:
 
 
 def _bytes(node: OpNode) -> int:
-    """Bytes of weights that a step reads."""
+    """Bytes of weights that a step of one token reads: step programs of any size divide weights alike."""
     total = sum(stack_bytes(w.shape, w.dtype) for w in node.weights)
     slots = op_of(node).slots
-    return total * slots(node).shape[1] // node.weights[0].shape[0] if slots else total
+    if slots is None:
+        return total
+    return total * (node.attrs.get("per_token") or slots(node).shape[1]) // node.weights[0].shape[0]

@@ -10,7 +10,7 @@ from pathlib import Path
 from tilecompile.errors import InputError
 from tilecompile.models.registry import NAMED
 from tilecompile.runtime.folder.manifest import NAME as MANIFEST
-from tilecompile.runtime.format import MAX_TOKENS
+from tilecompile.runtime.format import GPU_TOKENS, MAX_DRAFTS, MAX_TOKENS
 from tilecompile.runtime.machine import cpu_features, usable_cores
 from tilecompile.runtime.weight_formats import FORMATS
 from tilecompile.schedules import PLACEMENTS, REDUCTIONS
@@ -34,6 +34,10 @@ MACHINES = {"sm_90a": "h100", "sm_100a": "b200"}
 
 CACHE_DTYPES = ("f32", "bf16")
 
+PREFILL, DRAFTS = 32, 3
+"""Tokens of a prompt that a step takes on a CPU, and tokens that a round of speculation drafts, by default. On a GPU a
+step takes as many tokens of a prompt as are verified."""
+
 MAX_DEVICES = 1024
 MAX_WORKERS = 65536
 MAX_GRANULARITY = 64
@@ -46,8 +50,9 @@ class Settings:
     """The options with every choice made for this machine. `workers` counts those of one device, `context`
     is for placement `auto`.
 
-    Operators are cut into about `workers` times `granularity` tasks on each device; a step is of `tokens` tokens.
-    `kernel` says whether one is made. GPUs have no instruction set.
+    Operators are cut into about `workers` times `granularity` tasks on each device. A step takes `prefill` tokens of a
+    prompt at most (None: one more than are drafted), and a round of speculation drafts `drafts` (None: the default of
+    a model that can). `kernel` says whether one is made. GPUs have no instruction set.
     """
 
     target: str
@@ -60,7 +65,8 @@ class Settings:
     context: int | None
     cache: str
     granularity: int
-    tokens: int
+    prefill: int | None
+    drafts: int | None
     kernel: bool
 
 
@@ -69,8 +75,9 @@ class CompileOptions:
     """Options of a compilation; None leaves a choice to the compiler.
 
     `model` is a checkpoint folder or a named configuration, `seed` is for drawn weights, `workers` counts those of
-    one device, `granularity` the tasks that each of them gets of an operator, `tokens` those of a step, `context` is
-    the number of positions that placement `auto` is chosen for, `on_one_gpu` divides the workers of one GPU over the
+    one device, `granularity` the tasks that each of them gets of an operator, `prefill` the tokens of a prompt that
+    a step takes, `drafts` those that a round of speculation drafts, `context` is the number of positions that placement
+    `auto` is chosen for, `on_one_gpu` divides the workers of one GPU over the
     devices, `no_kernel` only plans and proves, `dump` is a folder for every stage's value in readable form.
     """
 
@@ -83,7 +90,8 @@ class CompileOptions:
     workers: int | None = None
     on_one_gpu: bool = False
     granularity: int = 1
-    tokens: int = 1
+    prefill: int | None = None
+    drafts: int | None = None
     placement: str | None = None
     reduction: str | None = None
     context: int | None = None
@@ -105,16 +113,12 @@ class CompileOptions:
         _in_range("--devices", self.devices, 1, MAX_DEVICES)
         _in_range("--workers", self.workers, 1, MAX_WORKERS)
         _in_range("--granularity", self.granularity, 1, MAX_GRANULARITY)
-        _in_range("--tokens", self.tokens, 1, MAX_TOKENS)
+        _in_range("--drafts", self.drafts, 0, MAX_DRAFTS)
         _in_range("--max-seq-len", self.max_seq_len, 1, MAX_SEQ_LEN)
         _in_range("--context", self.context, 1, MAX_SEQ_LEN)
         _in_range("--seed", self.seed, 0, MAX_SEED)
         machine = load_machine(self.machine or MACHINES.get(self.target or "", "cpu"))
-        if self.tokens > 1 and not self.no_weights:
-            raise InputError(
-                f"--tokens is {self.tokens}, and kernels take one token a step so far; with --no-weights "
-                "the engine has everything else"
-            )
+        _in_range("--prefill", self.prefill, 1, MAX_TOKENS if machine.is_cpu else GPU_TOKENS)
         target = self.target or machine.target
         if target.split("-")[0] != machine.target:
             raise InputError(
@@ -156,7 +160,8 @@ class CompileOptions:
             context=self.context,
             cache=self.cache or ("f32" if machine.is_cpu else "bf16"),
             granularity=self.granularity,
-            tokens=self.tokens,
+            prefill=self.prefill or (PREFILL if machine.is_cpu else None),
+            drafts=self.drafts,
             kernel=not self.no_kernel,
         )
 

@@ -14,9 +14,9 @@ from tilecompile.models.checkpoint import Checkpoint
 from tilecompile.models.drawn import DrawnWeights
 from tilecompile.models.generation import NOTHING_STATED, Generation, read_generation
 from tilecompile.models.registry import NAMED, config_of, spec_of
-from tilecompile.models.spec import ModelConfig, StepProgram, Storage
+from tilecompile.models.spec import ModelConfig, StepProgram, Steps, Storage
 from tilecompile.models.weights import Weights
-from tilecompile.options import CompileOptions, Settings
+from tilecompile.options import DRAFTS, CompileOptions, Settings
 from tilecompile.runtime.folder.manifest import TOKENIZER
 from tilecompile.runtime.weight_formats import FORMATS
 
@@ -25,13 +25,14 @@ DEFAULT_MAX_SEQ_LEN = 4096
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model to compile: its name, its configuration, and how the engine stores it; its weights (None with
-    --no-weights), their origin in words, its tokenizer, its chat templates (see `runtime/chat.py`), how its makers
-    recommend to sample, notes for the user."""
+    """A model to compile: its name, its configuration, how the engine stores it and the sizes of its steps; its weights
+    (None with --no-weights), their origin in words, its tokenizer, its chat templates (see `runtime/chat.py`), how its
+    makers recommend to sample, notes for the user."""
 
     name: str
     config: ModelConfig
     storage: Storage
+    steps: Steps
     weights: Weights[Any] | None
     origin: str
     tokenizer: Path | None = None
@@ -42,7 +43,7 @@ class ModelSource:
     @property
     def programs(self) -> tuple[StepProgram[Any], ...]:
         """The step programs of the model, the one that decodes first."""
-        return spec_of(self.config).programs(self.config)
+        return spec_of(self.config).programs(self.config, self.steps)
 
 
 def open_model(options: CompileOptions, settings: Settings) -> ModelSource:
@@ -54,7 +55,7 @@ def open_model(options: CompileOptions, settings: Settings) -> ModelSource:
         config, origin = weights.config, "checkpoint"
     else:
         config, origin = config_of(options.model), "none"
-    storage = storage_of(config, options, settings)
+    storage, steps = storage_of(config, options, settings), steps_of(config, options, settings)
     notes = weights.notes if weights else ()
     if weights is None and not options.no_weights:
         seed = options.seed or 0
@@ -68,7 +69,7 @@ def open_model(options: CompileOptions, settings: Settings) -> ModelSource:
     chat = read_chat(folder) if folder is not None and tokenizer else None
     notes += unparsable(chat) if chat else ()
     generation = NOTHING_STATED if folder is None else read_generation(folder, config.vocab_size)
-    return ModelSource(name, config, storage, weights, origin, tokenizer, chat, generation, notes)
+    return ModelSource(name, config, storage, steps, weights, origin, tokenizer, chat, generation, notes)
 
 
 def storage_of(config: ModelConfig, options: CompileOptions, settings: Settings) -> Storage:
@@ -84,6 +85,15 @@ def storage_of(config: ModelConfig, options: CompileOptions, settings: Settings)
     if settings.context is not None and settings.context > max_seq_len:
         raise InputError(f"--context is {settings.context}, the engine holds {max_seq_len} positions")
     return Storage(max_seq_len, settings.cache, weights)
+
+
+def steps_of(config: ModelConfig, options: CompileOptions, settings: Settings) -> Steps:
+    """The sizes of an engine's steps. InputError for drafts of a model that makes none."""
+    can = spec_of(config).drafts(config)
+    if settings.drafts and not can:
+        raise InputError(f"--drafts is {settings.drafts}, and {options.model} has no layer that drafts (MTP)")
+    drafts = settings.drafts if settings.drafts is not None else DRAFTS if can else 0
+    return Steps(settings.prefill or 1 + drafts, drafts)
 
 
 def _check_disk(weights: Weights[Any], storage: Storage, output: Path) -> None:

@@ -13,31 +13,48 @@ from typing import TYPE_CHECKING
 from tilecompile.models.glm5.config import ARCHITECTURE, MODEL_TYPE, Glm5Config
 from tilecompile.models.glm5.named import NAMED
 from tilecompile.models.glm5.parameters import INV_FREQ, parameters, spread
-from tilecompile.models.spec import Input, ModelSpec, PeerModel, StepProgram, Storage
+from tilecompile.models.spec import ModelSpec, PeerModel, StepProgram, Steps, Storage
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-def _decode(config: Glm5Config, storage: Storage, tokens: int) -> nn.Module:
+STATES = ("model.hidden", "model.draft_hidden")
+
+
+def _step(config: Glm5Config, storage: Storage, steps: Steps, tokens: int) -> nn.Module:
     from tilecompile.models.glm5.step import Glm5Step
 
-    return Glm5Step(config, storage, tokens)
+    return Glm5Step(config, storage, tokens, steps)
 
 
-def _draft(config: Glm5Config, storage: Storage, tokens: int) -> nn.Module:
+def _prefill(config: Glm5Config, storage: Storage, steps: Steps, tokens: int) -> nn.Module:
+    from tilecompile.models.glm5.step import Glm5Step
+
+    return Glm5Step(config, storage, tokens, steps, last=True)
+
+
+def _extend(config: Glm5Config, storage: Storage, steps: Steps, tokens: int) -> nn.Module:
     from tilecompile.models.glm5.mtp import MtpStep
 
-    return MtpStep(config, storage, tokens)
+    return MtpStep(config, storage, tokens, steps, extend=True)
 
 
-IDS, POSITION, HIDDEN = Input(("tokens",)), Input((1,)), Input(("tokens", "hidden_size"), "f32")
-DECODE = StepProgram("decode", _decode, {"ids": IDS, "position": POSITION})
-DRAFT = StepProgram("draft", _draft, {"ids": IDS, "hidden": HIDDEN, "position": POSITION}, tokens=1)
+def _draft(config: Glm5Config, storage: Storage, steps: Steps, tokens: int) -> nn.Module:
+    from tilecompile.models.glm5.mtp import MtpStep
+
+    return MtpStep(config, storage, tokens, steps)
 
 
-def _programs(config: Glm5Config) -> tuple[StepProgram[Glm5Config], ...]:
-    return (DECODE,) if config.mtp_layer is None else (DECODE, DRAFT)
+def _programs(config: Glm5Config, steps: Steps) -> tuple[StepProgram[Glm5Config], ...]:
+    found = [StepProgram("decode", 1, _step, STATES)]
+    if steps.drafts:
+        found.append(StepProgram("verify", 1 + steps.drafts, _step, STATES))
+    if steps.prefill > 1:
+        found.append(StepProgram("prefill", steps.prefill, _prefill, STATES))
+    if steps.drafts:
+        found += [StepProgram("extend", steps.most, _extend, STATES), StepProgram("draft", 1, _draft, STATES)]
+    return tuple(found)
 
 
 def _inverse_frequencies(config: Glm5Config) -> Tensor:
@@ -69,6 +86,7 @@ GLM5 = ModelSpec(
     programs=_programs,
     parameters=parameters,
     spread=spread,
+    drafts=lambda config: config.mtp_layer is not None,
     tables={INV_FREQ: _inverse_frequencies},
     held=_held,
     named=NAMED,

@@ -1,4 +1,4 @@
-"""One step of GLM-5's multi-token prediction (MTP) layer, which drafts the token after the next one."""
+"""Steps of GLM-5's multi-token prediction (MTP) layer, which drafts the token after the next one."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from torch import Tensor, nn
 
 from tilecompile import ops
 from tilecompile.models.glm5.config import Glm5Config
-from tilecompile.models.glm5.step import Layer, Trunk
+from tilecompile.models.glm5.step import ONE, Layer, Trunk
 from tilecompile.models.modules import Matrix, RmsNorm
-from tilecompile.models.spec import Storage
+from tilecompile.models.spec import Steps, Storage
 
 
 class MtpLayer(Layer):
@@ -25,27 +25,35 @@ class MtpLayer(Layer):
 
 
 class MtpStep(nn.Module):
-    """One step of the MTP layer: from a token and the hidden state before it to the logits of the token after it.
+    """One step of the MTP layer: from tokens and the hidden states before them to a draft of what follows the last.
 
-    `hidden` is the state *after* the last norm, of the main model or of the previous MTP step; so is the returned one.
+    A token's row of the layer's caches is at the position of the hidden state, one before the token's own. Both hidden
+    states are those *after* the last norm. `extend` takes the main model's hidden rows, for the tokens that were
+    accepted; without it the step takes its own last one, for the draft before.
     """
 
-    def __init__(self, config: Glm5Config, storage: Storage, tokens: int = 1) -> None:
+    def __init__(
+        self, config: Glm5Config, storage: Storage, tokens: int = 1, steps: Steps = ONE, extend: bool = False
+    ) -> None:
         super().__init__()
         if config.mtp_layer is None:
             raise ValueError("the model has no MTP layer: num_nextn_predict_layers is 0")
-        self.tokens = tokens
+        self.tokens, self.extend = tokens, extend
         layers: dict[int, Layer] = {config.mtp_layer: MtpLayer(config, storage, config.mtp_layer)}
-        self.model = Trunk(config, storage, layers, norm=False)
+        states = {"draft_hidden": 1} | ({"hidden": steps.most} if extend else {})
+        self.model = Trunk(config, layers, storage, norm=False, states=states)
         self.lm_head = Matrix(config.vocab_size, config.hidden_size, dtype=storage.exact)
 
-    def forward(self, ids: Tensor, hidden: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
-        """ids i32 [T], hidden f32 [T, hidden], position i32 [1] -> logits [T, vocab] and hidden [T, hidden]."""
+    def forward(self, ids: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+        """ids i32 [T], position i32 [1] -> logits [1, vocab] after the last token and the likeliest id, i32 [1]."""
         (layer,) = self.model.layers.values()
         assert isinstance(layer, MtpLayer)
+        hidden = self.model.hidden if self.extend else self.model.draft_hidden
         angles = ops.rope_angles(position, self.model.inv_freq, self.tokens)
         embedded = layer.enorm(ops.embed(ids, self.model.embed_tokens.weight))
         x = layer.eh_proj_embed(embedded) + layer.eh_proj_hidden(layer.hnorm(hidden))
         x, _ = layer(x, angles, position, None)
-        hidden = layer.shared_head["norm"](x)
-        return self.lm_head(hidden), hidden
+        x = ops.last_token(x)
+        ops.keep(self.model.draft_hidden, layer.shared_head["norm"](x))
+        logits = self.lm_head(layer.shared_head["norm"](x))
+        return logits, ops.argmax(logits)

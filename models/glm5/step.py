@@ -11,6 +11,9 @@ experts, `eh_proj_*`), `parameters.py` says how to cut the checkpoint's tensors.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import torch
 from torch import Tensor, nn
 
 from tilecompile import ops
@@ -18,7 +21,7 @@ from tilecompile.models.glm5.attention import Attention
 from tilecompile.models.glm5.config import Glm5Config
 from tilecompile.models.glm5.moe import Moe
 from tilecompile.models.modules import GatedMlp, Matrix, RmsNorm, inverse_frequencies
-from tilecompile.models.spec import Storage
+from tilecompile.models.spec import Steps, Storage
 
 
 class Layer(nn.Module):
@@ -45,35 +48,59 @@ class Layer(nn.Module):
 
 
 class Trunk(nn.Module):
-    """What a step has besides the lm_head: embedding table, rotation frequencies, layers by number, last norm."""
+    """What a step has besides the lm_head: embedding table, rotation frequencies, layers by number, last norm.
+
+    `states` names what step programs hand to each other, with its rows: `hidden`, the normed hidden rows of the main
+    model's last step, and `draft_hidden`, that of the MTP layer's last token.
+    """
 
     inv_freq: Tensor
+    hidden: Tensor
+    draft_hidden: Tensor
 
-    def __init__(self, c: Glm5Config, s: Storage, layers: dict[int, Layer], norm: bool) -> None:
+    def __init__(
+        self, c: Glm5Config, layers: dict[int, Layer], s: Storage, norm: bool, states: Mapping[str, int]
+    ) -> None:
         super().__init__()
         self.embed_tokens = Matrix(c.vocab_size, c.hidden_size, dtype=s.exact)
         self.layers = nn.ModuleDict({str(number): layer for number, layer in layers.items()})
         self.norm = RmsNorm(c.hidden_size, c.rms_norm_eps) if norm else None
         self.register_buffer("inv_freq", inverse_frequencies(c.qk_rope_head_dim, c.rope_theta), persistent=False)
+        for name, rows in states.items():
+            self.register_buffer(name, torch.zeros(rows, c.hidden_size), persistent=False)
+
+
+ONE = Steps()
 
 
 class Glm5Step(nn.Module):
-    """One step of the main model for `tokens` tokens at consecutive positions."""
+    """One step of the main model for `tokens` tokens at consecutive positions.
 
-    def __init__(self, config: Glm5Config, storage: Storage, tokens: int = 1) -> None:
+    With `last` it gives the logits of the last token alone. Where tokens are drafted, it keeps the hidden rows.
+    """
+
+    def __init__(
+        self, config: Glm5Config, storage: Storage, tokens: int = 1, steps: Steps = ONE, last: bool = False
+    ) -> None:
         super().__init__()
-        self.tokens = tokens
+        self.tokens, self.last, self.keeps = tokens, last, steps.drafts > 0
         layers = {number: Layer(config, storage, number) for number in range(config.num_hidden_layers)}
-        self.model = Trunk(config, storage, layers, norm=True)
+        self.model = Trunk(config, layers, storage, norm=True, states={"hidden": steps.most} if self.keeps else {})
         self.lm_head = Matrix(config.vocab_size, config.hidden_size, dtype=storage.exact)
 
     def forward(self, ids: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
-        """ids i32 [T], position i32 [1] -> logits [T, vocab] and the likeliest next token of each, i32 [T]."""
+        """ids i32 [T], position i32 [1] -> logits [R, vocab] and the likeliest next token of each, i32 [R].
+
+        R is T, or 1 with `last`.
+        """
         model = self.model
         angles = ops.rope_angles(position, model.inv_freq, self.tokens)
         x, selection = ops.embed(ids, model.embed_tokens.weight), None
         for layer in model.layers.values():
             x, selection = layer(x, angles, position, selection)
         assert model.norm is not None
-        logits = self.lm_head(model.norm(x))
+        if self.keeps:
+            ops.keep(model.hidden, model.norm(x))
+        # The norm comes once more before the lm_head, into which it is folded.
+        logits = self.lm_head(model.norm(ops.last_token(x) if self.last else x))
         return logits, ops.argmax(logits)

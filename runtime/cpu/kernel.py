@@ -72,6 +72,10 @@ class Kernel:
         """A field of the last state seen."""
         return int(self.status[name][0])
 
+    def fields(self, name: str) -> npt.NDArray[np.uint32]:
+        """A field of several numbers."""
+        return np.asarray(self.status[name][0], np.uint32)
+
     @property
     def handle(self) -> int:
         """The handle, for functions that only some kernels have, such as profiling. EngineError once it is closed."""

@@ -13,7 +13,7 @@ from tilecompile.runtime.cpu.memory import Bytes, address, allocate, read_into, 
 from tilecompile.runtime.errors import EngineStalled
 from tilecompile.runtime.folder.manifest import Manifest
 from tilecompile.runtime.folder.tables import Tables, launched_streams
-from tilecompile.runtime.format import ARENAS, LAUNCH, NONE
+from tilecompile.runtime.format import ARENAS, LAUNCH, LOOP_INPUTS, LOOP_OUTPUTS, NONE
 from tilecompile.runtime.kernel import Resident
 from tilecompile.runtime.machine import usable_cores
 
@@ -68,19 +68,22 @@ def launch_kernel(
     launch = np.zeros(1, LAUNCH.dtype)
     for name in ("instructions", "operands", "waits", "notifies", "tape", "events"):
         launch[name] = address(tables[name])
-    launch["streams"], launch["programs"] = address(streams), address(programs.rows)
+    rows = programs.rows.copy()
+    for row, stated in zip(rows, data["programs"], strict=True):
+        for name in LOOP_OUTPUTS:
+            row[name] = places[stated["io"][name]]
+    launch["streams"], launch["programs"] = address(streams), address(rows)
     launch["buffers"], launch["pools"], launch["stops"] = address(places), address(pools), address(ids)
-    launch["logits"] = places[data["io"]["logits"]]
     launch["stream_count"] = len(streams)
     launch["event_count"] = len(tables["events"])
     launch["program_count"], launch["first_program"] = len(programs.rows), programs.first
     launch["workers"], launch["threads"] = manifest.workers, threads
     launch["stop_count"] = len(ids) - 1
     launch["vocab"], launch["max_seq_len"] = manifest.vocab_size, manifest.max_seq_len
-    for name in ("next", "ids", "position"):
+    for name in LOOP_INPUTS:
         launch[f"{name}_buffer"] = data["io"][name]
     launch["stall_ms"], launch["scratch_bytes"] = stall_ms, data["scratch_bytes"]
-    return Kernel(library, launch, (memory, tables, streams, programs, places, pools, ids))
+    return Kernel(library, launch, (memory, tables, streams, rows, places, pools, ids))
 
 
 def stalled(manifest: Manifest, tables: Tables, kernel: Resident) -> EngineStalled:

@@ -111,6 +111,10 @@ class CudaBackend:
             boards = np.array([part.at["board"] for part in parts], np.uint64)
         ids = np.array([*sorted(set(manifest.eos_token_ids if stops is None else stops)), 0], np.int32)
         sink = controller(tables)
+        rows = programs.rows.copy()
+        for row, stated in zip(rows, data["programs"], strict=True):
+            for name in fmt.LOOP_OUTPUTS:
+                row[name] = places[stated["io"][name]]
         self._times, launches = [], []
         for number, part in enumerate(parts):
             made = device_tables(tables, part.device, programs.launched, counters, places, pools)
@@ -118,13 +122,13 @@ class CudaBackend:
                 name: getattr(made, name)
                 for name in ("streams", "instructions", "operands", "waits", "notifies", "runs")
             }
-            arrays |= {"boards": boards, "stops": ids, "programs": programs.rows}
+            arrays |= {"boards": boards, "stops": ids, "programs": rows}
             record = np.zeros(1, fmt.DEVICE_LAUNCH.dtype)
             for name, at in _upload(part, arrays, get).items():
                 record[name] = at
             for name in ("mailbox", "status", "tokens", "stalls"):
                 record[name] = mail.at[name]
-            for name in ("logits", "next", "ids", "position"):
+            for name in fmt.LOOP_INPUTS:
                 record[name] = places[data["io"][name]]
             if self.options.times:
                 size = 16 * self.options.times * len(tables["instructions"])

@@ -33,6 +33,9 @@ END_SECONDS = 10.0
 HUNG_SECONDS = 10.0
 """Time without a finished step, beside a hundred times the stall time, after which a kernel counts as stalled."""
 
+COUNTS = ("fed", "generated", "reason", "program_steps", "proposed", "accepted", "extended")
+"""Fields of `Status` about the current request."""
+
 NAP_SECONDS = 5e-5
 
 
@@ -107,6 +110,10 @@ class CudaKernel:
         """A field of the last state seen."""
         return int(self.status[name][0])
 
+    def fields(self, name: str) -> npt.NDArray[np.uint32]:
+        """A field of several numbers."""
+        return np.asarray(self.status[name][0], np.uint32)
+
     @property
     def handle(self) -> int:
         """EngineError: only kernels for CPUs have functions of their own."""
@@ -142,7 +149,7 @@ class CudaKernel:
             mail = self._mail.host["mailbox"]
             mail["ids"] = self._mail.at["ids"]
             mail["logits"] = 0 if logits is None else self._mail.at["logits"]
-            for name in ("count", "position", "max_new"):
+            for name in ("count", "position", "max_new", "drafts"):
                 mail[name] = request[name]
             with self._fence:  # whoever sees the number sees the request: a lock orders what comes before and after it
                 self._submitted += 1
@@ -161,9 +168,10 @@ class CudaKernel:
         state = int(seen["state"])
         if state != State.STALLED and request != self._submitted:  # not yet taken up
             state = State.RUNNING
-            now["fed"] = now["generated"] = now["reason"] = 0
+            for name in COUNTS:
+                now[name] = 0
         else:
-            for name in ("fed", "generated", "reason"):  # after the state: they are whole once it is not RUNNING
+            for name in COUNTS:  # after the state: they are whole once it is not RUNNING
                 now[name] = seen[name]
         now["steps"] = seen["steps"]
         now["state"], now["request"] = state, self._submitted

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tilecompile.runtime.format import FOLLOWERS
 from tilecompile.runtime.validate import MapOf
 
 SCHEMA: dict[str, Any] = {
@@ -29,8 +30,9 @@ SCHEMA: dict[str, Any] = {
             "inputs": [str],
             "outputs": [str],
             "logit_rows": str,
-            "on_prompt": (str, None),
-            "on_token": (str, None),
+            "drafts": bool,
+            "io": {"logits": int, "next": int},
+            **dict.fromkeys(FOLLOWERS, (str, None)),
             "tasks": int,
             "events": int,
             "edges": int,
@@ -41,7 +43,7 @@ SCHEMA: dict[str, Any] = {
     "first_program": str,
     "kinds": [str],
     "operators": [str],
-    "io": {"ids": int, "position": int, "next": int, "logits": int},
+    "io": {"ids": int, "position": int},
     "scratch_bytes": int,
     "compile_seconds": float,
     "files": MapOf(({"bytes": int, "sha256": str}, {"bytes": int, "chunk_bytes": int, "chunks": [str]})),

@@ -11,7 +11,6 @@ from tilecompile.runtime.errors import EngineError
 from tilecompile.runtime.folder.manifest import Manifest
 from tilecompile.runtime.folder.repeat import expand
 from tilecompile.runtime.folder.rows import SPANS, range_sums
-from tilecompile.runtime.folder.schema import SCHEMA
 from tilecompile.runtime.format import ARENAS, COMMIT_KIND, DTYPES, LINES, NONE, TABLES
 from tilecompile.runtime.weight_formats import FORMATS
 
@@ -161,20 +160,23 @@ def launched_streams(manifest: Manifest, tables: Tables) -> Table:
 def _check_io(manifest: Manifest, tables: Tables) -> None:
     """The loops' own buffers are there, with room for the largest step that they start."""
     programs = manifest.programs
-    tokens = int(programs.rows["tokens"][list(programs.launched)].max())
-    needed = {"ids": 4 * tokens, "position": 4, "next": 4 * tokens, "logits": 4 * tokens * manifest.vocab_size}
-    for name in SCHEMA["io"]:
-        index = manifest.data["io"][name]
-        if index >= len(tables["buffers"]):
-            raise EngineError(
-                f"{manifest.path}: io.{name} is {index}, want less than {len(tables['buffers'])} (buffers)"
-            )
-        size = int(tables["buffers"]["bytes"][index])
-        if size < needed[name]:
-            raise EngineError(
-                f"{manifest.path}: io.{name} is buffer {index} of {size} bytes, want {needed[name]} for steps of "
-                f"{tokens} tokens"
-            )
+    most = int(programs.rows["tokens"][list(programs.launched)].max())
+    needed = [("io", manifest.data["io"], most, {"ids": 4 * most, "position": 4})]
+    for i in programs.launched:
+        tokens = int(programs.rows["tokens"][i])
+        rows = 1 if programs.rows["last_row"][i] else tokens
+        sizes = {"logits": 4 * rows * manifest.vocab_size, "next": 4 * rows}
+        needed.append((f"programs[{i}].io", manifest.data["programs"][i]["io"], tokens, sizes))
+    for key, stated, tokens, sizes in needed:
+        for name, least in sizes.items():
+            index, where = stated[name], f"{manifest.path}: {key}.{name}"
+            if index >= len(tables["buffers"]):
+                raise EngineError(f"{where} is {index}, want less than {len(tables['buffers'])} (buffers)")
+            size = int(tables["buffers"]["bytes"][index])
+            if size < least:
+                raise EngineError(
+                    f"{where} is buffer {index} of {size} bytes, want {least} for steps of {tokens} tokens"
+                )
 
 
 def _check_streams(manifest: Manifest, streams: Table) -> None:

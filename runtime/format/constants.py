@@ -6,11 +6,17 @@ from enum import IntEnum
 
 FORMAT_VERSION = 9
 
-MAX_TOKENS = 8
+MAX_TOKENS = 32
 """Largest number of tokens that one step can carry."""
+
+GPU_TOKENS = 8
+"""Largest number of tokens that one step can carry on GPUs: a tile of their matrix instructions has as many columns."""
 
 MAX_PROGRAMS = 8
 """Largest number of step programs of an engine."""
+
+MAX_DRAFTS = 7
+"""Most tokens that are drafted before a step verifies them."""
 
 NONE = 0xFFFFFFFF
 """An absent index in a u32 field."""
@@ -77,10 +83,3 @@ class Reason(IntEnum):
     CONTEXT_FULL = 3
     ABORTED = 4
     BAD_ID = 5
-
-
-class IdSource(IntEnum):
-    """Where the ids of a step are from: the request's prompt, or what the step before has sampled."""
-
-    PROMPT_IDS = 0
-    SAMPLED_IDS = 1

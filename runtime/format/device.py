@@ -51,7 +51,7 @@ DEVICE_RUN = Record(
 
 DEVICE_LAUNCH = Record(
     "DeviceLaunch",
-    200,
+    184,
     (
         Field("streams", "u8", "address of [program_count][blocks] DeviceStream, empty ones of programs not launched"),
         Field("instructions", "u8", "address of the instructions table; flags have CONDITIONAL too"),
@@ -65,8 +65,6 @@ DEVICE_LAUNCH = Record(
         Field("tokens", "u8", "address of the generated ids, i4 [max_seq_len + 1], in host memory"),
         Field("stalls", "u8", "address of one Stall a worker of all devices, zeroed, in host memory"),
         Field("stops", "u8", "address of the stop ids, i4"),
-        Field("logits", "u8", "address of the logits buffer [MAX_TOKENS, vocab] f32"),
-        Field("next", "u8", "address of the sampled ids, i4 [MAX_TOKENS]"),
         Field("ids", "u8", "address that the controller writes the step's ids to"),
         Field("position", "u8", "address that the controller writes the step's position to"),
         Field("times", "u8", "address of the timestamps, if the kernel takes them"),
@@ -88,7 +86,7 @@ DEVICE_LAUNCH = Record(
     ),
 )
 
-BOARD_BYTES, LEAVE_OFFSET = 256, 192
+BOARD_BYTES, LEAVE_OFFSET = 192, 128
 """What the controller publishes to a device, in that device's memory: two Step records, the step's number, and,
 at LEAVE_OFFSET, a word that makes all blocks end."""
 
@@ -105,7 +103,8 @@ MAILBOX = Record(
         Field("count", "u4", "as in Request"),
         Field("position", "u4", "as in Request"),
         Field("max_new", "u4", "as in Request"),
-        Field("more", "u4", "reserved, zero", 5),
+        Field("drafts", "u4", "as in Request"),
+        Field("more", "u4", "reserved, zero", 4),
     ),
 )
 

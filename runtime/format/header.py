@@ -14,7 +14,7 @@ from tilecompile.runtime.format.tables import TABLES
 
 RECORDS: tuple[Record, ...] = (*TABLES.values(), PROGRAM, STEP, LAUNCH, REQUEST, STATUS, *DEVICE_RECORDS)
 
-ENUMS: tuple[type[IntEnum], ...] = (constants.State, constants.Reason, constants.IdSource)
+ENUMS: tuple[type[IntEnum], ...] = (constants.State, constants.Reason)
 
 CONSTANTS = {
     **dict.fromkeys(
@@ -23,7 +23,9 @@ CONSTANTS = {
     **dict.fromkeys(("REMOTE", "BOARD_BYTES", "LEAVE_OFFSET"), "uint32_t"),
     **dict.fromkeys(("FILL_BF16", "FILL_F32", "FILL_E4M3"), "uint32_t"),
     "COMMIT_KIND": "uint16_t",
-    **dict.fromkeys(("MAX_TOKENS", "BODY_TOKENS", "MAX_PROGRAMS", "KEY_WORDS", "INTERVAL_BITS", "SCORE_KEYS"), "int"),
+    **dict.fromkeys(
+        ("MAX_TOKENS", "GPU_TOKENS", "MAX_PROGRAMS", "MAX_DRAFTS", "KEY_WORDS", "INTERVAL_BITS", "SCORE_KEYS"), "int"
+    ),
     **dict.fromkeys(("PREFETCH_BYTES", "PANEL", "SCALE_BLOCK", "FRAGMENT_BYTES", "RESIDUES", "PARTIAL_BYTES"), "int"),
 }
 """The constants that C has too, and their types there."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from tilecompile.runtime.format.constants import MAX_TOKENS
+from tilecompile.runtime.format.constants import MAX_DRAFTS, MAX_PROGRAMS
 from tilecompile.runtime.format.record import Field, Record
 
 STEP = Record(
     "Step",
-    64,
+    32,
     (
         Field("program", "u4", "step program to run"),
         Field("run", "u4", "how often that program has run, this run included (its epoch)"),
@@ -17,13 +17,12 @@ STEP = Record(
         Field("context", "u4", "positions that are valid once the step is done"),
         Field("flags", "u4", "bit 0: NEEDS_LOGITS"),
         Field("stop", "u4", "1: no further step follows"),
-        Field("ids", "i4", "token ids", MAX_TOKENS),
     ),
 )
 
 LAUNCH = Record(
     "Launch",
-    160,
+    152,
     (
         Field("streams", "u8", "address of the streams of the programs that are launched"),
         Field("instructions", "u8", "address of the instructions table"),
@@ -35,7 +34,6 @@ LAUNCH = Record(
         Field("buffers", "u8", "address of an array of buffer base addresses"),
         Field("pools", "u8", "address of an array of pool base addresses, one a device"),
         Field("stops", "u8", "address of the stop ids, i4"),
-        Field("logits", "u8", "address of the logits buffer [MAX_TOKENS, vocab] f32"),
         Field("programs", "u8", "address of the StepProgram table"),
         Field("stream_count", "u4", "entries in `streams`"),
         Field("event_count", "u4", "entries in `events`"),
@@ -46,12 +44,11 @@ LAUNCH = Record(
         Field("stop_count", "u4", "entries in `stops`"),
         Field("vocab", "u4", "logits a token"),
         Field("max_seq_len", "u4", "positions that the caches hold"),
-        Field("next_buffer", "u4", "buffer of the sampled ids, i4 [MAX_TOKENS]"),
         Field("ids_buffer", "u4", "buffer that the controller writes the step's ids to"),
         Field("position_buffer", "u4", "buffer that the controller writes the step's position to"),
         Field("stall_ms", "u4", "time without progress after which the kernel reports a stall"),
         Field("scratch_bytes", "u4", "private memory of a thread for its bodies"),
-        Field("reserved", "u4", "reserved, zero", 2),
+        Field("reserved", "u4", "reserved, zero", 3),
     ),
 )
 
@@ -64,13 +61,13 @@ REQUEST = Record(
         Field("count", "u4", "ids in the prompt, at least 1"),
         Field("position", "u4", "position of the first id"),
         Field("max_new", "u4", "tokens to generate at most; 0 to only feed the prompt"),
-        Field("reserved", "u4", "reserved, zero"),
+        Field("drafts", "u4", "tokens to draft in each round of speculation at most; 0: none"),
     ),
 )
 
 STATUS = Record(
     "Status",
-    64,
+    152,
     (
         Field("steps", "u8", "steps done since the launch"),
         Field("launches", "u4", "launches of the kernel, for the engine's life"),
@@ -85,6 +82,10 @@ STATUS = Record(
         Field("stall_want", "u4", "value waited for"),
         Field("parked", "u4", "threads that are parked"),
         Field("request", "u4", "on a GPU: number of the request that this is about (`Mailbox.submitted`)"),
-        Field("reserved", "u4", "reserved, zero", 2),
+        Field("program_steps", "u4", "steps of the current request, by program", MAX_PROGRAMS),
+        Field("proposed", "u4", "how often draft i of a round was verified, in the current request", MAX_DRAFTS),
+        Field("accepted", "u4", "how often it was accepted", MAX_DRAFTS),
+        Field("extended", "u4", "positions that the MTP layer's caches hold, if the request drafts"),
+        Field("reserved", "u4", "reserved, zero"),
     ),
 )

@@ -24,7 +24,7 @@ from tilecompile.models.glm5.mtp import MtpStep
 from tilecompile.models.glm5.parameters import INV_FREQ, parameters
 from tilecompile.models.glm5.step import Glm5Step
 from tilecompile.models.registry import NAMED, read_config
-from tilecompile.models.spec import Storage
+from tilecompile.models.spec import Steps, Storage
 from tilecompile.models.weights import Weights
 from tilecompile.runtime.errors import InputError
 
@@ -201,8 +201,10 @@ def test_mtp_step_agrees_with_transformers(with_mtp: tuple[Path, Any]) -> None:
     checkpoint = Checkpoint(folder)
     assert checkpoint.config.mtp_layer == 2
     assert not checkpoint.notes
-    step = MtpStep(checkpoint.config, Storage(64), 2)
-    load(step, checkpoint)
+    extend = MtpStep(checkpoint.config, Storage(64), 2, Steps(2, 1), extend=True)
+    draft = MtpStep(checkpoint.config, Storage(64))
+    for step in (extend, draft):
+        load(step, checkpoint)
     tensors = load_file(folder / "model.safetensors")
     generator = torch.Generator().manual_seed(5)
     ids = torch.randint(0, checkpoint.config.vocab_size, (60,), generator=generator, dtype=torch.int32)
@@ -216,10 +218,17 @@ def test_mtp_step_agrees_with_transformers(with_mtp: tuple[Path, Any]) -> None:
     assert near is None
     with torch.inference_mode():
         for start in range(0, 60, 2):
-            now = slice(start, start + 2)
-            logits, after = step(ids[now], hidden[now], torch.tensor([start], dtype=torch.int32))
-            assert (logits - want[now]).abs().max() < 1e-4
-            assert torch.allclose(after @ tensors["lm_head.weight"].T, logits, atol=1e-5)
+            now, position = slice(start, start + 2), torch.tensor([start], dtype=torch.int32)
+            extend.model.hidden.copy_(hidden[now])
+            logits, following = extend(ids[now], position)
+            assert (logits - want[start + 1]).abs().max() < 1e-4
+            assert torch.equal(following, logits.argmax(-1).int())
+            assert torch.allclose(extend.model.draft_hidden @ tensors["lm_head.weight"].T, logits, atol=1e-5)
+        for start in range(60):  # the same layer, a token a step, with the hidden row that it is given as its own
+            draft.model.draft_hidden.copy_(hidden[start : start + 1])
+            logits, _ = draft(ids[start : start + 1], torch.tensor([start], dtype=torch.int32))
+            assert (logits - want[start]).abs().max() < 1e-4
+            assert torch.allclose(draft.model.draft_hidden @ tensors["lm_head.weight"].T, logits, atol=1e-5)
 
 
 # ---------------------------------------------------------------------------------------------------------- export
@@ -244,9 +253,9 @@ def test_a_step_exports_to_the_ops_it_is_written_in(tokens: int) -> None:
     views = {"aten.view.default", "aten.reshape.default", "aten.split_with_sizes.default"}
     assert plain <= {"aten.add.Tensor", "aten.mul.Tensor", "aten.silu.default"} | views
     with torch.device("meta"):
-        step = MtpStep(config, Storage(4096), tokens)
+        step = MtpStep(config, Storage(4096), tokens, Steps(tokens, tokens - 1), extend=True)
         ids, position = torch.zeros(tokens, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
-        torch.export.export(step, (ids, torch.zeros(tokens, config.hidden_size), position), strict=False)
+        torch.export.export(step, (ids, position), strict=False)
 
 
 def test_a_full_size_step_exports() -> None:

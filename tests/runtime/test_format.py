@@ -67,8 +67,19 @@ def test_instructions_fit_a_cache_line() -> None:
 
 def stated(*names: str, **changes: object) -> list[dict[str, object]]:
     """Entries of engine.json for programs that all lead to themselves; `changes` are those of the first one."""
-    entry = fmt.PROGRAMS["decode"].stated(2)
-    return [{**entry, "name": n, "on_prompt": n, "on_token": n, **(changes if n == names[0] else {})} for n in names]
+    entry = fmt.PROGRAMS["decode"].stated(2, ["decode"])
+    keys = ("on_prompt", "on_single", "on_every", "on_token")
+    return [{**entry, "name": n, **dict.fromkeys(keys, n), **(changes if n == names[0] else {})} for n in names]
+
+
+def engine(*names: str, tokens: int = 4, **changes: dict[str, object]) -> list[dict[str, object]]:
+    """The entries of an engine with some of the usual programs; `changes` by program."""
+    sizes = {"decode": 1, "draft": 1}
+    entries = [fmt.PROGRAMS[n].stated(sizes.get(n, tokens), names) for n in names]
+    return [{**entry, **changes.get(str(entry["name"]), {})} for entry in entries]
+
+
+ALL = ("decode", "verify", "prefill", "extend", "draft")
 
 
 @pytest.mark.parametrize(
@@ -78,7 +89,11 @@ def stated(*names: str, **changes: object) -> list[dict[str, object]]:
         (stated("a", "b"), (0,), 0),
         (stated("a", "b", "c", on_token="c"), (0, 2), fmt.NONE),
         (stated("a", "b", on_prompt="b", on_token="b"), (0, 1), fmt.NONE),
-        ([fmt.PROGRAMS[name].stated(1) for name in ("draft", "decode")], (1,), 1),
+        (engine("decode"), (0,), 0),
+        (engine("decode", "prefill"), (0, 1), fmt.NONE),
+        (engine("draft", "decode"), (1,), 1),
+        (engine(*ALL), (0, 1, 2, 3, 4), fmt.NONE),
+        (engine(*reversed(ALL)), (0, 1, 2, 3, 4), fmt.NONE),
     ],
 )
 def test_programs_are_launched_if_the_first_leads_to_them(
@@ -95,19 +110,31 @@ def test_programs_are_launched_if_the_first_leads_to_them(
         (stated("b"), "first_program is 'a', want one of"),
         (stated("a", "a"), "want at most 8 of different names"),
         (stated(*"abcdefghi"), "want at most 8 of different names"),
-        (stated("a", tokens=0), r"programs\[0\].tokens is 0, want 1 to 8"),
-        (stated("a", tokens=9), r"programs\[0\].tokens is 9, want 1 to 8"),
+        (stated("a", tokens=0), r"programs\[0\].tokens is 0, want 1 to 32"),
+        (stated("a", tokens=33), r"programs\[0\].tokens is 33, want 1 to 32"),
         (stated("a", on_token="b"), r"programs\[0\].on_token is 'b', want null or one of \['a'\]"),
         (stated("a", on_token=None), r"programs\[0\].on_token is null, want a program: it runs"),
         (stated("a", on_prompt=None), r"programs\[0\].on_prompt is null, want a program: it runs"),
         (stated("a", inputs=["ids", "hidden"]), r"programs\[0\] runs and has inputs \['ids', 'hidden'\], want"),
         (stated("a", outputs=["logits"]), r"programs\[0\] runs and has outputs \['logits'\], want"),
-        (stated("a", logit_rows="last"), r"programs\[0\].logit_rows is 'last', want 'every'"),
+        (stated("a", logit_rows="first"), r"programs\[0\].logit_rows is 'first', want 'every' or 'last'"),
+        (stated("a", logit_rows="last"), r"programs\[0\].on_every is 'a', which gives the logits of one token a step"),
+        (stated("a", drafts=True), r"programs\[0\].on_prompt is 'a', which samples drafts"),
+        (stated("a", on_taken="a"), r"programs\[0\] has .*'on_draft': None.*, want all of them or none"),
+        (
+            engine(*ALL, decode={"on_taken": "decode"}),
+            r"on_taken is 'decode', which does not sample drafts",
+        ),
+        (engine(*ALL, verify={"tokens": 9}), r"programs\[0\].on_taken takes 4 tokens a step, want 9 as"),
+        (
+            engine(*ALL, extend={"logit_rows": "every"}),
+            r"on_taken is 'extend', which samples several drafts",
+        ),
     ],
 )
 def test_a_program_that_no_loop_can_run_is_refused(programs: list[dict[str, object]], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        fmt.program_table(programs, "a")
+        fmt.program_table(programs, "decode" if programs[0]["name"] == "decode" else "a")
 
 
 @pytest.mark.parametrize("name", fmt.TABLES)

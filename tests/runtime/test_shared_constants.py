@@ -20,10 +20,20 @@ FORMAT = "runtime/format/"
 """What may define the constants: Python here, and what C is generated from it."""
 
 OWNED = {
-    *("NONE", "FORMAT_VERSION", "COMMIT_KIND", "MAX_TOKENS", "MAX_PROGRAMS", "READ", "WRITE"),
+    *(
+        "NONE",
+        "FORMAT_VERSION",
+        "COMMIT_KIND",
+        "MAX_TOKENS",
+        "GPU_TOKENS",
+        "MAX_PROGRAMS",
+        "MAX_DRAFTS",
+        "READ",
+        "WRITE",
+    ),
     *("PREDICATED", "CONDITIONAL", "NEEDS_LOGITS", "REMOTE"),
     *("IDLE", "RUNNING", "STALLED", "CLOSED"),
-    *("NO_REASON", "STOP_ID", "MAX_NEW", "CONTEXT_FULL", "ABORTED", "BAD_ID", "PROMPT_IDS", "SAMPLED_IDS"),
+    *("NO_REASON", "STOP_ID", "MAX_NEW", "CONTEXT_FULL", "ABORTED", "BAD_ID"),
     *("PANEL", "SCALE_BLOCK", "FRAGMENT_BYTES", "FRAGMENT_COLS_BF16", "FRAGMENT_COLS_FP8", "RESIDUES"),
     *("PARTIAL_BYTES", "PREFETCH_BYTES", "KEY_WORDS", "INTERVAL_BITS", "SCORE_KEYS"),
     *("BOARD_BYTES", "LEAVE_OFFSET", "FILL_BF16", "FILL_F32", "FILL_E4M3"),

@@ -194,8 +194,9 @@ def random_table(rng: random.Random, programs: int) -> fmt.ProgramTable:
     led_to = programs - (programs > 1 and rng.random() < 0.3)
     for number, row in enumerate(rows):
         row["tokens"] = rng.randint(1, TOKENS)
-        for key in ("on_prompt", "on_token"):
-            row[key] = rng.randrange(led_to) if number < led_to else fmt.NONE
+        for key in fmt.FOLLOWERS:
+            speculative = key in ("on_taken", "on_draft", "on_verify")
+            row[key] = rng.randrange(led_to) if number < led_to and not speculative else fmt.NONE
     return fmt.ProgramTable(rows, rng.randrange(led_to))
 
 

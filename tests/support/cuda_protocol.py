@@ -135,6 +135,7 @@ def run(
     stalls = aligned(case.devices * case.blocks, fmt.STALL.dtype)
     tokens, stop_ids = aligned(64, np.int32), np.array([*stops, 0], np.int32)
     places = np.uint64(memory.ctypes.data) + tables["buffers"]["offset"]
+    programs.rows["next"], programs.rows["logits"] = places[2:4]
     launches = aligned(case.devices, fmt.DEVICE_LAUNCH.dtype)
     kept: list[Any] = []
     for device in range(case.devices):
@@ -148,7 +149,7 @@ def run(
         launch["mailbox"], launch["status"] = mailbox.ctypes.data, status.ctypes.data
         launch["tokens"], launch["stalls"] = tokens.ctypes.data, stalls.ctypes.data
         launch["stops"], launch["stop_count"] = stop_ids.ctypes.data, len(stops)
-        launch["ids"], launch["position"], launch["next"], launch["logits"] = places[:4]
+        launch["ids"], launch["position"] = places[:2]
         launch["device"], launch["devices"], launch["first_worker"] = device, case.devices, device * case.blocks
         launch["program_count"], launch["first_program"] = len(programs.rows), programs.first
         launch["only_program"], launch["controller"] = programs.only, controller(tables)

@@ -17,7 +17,6 @@ from tilecompile.models.fields import check_only, plain_fields
 from tilecompile.models.modules import GatedMlp, Matrix, RmsNorm, inverse_frequencies
 from tilecompile.models.spec import (
     Figures,
-    Input,
     LayerKind,
     ModelSpec,
     Parameter,
@@ -167,14 +166,12 @@ def spread(c: DenseConfig, tensor: str, cols: int) -> tuple[float, float]:
     return (1.0, 0.1) if "ln_" in tensor else (0.0, 1.0 if tensor == "wte" else cols**-0.5)
 
 
-DECODE: StepProgram[DenseConfig] = StepProgram(
-    "decode", DenseStep, {"ids": Input(("tokens",)), "position": Input((1,))}
-)
+DECODE: StepProgram[DenseConfig] = StepProgram("decode", 1, lambda c, s, steps, tokens: DenseStep(c, s, tokens))
 DENSE = ModelSpec(
     architecture=ARCHITECTURE,
     model_type="small_dense",
     config=DenseConfig,
-    programs=lambda config: (DECODE,),
+    programs=lambda config, steps: (DECODE,),
     parameters=parameters,
     spread=spread,
     tables={"table": lambda c: inverse_frequencies(c.rotated, c.theta)},

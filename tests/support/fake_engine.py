@@ -121,7 +121,8 @@ def make_engine(
         "arenas": [{"device": 0, "activation": 4096, "cache": 4096, "io": 4096}],
         "programs": [
             {
-                **fmt.PROGRAMS["decode"].stated(1),
+                **fmt.PROGRAMS["decode"].stated(1, ["decode"]),
+                "io": {"next": 2, "logits": 3},
                 "tasks": 3,
                 "events": 1,
                 "edges": 1,
@@ -132,7 +133,7 @@ def make_engine(
         "first_program": "decode",
         "kinds": ["commit", "k1_linear", "k2_linear"],
         "operators": ["layers.0.first", "layers.0.second", "commit"],
-        "io": {"ids": 0, "position": 1, "next": 2, "logits": 3},
+        "io": {"ids": 0, "position": 1},
         "scratch_bytes": step_us,
         "compile_seconds": 1.5,
     }

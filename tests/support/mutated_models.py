@@ -7,17 +7,12 @@ from collections import defaultdict
 from dataclasses import replace
 from typing import Any
 
-import torch
-
-from support.small import GLM5
+from support.small import GLM5, traced_programs
 from tilecompile.ir.graph import OpGraph
 from tilecompile.ir.node import OpNode, View
 from tilecompile.models.glm5.config import Glm5Config
-from tilecompile.models.glm5.mtp import MtpStep
-from tilecompile.models.glm5.step import Glm5Step
 from tilecompile.models.spec import Storage
 from tilecompile.passes.fuse import fuse
-from tilecompile.passes.trace import trace
 
 ODD = {
     "num_attention_heads": 5,
@@ -43,15 +38,7 @@ MODELS: dict[str, tuple[dict[str, Any], bool]] = {
 def graphs(model: str) -> tuple[OpGraph, ...]:
     """The step programs of a model."""
     config = Glm5Config.from_dict({**GLM5, **MODELS[model][0]})
-    ids, position = (torch.zeros(1, dtype=torch.int32, device="meta") for _ in range(2))
-    hidden = torch.zeros(1, config.hidden_size, device="meta")
-    with torch.device("meta"):
-        step = Glm5Step(config, Storage(32))
-        draft = MtpStep(config, Storage(32)) if config.mtp_layer is not None else None
-    out = [trace(step, (ids, position), ("ids", "position"), ("logits", "next"), "decode")]
-    if draft is not None:
-        names = ("ids", "hidden", "position")
-        out.append(trace(draft, (ids, hidden, position), names, ("logits", "hidden"), "draft"))
+    out = traced_programs(config, Storage(32))
     return tuple(reusing(spared(fuse(g))) if MODELS[model][1] else fuse(g) for g in out)
 
 

@@ -12,11 +12,12 @@ from tilecompile import ops
 from tilecompile.ir.graph import OpGraph
 from tilecompile.ir.program import Program
 from tilecompile.ir.tasks import EventTensors
+from tilecompile.models.glm5 import STATES
 from tilecompile.models.glm5.config import Glm5Config
 from tilecompile.models.glm5.mtp import MtpStep
 from tilecompile.models.glm5.step import Glm5Step
 from tilecompile.models.registry import spec_of
-from tilecompile.models.spec import ModelConfig, Storage
+from tilecompile.models.spec import ModelConfig, Steps, Storage
 from tilecompile.passes.events import events
 from tilecompile.passes.fuse import fuse
 from tilecompile.passes.place.place import place
@@ -91,10 +92,13 @@ class Step(nn.Module):
         return logits, ops.argmax(logits)
 
 
+STEPS = Steps(prefill=2, drafts=1)
+
+
 def trace_step(module: nn.Module, tokens: int = 2, program: str = "decode") -> OpGraph:
     """The graph of a module that takes (ids, position) and returns (logits, next)."""
     args = tuple(torch.zeros(n, dtype=torch.int32, device="meta") for n in (tokens, 1))
-    return trace(module, args, ("ids", "position"), ("logits", "next"), program)
+    return trace(module, args, ("ids", "position"), ("logits", "next"), program, STATES)
 
 
 def traced(middle: Middle, tokens: int = 2) -> OpGraph:
@@ -105,21 +109,20 @@ def traced(middle: Middle, tokens: int = 2) -> OpGraph:
 
 
 def traced_programs(config: ModelConfig, storage: Storage) -> list[OpGraph]:
-    """The unfused step programs of a model, of one token each."""
-    return [trace_program(step, config, storage) for step in spec_of(config).programs(config)]
+    """The unfused programs of a model that take one token a step."""
+    found = [step for step in spec_of(config).programs(config, STEPS) if step.tokens == 1]
+    return [trace_program(step, config, storage, STEPS) for step in found]
 
 
 @functools.cache
 def glm5_graphs(tokens: int = 1) -> tuple[OpGraph, ...]:
     """The unfused decode and draft programs of the small GLM-5."""
     config = Glm5Config.from_dict(GLM5)
+    steps = Steps(tokens, 1)
     with torch.device("meta"):
-        decode, draft = Glm5Step(config, Storage(32), tokens), MtpStep(config, Storage(32), tokens)
-    ids, position = (torch.zeros(n, dtype=torch.int32, device="meta") for n in (tokens, 1))
-    hidden = torch.zeros(tokens, config.hidden_size, device="meta")
-    names = ("ids", "hidden", "position")
-    drafted = trace(draft, (ids, hidden, position), names, ("logits", "hidden"), "draft")
-    return trace_step(decode, tokens), drafted
+        decode = Glm5Step(config, Storage(32), tokens, steps)
+        draft = MtpStep(config, Storage(32), tokens, steps, extend=tokens > 1)
+    return trace_step(decode, tokens), trace_step(draft, tokens, "draft")
 
 
 def plans(graphs: tuple[OpGraph, ...], parts: int) -> list[EventTensors]:

@@ -73,7 +73,8 @@ def alternating(engine: Path, folder: Path) -> Path:
     def follow(data: dict[str, Any]) -> None:
         decode = data["programs"][0]
         data["programs"].append({**decode, "name": "again"})
-        decode["on_prompt"] = decode["on_token"] = "again"
+        for key in ("on_prompt", "on_single", "on_every", "on_token"):
+            decode[key] = "again"
 
     edit_manifest(folder, follow)
     write(folder, tables)

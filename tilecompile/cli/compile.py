@@ -32,7 +32,14 @@ def compile_command(
     on_one_gpu: Annotated[
         bool, typer.Option("--on-one-gpu", help="Let the devices share one GPU, to test a node's plan.")
     ] = False,
-    tokens: Annotated[int, typer.Option(help="Tokens of a step; more than one only to inspect so far.")] = 1,
+    prefill: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Tokens of a prompt that a step takes.  [default: 32; on GPUs 1 + drafts]"),
+    ] = None,
+    drafts: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Most tokens to draft in a round, 0 to 7.  [default: 3 with an MTP layer]"),
+    ] = None,
     granularity: Annotated[int, typer.Option(help="Tasks a worker that an operator is cut into, about.")] = 1,
     placement: Annotated[
         str | None,
@@ -71,7 +78,8 @@ def compile_command(
         workers=workers,
         on_one_gpu=on_one_gpu,
         granularity=granularity,
-        tokens=tokens,
+        prefill=prefill,
+        drafts=drafts,
         placement=placement,
         context=context,
         reduction=reduction,

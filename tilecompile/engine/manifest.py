@@ -9,7 +9,7 @@ import numpy as np
 from tilecompile.cost.graph_reads import reads
 from tilecompile.engine.plan import Plan
 from tilecompile.options import Settings
-from tilecompile.runtime.format import FIRST_PROGRAM, PROGRAMS
+from tilecompile.runtime.format import FIRST_PROGRAM, LOOP_INPUTS, PROGRAMS
 from tilecompile.sources import ModelSource
 
 
@@ -24,8 +24,9 @@ def describe(plan: Plan, source: ModelSource, settings: Settings) -> dict[str, A
         read = reads(step, storage.max_seq_len, plan.copies)
         ops, counts = np.unique(op_of[instructions["op"]], return_counts=True)
         programs.append(
-            PROGRAMS[step.program].stated(step.tokens)
+            PROGRAMS[step.program].stated(step.tokens, program.programs)
             | {
+                "io": program.outputs[index],
                 "tasks": len(instructions),
                 "events": int((tables["events"]["program"] == index).sum()),
                 "edges": int(instructions["wait_count"].sum()),
@@ -66,6 +67,6 @@ def describe(plan: Plan, source: ModelSource, settings: Settings) -> dict[str, A
         "kinds": program.kinds,
         "operators": program.operators,
         "buffers": [{"tensor": b.tensor.name, "shape": b.tensor.shape, "program": b.program} for b in program.buffers],
-        "io": {name: program.io[name] for name in ("ids", "position", "next", "logits")},
+        "io": {name: program.io[name] for name in LOOP_INPUTS},
         "scratch_bytes": program.scratch_bytes,
     }

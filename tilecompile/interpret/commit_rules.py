@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
-from tilecompile.runtime.format import NEEDS_LOGITS, IdSource, ProgramTable, Reason
+from tilecompile.runtime.format import NEEDS_LOGITS, NONE, ProgramTable, Reason
 
 
 @dataclass(frozen=True)
@@ -26,13 +27,15 @@ class Step:
 
 @dataclass(frozen=True)
 class Asked:
-    """A request: what it asks for, and how far it is (`generated` tokens so far)."""
+    """A request: what it asks for, and how far it is (`generated` tokens, `drafted` drafts of the round)."""
 
     position: int
     count: int
     max_new: int
     every_logit: bool
+    drafts: int = 0
     generated: int = 0
+    drafted: int = 0
     aborted: bool = False
 
     @property
@@ -54,12 +57,16 @@ class Limits:
     max_seq_len: int
     stops: Sequence[int]
 
+    def tokens(self, program: int) -> int:
+        """Tokens that one step of a program carries at most."""
+        return int(self.programs.rows["tokens"][program])
+
 
 @dataclass(frozen=True)
 class Next:
-    """What follows: a step with ids from `source`, or with a reason the end of the request.
+    """What follows: a step, or with a reason the end of the request.
 
-    The request takes `taken` of the sampled ids, from `row` on, as new tokens.
+    The request takes `taken` of the sampled ids, from `row` on, as new tokens; `drafted` are the drafts of the round.
     """
 
     reason: Reason = Reason.NO_REASON
@@ -67,48 +74,86 @@ class Next:
     position: int = 0
     tokens: int = 0
     flags: int = 0
-    source: IdSource = IdSource.PROMPT_IDS
     row: int = 0
     taken: int = 0
+    drafted: int = 0
 
 
 def first_step(asked: Asked, limits: Limits) -> Next:
     """The step that a request begins with."""
-    return _feed_at(asked, limits, limits.programs.first, asked.position)
+    return _feed_at(asked, limits, limits.programs.rows[limits.programs.first], asked.position)
 
 
-def decide(step: Step, asked: Asked, limits: Limits, sampled: Sequence[int]) -> Next:
-    """What follows a step that chose the id `sampled[row]` after its token `row`."""
+def decide(step: Step, asked: Asked, limits: Limits, sampled: Sequence[int], drafts: Sequence[int] = ()) -> Next:
+    """What follows a step that chose the id `sampled[row]` in row `row` of its logits; `drafts` are the round's."""
     if asked.aborted:
         return Next(Reason.ABORTED)
     program = limits.programs.rows[step.program]
+    last = asked.end + asked.generated - 1
+    if program["drafts"]:
+        if step.context < asked.end:
+            return _feed_at(asked, limits, program, step.context)
+        return _after_draft(step, asked, limits, program, sampled[0])
+    speculates = bool(asked.drafts and asked.max_new and program["on_taken"] != NONE)
     if step.context < asked.end:
-        return _feed_at(asked, limits, int(program["on_prompt"]), step.context)
+        if speculates:
+            return _step_at(program["on_taken"], step.position, step.tokens, False)
+        return _feed_at(asked, limits, program, step.context)
     if asked.max_new == 0:
         return Next(Reason.MAX_NEW)
-    row, taken = step.tokens - 1, 1
-    if not 0 <= sampled[row] < limits.vocab:
-        return Next(Reason.BAD_ID)
-    if sampled[row] in limits.stops:
-        return Next(Reason.STOP_ID, row=row, taken=taken)
-    if asked.generated + taken >= asked.max_new:
-        return Next(Reason.MAX_NEW, row=row, taken=taken)
-    if step.context >= limits.max_seq_len:
-        return Next(Reason.CONTEXT_FULL, row=row, taken=taken)
-    following = int(program["on_token"])
-    return _step_at(asked, following, step.context, taken, IdSource.SAMPLED_IDS, row, taken)
+    first = last - step.position
+    row, taken = 0 if program["last_row"] else first, 0
+    while True:
+        token = sampled[row + taken]
+        if not 0 <= token < limits.vocab:
+            return Next(Reason.BAD_ID, row=row, taken=taken)
+        taken += 1
+        if token in limits.stops:
+            return Next(Reason.STOP_ID, row=row, taken=taken)
+        if asked.generated + taken >= asked.max_new:
+            return Next(Reason.MAX_NEW, row=row, taken=taken)
+        if last + taken >= limits.max_seq_len:
+            return Next(Reason.CONTEXT_FULL, row=row, taken=taken)
+        if first + taken >= step.tokens or drafts[taken - 1] != token:
+            break
+    newest = last + taken
+    if speculates and _depth_of(asked, limits, program, asked.generated + taken, newest):
+        following = _step_at(program["on_taken"], step.position, first + taken, True)
+    else:
+        following = _step_at(program["on_token"], newest, 1, True)
+    return replace(following, row=row, taken=taken)
 
 
-def _feed_at(asked: Asked, limits: Limits, program: int, position: int) -> Next:
-    """A step that takes as many of the prompt's ids from a position on as its program can."""
-    tokens = min(asked.end - position, int(limits.programs.rows["tokens"][program]))
-    return _step_at(asked, program, position, tokens, IdSource.PROMPT_IDS)
+def _after_draft(step: Step, asked: Asked, limits: Limits, program: Any, token: int) -> Next:
+    """What follows a step of an MTP layer, which sampled the draft `token`."""
+    newest = asked.end + asked.generated - 1
+    good = 0 <= token < limits.vocab
+    drafted = asked.drafted + good
+    if good and drafted < _depth_of(asked, limits, program, asked.generated, newest):
+        following = _step_at(program["on_draft"], step.context, 1, True)
+    elif drafted:
+        following = _step_at(program["on_verify"], newest, 1 + drafted, True)
+    else:
+        following = _step_at(program["on_token"], newest, 1, True)
+    return replace(following, drafted=drafted)
 
 
-def _step_at(
-    asked: Asked, program: int, position: int, tokens: int, source: IdSource, row: int = 0, taken: int = 0
-) -> Next:
+def _depth_of(asked: Asked, limits: Limits, program: Any, generated: int, newest: int) -> int:
+    """Drafts of a round after `generated` tokens, the last of which is at `newest`."""
+    if program["on_verify"] == NONE:
+        return 0
+    most = limits.tokens(program["on_verify"]) - 1
+    return min(most, asked.drafts, asked.max_new - generated - 1, limits.max_seq_len - newest - 1)
+
+
+def _feed_at(asked: Asked, limits: Limits, program: Any, position: int) -> Next:
+    """A step that takes as many of the prompt's ids from a position on as its program, a follower of `program`, can."""
+    left = asked.end - position
+    following = program["on_single" if left == 1 else "on_every" if asked.every_logit else "on_prompt"]
+    tokens = min(left, limits.tokens(following))
+    return _step_at(following, position, tokens, asked.every_logit or tokens == left)
+
+
+def _step_at(program: int, position: int, tokens: int, logits: bool) -> Next:
     """A step of `tokens` tokens from a position on."""
-    last = position + tokens >= asked.end
-    flags = NEEDS_LOGITS if asked.every_logit or last else 0
-    return Next(Reason.NO_REASON, program, position, tokens, flags, source, row, taken)
+    return Next(program=int(program), position=position, tokens=tokens, flags=NEEDS_LOGITS if logits else 0)

@@ -33,6 +33,10 @@ POISON = 0x7FC07FC0
 """NaN as f32 and as a pair of bf16, and an index out of every range as i32."""
 
 
+BY_TOKEN = ("activation", "input", "state")
+"""Roles of tensors whose rows are tokens of a step, or that have one row."""
+
+
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Torch with a single thread: tasks are too small for more, and sums keep one order."""
@@ -92,12 +96,16 @@ class Memory:
 
 @dataclass(frozen=True)
 class _Task:
-    """What an instruction works on: operands (buffer, byte offset), written boxes, weight rows with their values."""
+    """What an instruction works on: operands (buffer, byte offset), written boxes, weight rows with their values.
+
+    `by_token` are the tensors whose rows are tokens.
+    """
 
     node: OpNode
     operands: list[tuple[int, int]]
     boxes: list[tuple[int, tuple[slice, slice]]]
     rows: list[tuple[Tensor, Tensor]]
+    by_token: frozenset[str]
 
 
 class Evaluator:
@@ -109,6 +117,11 @@ class Evaluator:
         graph = read_graph(manifest)
         self._folder: Path = manifest.folder
         self._tables, self._nodes = tables, graph.nodes
+        of_program = {
+            name: frozenset(n for n, t in one.tensors.items() if t.role in BY_TOKEN)
+            for name, one in graph.programs.items()
+        }
+        self._by_token = [of_program[name] for name, one in graph.programs.items() for _ in one.nodes]
         self._tensors: list[str] = manifest.data["weights"]["tensors"]
         names = [node.name for node in self._nodes]
         if names != manifest.data["operators"]:
@@ -131,15 +144,15 @@ class Evaluator:
         tile = tuple(int(i) for i in ins["tile"])
         return f"task {self._nodes[int(ins['op'])].name}, tile {tile} (instruction {instruction})"
 
-    def run(self, instruction: int, logits: bool) -> None:
-        """Runs an instruction; with `logits` False not those that only the logits need."""
+    def run(self, instruction: int, tokens: int, logits: bool) -> None:
+        """Runs an instruction in a step of `tokens` tokens; with `logits` False not those that only the logits need."""
         try:
             if instruction not in self._tasks:
                 self._tasks[instruction] = self._prepare(instruction)
             task = self._tasks[instruction]
             if logits or not task.node.predicate:
                 with torch.inference_mode():
-                    self._evaluate(task)
+                    self._evaluate(task, tokens)
         except (ArithmeticError, LookupError, ValueError, RuntimeError) as error:
             what = f"{self.name(instruction)} can't be evaluated: {type(error).__name__} {error}"
             raise EngineError(f"{self._folder}: {' '.join(what.split())[:400]}") from error
@@ -158,7 +171,7 @@ class Evaluator:
         rows = []
         for run in {(int(r["offset"]), int(r["tile"])): r for r in parts["tape"]}.values():
             rows += self._unpack(run, self._tables["tiles"][int(run["tile"])])
-        return _Task(node, operands, boxes, rows)
+        return _Task(node, operands, boxes, rows, self._by_token[int(ins["op"])])
 
     def _unpack(self, run: np.void, tile: np.void) -> list[tuple[Tensor, Tensor]]:
         """The rows of each parameter that a weight run fills, with their values from the pool."""
@@ -182,14 +195,18 @@ class Evaluator:
                     filled.append((weight[first + m, row_begin:row_end, col_begin : col_begin + cols], values))
         return filled
 
-    def _evaluate(self, task: _Task) -> None:
-        """Runs the reference on copies of the buffers that the task writes, and copies the declared boxes back."""
+    def _evaluate(self, task: _Task, tokens: int) -> None:
+        """Runs the reference on copies of the buffers that the task writes, and copies the declared boxes back.
+
+        Of operands that have rows of tokens it sees those of the step's `tokens`.
+        """
         node = task.node
         copies = {b: self.memory.buffer(b).clone() for b, _ in task.boxes}
         operands = []
         for (b, offset), view in zip(task.operands, node.operands, strict=True):
             data = copies[b] if b in copies else self.memory.buffer(b)
-            operands.append(self.memory.view(data, offset, view))
+            whole = self.memory.view(data, offset, view)
+            operands.append(whole[:tokens] if view.tensor in task.by_token else whole)
         for target, values in task.rows:
             target.copy_(values)
         weights = [self._weights[v.tensor].as_strided(v.shape, v.strides, v.offset) for v in node.weights]
@@ -200,7 +217,8 @@ class Evaluator:
         unwritten = op_of(node).unwritten
         if unwritten is not None:
             results[0] = results[0].masked_fill(unwritten(node, inputs), float("nan"))
-        for output, value in zip(outputs, results, strict=True):
+        for output, found in zip(outputs, results, strict=True):
+            value = found[: len(output)]  # an op that has its number of tokens as an attribute gives all of them
             if output.shape != value.shape or output.dtype != value.dtype:
                 raise ValueError(f"the reference gives {value.dtype} {tuple(value.shape)}, want {tuple(output.shape)}")
             output.copy_(value)

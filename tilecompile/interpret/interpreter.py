@@ -21,7 +21,7 @@ from tilecompile.interpret.commit_rules import Asked, Limits, Next, Step, decide
 from tilecompile.interpret.evaluate import Evaluator, one_thread
 from tilecompile.runtime.folder.manifest import read_manifest
 from tilecompile.runtime.folder.tables import launched_streams, load_tables
-from tilecompile.runtime.format import COMMIT_KIND, NEEDS_LOGITS, IdSource, Reason
+from tilecompile.runtime.format import COMMIT_KIND, NEEDS_LOGITS, Reason
 from tilecompile.runtime.generate import check_ids
 from tilecompile.runtime.replay.buffers import Arrays, find_operator, numbers_of, read_buffers, writes
 from tilecompile.runtime.sampling import SamplingParams
@@ -61,6 +61,7 @@ class Interpreter:
         self._waits = [waits[b : b + n] for b, n in zip(*columns[2:4], strict=True)]
         self._notifies = [notifies[b : b + n] for b, n in zip(*columns[4:], strict=True)]
         self._io: dict[str, int] = self.manifest.data["io"]
+        self._outputs: list[dict[str, int]] = [program["io"] for program in self.manifest.data["programs"]]
         manifest = self.manifest
         self._limits = Limits(manifest.programs, manifest.vocab_size, manifest.max_seq_len, manifest.eos_token_ids)
         self._reset()
@@ -70,9 +71,12 @@ class Interpreter:
         self._request(self._ids(ids), 0, logits=True)
         return np.stack(self._logits)
 
-    def generate(self, prompt: Iterable[int], max_new_tokens: int | None = 64) -> list[int]:
-        """Generates greedily from token ids, as `Engine.generate` does; returns the tokens."""
-        self._request(self._ids(prompt), SamplingParams(max_new_tokens).max_new, logits=False)
+    def generate(self, prompt: Iterable[int], max_new_tokens: int | None = 64, drafts: int = 0) -> list[int]:
+        """Generates greedily from token ids, as `Engine.generate` does; returns the tokens.
+
+        Rounds of speculation draft `drafts` tokens.
+        """
+        self._request(self._ids(prompt), SamplingParams(max_new_tokens).max_new, logits=False, drafts=drafts)
         return self._tokens
 
     def buffers(self) -> Arrays:
@@ -116,13 +120,17 @@ class Interpreter:
                 streams.setdefault(int(s["worker"]), {})[int(s["program"])] = (int(s["begin"]), int(s["end"]))
         self._workers = [_Worker(worker, own) for worker, own in sorted(streams.items())]
         self._tokens: list[int] = []
+        self._drafts: list[int] = []
+        self.program_steps = [0] * len(self._runs)
         self._logits: list[npt.NDArray[np.float32]] = []
         self._running = False
 
-    def _request(self, ids: list[int], max_new: int, logits: bool, stop_after: Iterable[int] = ()) -> None:
+    def _request(
+        self, ids: list[int], max_new: int, logits: bool, stop_after: Iterable[int] = (), drafts: int = 0
+    ) -> None:
         """Runs a request from position 0 to its end, or to the end of some operators in the last id's step."""
         self._reset()
-        self._prompt, self._asked = ids, Asked(0, len(ids), max_new, logits)
+        self._prompt, self._asked = ids, Asked(0, len(ids), max_new, logits, drafts)
         stops = set(stop_after)
         streams = [stream for worker in self._workers for stream in worker.streams.values()]
         left = sum(self._ops[i] in stops for stream in streams for i in range(*stream))
@@ -142,7 +150,7 @@ class Interpreter:
         """Runs one instruction and notifies its events."""
         if self._kinds[instruction] == COMMIT_KIND:
             return self._commit(step)
-        self._evaluator.run(instruction, bool(step.flags & NEEDS_LOGITS))
+        self._evaluator.run(instruction, step.tokens, bool(step.flags & NEEDS_LOGITS))
         for event in self._notifies[instruction]:
             self._counters[event] += 1
         return None
@@ -150,37 +158,40 @@ class Interpreter:
     def _publish(self, following: Next) -> None:
         """Starts the next step. Poisons the activations: a step reads none of the step before."""
         program, position, tokens = following.program, following.position, following.tokens
-        if following.source == IdSource.PROMPT_IDS:
-            ids = self._prompt[position : position + tokens]
-        else:
-            ids = self._word("next")[following.row : following.row + tokens].tolist()
+        first = position + int(self._limits.programs.rows["drafts"][program])
+        ids = [*self._prompt, *self._tokens, *self._drafts][first : first + tokens]
         self._sequence += 1
         self._runs[program] += 1
         self._steps[self._sequence % 2] = Step(program, self._runs[program], position, tokens, following.flags)
         self._evaluator.memory.poison("activation")
-        self._word("ids")[:tokens] = ids
-        self._word("position")[0] = position
+        self._word(self._io["ids"])[:tokens] = ids
+        self._word(self._io["position"])[0] = position
 
     def _commit(self, step: Step) -> None:
         """The sink: takes what was sampled, and starts what comes next."""
+        outputs = self._outputs[step.program]
         if self._asked.every_logit:
             fed = self._asked.fed(step.context) - self._asked.fed(step.position)
-            logits = self._word("logits").reshape(-1, self.manifest.vocab_size)
+            logits = self._word(outputs["logits"]).reshape(-1, self.manifest.vocab_size)
             self._logits += list(logits[:fed].copy())
-        sampled = self._word("next")[: step.tokens].tolist()
-        following = decide(step, self._asked, self._limits, sampled)
+        sampled = self._word(outputs["next"])[: step.tokens].tolist()
+        following = decide(step, self._asked, self._limits, sampled, self._drafts)
+        self.program_steps[step.program] += 1
         self._tokens += sampled[following.row : following.row + following.taken]
-        self._asked = replace(self._asked, generated=len(self._tokens))
+        if following.drafted > len(self._drafts):
+            self._drafts.append(sampled[following.row])
+        self._drafts = self._drafts[: following.drafted]
+        self._asked = replace(self._asked, generated=len(self._tokens), drafted=len(self._drafts))
         if following.reason == Reason.BAD_ID:
-            token = sampled[step.tokens - 1]
+            token = sampled[following.row + following.taken]
             raise EngineError(f"{self.manifest.folder}: the program chose token {token}, which doesn't exist")
         self._running = following.reason == Reason.NO_REASON
         if self._running:
             self._publish(following)
 
-    def _word(self, name: str) -> npt.NDArray[Any]:
+    def _word(self, buffer: int) -> npt.NDArray[Any]:
         """One of the buffers that the sink works with, flat."""
-        return self._evaluator.memory.buffer(self._io[name]).numpy()
+        return self._evaluator.memory.buffer(buffer).numpy()
 
     def _pick(self) -> _Worker:
         """A worker that can go on. EngineStalled if there is none."""

@@ -8,14 +8,15 @@ from dataclasses import dataclass, field
 from tilecompile.ir.expr import to_text
 from tilecompile.ir.node import OpNode, View
 
-TENSOR_ROLES = ("activation", "cache", "weight", "constant", "input")
+TENSOR_ROLES = ("activation", "cache", "state", "weight", "constant", "input")
 
 
 @dataclass(frozen=True)
 class Tensor:
     """A tensor of the graph: shape (static), dtype (`f32`, `bf16`, `i32`) and role.
 
-    Roles: `activation` (written once a step by one operator), `cache` (kept over steps), `weight` (streamed from the
+    Roles: `activation` (written once a step by one operator), `cache` (kept over steps),
+    `state` (kept over steps, and handed from one step program to another), `weight` (streamed from the
     tape), `constant` (small or gathered, an ordinary operand), `input` (written by the controller before each step).
     `device` is where it is stored, but for weights and constants, which are stored wherever an operator reads them.
     `origin` is the tensor of the undivided graph that this is a device's copy or shard of, "" for that tensor itself;

@@ -46,7 +46,10 @@ class PlacedBuffer:
 
 @dataclass
 class Program:
-    """A scheduled engine program: the tables of `runtime/format`, and what the packer and the listings need."""
+    """A scheduled engine program: the tables of `runtime/format`, and what the packer and the listings need.
+
+    `io` are the buffers of the loops' inputs by name, `outputs` those that a loop reads after a step, by program.
+    """
 
     tables: dict[str, npt.NDArray[np.void]]
     programs: list[str]
@@ -59,6 +62,7 @@ class Program:
     pool_bytes: list[int]
     scratch_bytes: int
     io: dict[str, int] = field(default_factory=dict)
+    outputs: list[dict[str, int]] = field(default_factory=list)
 
     def sizes(self) -> Ints:
         """Bytes of the arenas by device, pools as weight arenas: int64 [devices, len(ARENAS)]."""

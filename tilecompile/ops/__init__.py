@@ -9,6 +9,8 @@ from tilecompile.ops.expert_combine import expert_combine
 from tilecompile.ops.expert_linear import expert_linear
 from tilecompile.ops.head_linear import head_linear
 from tilecompile.ops.index_score import index_score
+from tilecompile.ops.keep import keep
+from tilecompile.ops.last_token import last_token
 from tilecompile.ops.layer_norm import layer_norm
 from tilecompile.ops.linear import linear
 from tilecompile.ops.mla_attention import mla_attention
@@ -27,6 +29,8 @@ __all__ = [
     "expert_linear",
     "head_linear",
     "index_score",
+    "keep",
+    "last_token",
     "layer_norm",
     "linear",
     "mla_attention",

@@ -167,6 +167,7 @@ class TileOp:
     - `partly_written`: it leaves a part of what it declares unwritten; `unwritten(node, inputs)` is that part of its
       first output, as a mask that broadcasts, where the reference gives numbers there. `divides_activations`: its
       tasks touch fewer activations where there are more of them.
+    - `keeps_state`: what it mutates is of role `state`, which step programs hand to each other, and no cache.
     """
 
     name: str
@@ -195,6 +196,7 @@ class TileOp:
     partly_written: bool = False
     unwritten: Callable[[OpNode, Sequence[torch.Tensor]], torch.Tensor] | None = None
     divides_activations: bool = False
+    keeps_state: bool = False
 
     @property
     def folder(self) -> Path:

@@ -125,8 +125,8 @@ def _mergeable(node: OpNode, reader: OpNode, readers: dict[str, set[str]], graph
 
 
 def _movable(node: OpNode, graph: OpGraph) -> bool:
-    """Whether the node may run later with the same result: it reads no cache, which may be written by then."""
-    return all(graph.tensors[v.tensor].role != "cache" for v in node.inputs)
+    """Whether the node may run later with the same result: it reads no cache or state, which may be written by then."""
+    return all(graph.tensors[v.tensor].role not in ("cache", "state") for v in node.inputs)
 
 
 def _inline(node: OpNode, inner: OpNode) -> OpNode:

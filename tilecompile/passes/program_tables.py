@@ -21,7 +21,14 @@ from tilecompile.runtime import format as fmt
 from tilecompile.runtime.format import ALIGN
 from tilecompile.runtime.weight_formats import FORMATS
 
-ARENA_OF_ROLE = {"activation": "activation", "cache": "cache", "weight": "weight", "constant": "weight", "input": "io"}
+ARENA_OF_ROLE = {
+    "activation": "activation",
+    "cache": "cache",
+    "state": "io",
+    "weight": "weight",
+    "constant": "weight",
+    "input": "io",
+}
 """A weight that is streamed is stored in the pool as tiles; where it is an operand as well, also as it is."""
 
 Task = tuple[TaskGrid, int]
@@ -160,12 +167,18 @@ class Layout:
                 bytes=placed.bytes,
             )
 
+    def _sharing(self, plan: EventTensors, name: str) -> list[EventTensors]:
+        """The programs that use one buffer for a tensor of a program. Some have fewer tokens a step, and fewer rows."""
+        if plan.grids.graph.tensors[name].role == "activation":
+            return [plan]
+        return [p for p in self.plans if name in p.grids.graph.tensors]
+
     def buffer(self, device: int, plan: EventTensors, name: str) -> PlacedBuffer:
         """The buffer of a tensor, on its own device, or of a constant, on the given one.
 
         Activations belong to one program, all else is shared by the programs.
         """
-        tensor: Tensor = plan.grids.graph.tensors[name]
+        tensor: Tensor = max((p.grids.graph.tensors[name] for p in self._sharing(plan, name)), key=lambda t: t.rows)
         if tensor.role not in ("weight", "constant"):
             device = tensor.device
         program = plan.grids.graph.program if tensor.role == "activation" else None

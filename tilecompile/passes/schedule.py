@@ -105,13 +105,14 @@ class _Scheduler:
         for index, (plan, assignment) in enumerate(zip(self.plans, assignments, strict=True)):
             self.program(index, plan, assignment, tasks[index])
         layout.tile_rows()
-        io = {}
-        for b in layout.buffers.values():
-            if b.arena == "io":
-                io[b.tensor.name] = b.index
-        for plan in self.plans[:1]:
-            for name, tensor in zip(("logits", "next"), plan.grids.graph.outputs, strict=True):
-                io[name] = layout.buffer(0, plan, tensor).index
+        io = {b.tensor.name: b.index for b in layout.buffers.values() if b.tensor.role == "input"}
+        outputs = [
+            {
+                name: layout.buffer(0, plan, tensor).index
+                for name, tensor in zip(fmt.LOOP_OUTPUTS, plan.grids.graph.outputs, strict=False)
+            }
+            for plan in self.plans
+        ]
         return Program(
             tables=self.tables.arrays(),
             programs=[p.grids.graph.program for p in self.plans],
@@ -124,6 +125,7 @@ class _Scheduler:
             pool_bytes=[a["weight"] for a in layout.arena_bytes],
             scratch_bytes=max(ALIGN, *(g.tiling.scratch for plan in self.plans for g in plan.grids.grids)),
             io=io,
+            outputs=outputs,
         )
 
     def program(self, index: int, plan: EventTensors, assignment: list[Ints], tasks: list[list[Task]]) -> None:

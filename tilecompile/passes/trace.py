@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import operator
 import re
+from collections.abc import Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,15 +19,17 @@ from tilecompile.errors import InputError
 from tilecompile.ir.expr import Expr
 from tilecompile.ir.graph import OpGraph, Tensor
 from tilecompile.ir.node import OpNode, View
+from tilecompile.models.spec import INPUTS
 from tilecompile.ops.base import REGISTRY, op_of
 from tilecompile.ops.commit import COMMIT
 from tilecompile.ops.dtypes import dtype_names, torch_dtype
 from tilecompile.ops.map import MAP
 from tilecompile.passes.views import VIEWS
+from tilecompile.runtime.format import LOOP_INPUTS, LOOP_OUTPUTS
 from tilecompile.runtime.names import layer_of, without_layer
 
 if TYPE_CHECKING:
-    from tilecompile.models.spec import C, StepProgram, Storage
+    from tilecompile.models.spec import C, StepProgram, Steps, Storage
 
 ELEMENTWISE = {
     "add.Tensor": "add",
@@ -49,13 +52,12 @@ ELEMENTWISE = {
 NO_DATA = ("_assert_tensor_metadata.default",)
 
 
-def trace_program(step: StepProgram[C], config: C, storage: Storage, tokens: int = 1) -> OpGraph:
-    """The operator graph of a model's step program, for `tokens` tokens a step unless the program has its own."""
-    count = step.tokens or tokens
+def trace_program(step: StepProgram[C], config: C, storage: Storage, steps: Steps) -> OpGraph:
+    """The operator graph of a model's step program."""
     with torch.device("meta"):
-        module = step.module(config, storage, count)
-        args = [torch.zeros(i.sizes(config, count), dtype=torch_dtype(i.dtype)) for i in step.inputs.values()]
-    return trace(module, tuple(args), tuple(step.inputs), step.outputs, step.name)
+        module = step.module(config, storage, steps, step.tokens)
+        args = [torch.zeros(i.sizes(config, step.tokens), dtype=torch_dtype(i.dtype)) for i in INPUTS.values()]
+    return trace(module, tuple(args), LOOP_INPUTS, LOOP_OUTPUTS, step.name, step.states)
 
 
 def trace(
@@ -64,15 +66,16 @@ def trace(
     input_names: tuple[str, ...],
     output_names: tuple[str, ...],
     program: str,
+    states: Collection[str] = (),
 ) -> OpGraph:
     """Exports `module(*args)` (normally on the meta device) and returns its operator graph.
 
     `input_names` name the arguments; the graph's tensor names are those, the module's parameter and buffer names, and a
-    name for each operator result. Raises InputError for an operator that has no mapping, naming it, the module path
-    that it stands in and the shapes of its operands.
+    name for each operator result. `states` are buffers of role `state`. Raises InputError for an operator that has no
+    mapping, naming it, the module path that it stands in and the shapes of its operands.
     """
     exported = torch.export.export(module, args, strict=False)
-    return _Tracer(exported, input_names, output_names, program, args[0].shape[0]).run()
+    return _Tracer(exported, input_names, output_names, program, args[0].shape[0], states).run()
 
 
 class _Tracer:
@@ -85,8 +88,10 @@ class _Tracer:
         output_names: tuple[str, ...],
         program: str,
         tokens: int,
+        states: Collection[str],
     ) -> None:
         self.exported = exported
+        self.states = states
         self.input_names = input_names
         self.output_names = output_names
         self.graph = OpGraph(program, tokens)
@@ -116,7 +121,8 @@ class _Tracer:
             name = self.input_names[list(spec.user_inputs).index(node.name)]
             role = "input"
         else:
-            role = "constant"  # until an operator streams it or writes to it: see set_roles
+            # A constant until an operator streams it or writes to it: see set_roles.
+            role = "state" if name in self.states else "constant"
         value = node.meta["val"]
         self.values[node] = self.tensor(name, tuple(value.shape), value.dtype, role, node)
 
@@ -145,7 +151,8 @@ class _Tracer:
             for view in node.weights:
                 tensors[view.tensor] = replace(tensors[view.tensor], role="weight")
             for view in node.inputs[: len(op_of(node).mutated)]:
-                tensors[view.tensor] = replace(tensors[view.tensor], role="cache")
+                role = "state" if op_of(node).keeps_state else "cache"
+                tensors[view.tensor] = replace(tensors[view.tensor], role=role)
 
     def call(self, node: torch.fx.Node) -> None:
         if node.target is operator.getitem:

@@ -121,7 +121,11 @@ static std::string check(const Ask& ask, const Answer& answer) {
   const auto* programs = reinterpret_cast<const StepProgram*>(l.programs);
   std::vector<int32_t> tokens;
   const uint32_t end = ask.position + ask.count;
-  uint32_t fed = 0, reason = 0, position = ask.position, p = l.first_program;
+  uint32_t fed = 0, reason = 0, position = ask.position;
+  const auto feeding = [&](uint32_t from) {
+    return end - position == 1 ? programs[from].on_single : ask.logits ? programs[from].on_every : programs[from].on_prompt;
+  };
+  uint32_t p = feeding(l.first_program);
   const auto in = [&](uint64_t at) -> uint32_t& { return InTwin{program->instructions[0]}.at(at); };
   const auto prompt = [&] {
     const int32_t* next = ask.ids + (position - ask.position);
@@ -141,13 +145,13 @@ static std::string check(const Ask& ask, const Answer& answer) {
     }
     for (uint32_t row = 0; row < ids.size() && position + row < end; ++row, ++fed)
       for (uint32_t v = 0; ask.logits && v < l.vocab; ++v)
-        if (memcmp(&ask.logits[fed * l.vocab + v], &in(l.logits + 4 * (row * l.vocab + v)), 4)) return "other logits";
+        if (memcmp(&ask.logits[fed * l.vocab + v], &in(programs[p].logits + 4 * (row * l.vocab + v)), 4)) return "other logits";
     position += uint32_t(ids.size());
-    const int32_t id = int32_t(in(l.next + 4 * (ids.size() - 1)));
+    const int32_t id = int32_t(in(programs[p].next + 4 * (ids.size() - 1)));
     if (answer.reason == ABORTED && fed == answer.fed && tokens.size() == answer.generated) {
       reason = ABORTED;
     } else if (position < end) {
-      p = programs[p].on_prompt;
+      p = feeding(p);
       ids = prompt();
     } else if (!ask.max_new) {
       reason = MAX_NEW;

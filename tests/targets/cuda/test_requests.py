@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from support.cuda_programs import IDS, NEXT, PLAIN, POSITION, SAMPLED, TOKENS, VOCAB, Case, two_tasks
+from support.cuda_programs import IDS, LOGITS, NEXT, PLAIN, POSITION, SAMPLED, TOKENS, VOCAB, Case, two_tasks
 from support.cuda_protocol import MAX_SEQ_LEN, Ask, aligned, build, request, run
 from tilecompile.runtime import format as fmt
 from tilecompile.runtime.cpu.kernel import Kernel, open_kernel
@@ -51,10 +51,11 @@ def cpu_answers(
         launch[name] = tables[name].ctypes.data
     launch["buffers"], launch["pools"], launch["stops"] = places.ctypes.data, pools.ctypes.data, ids.ctypes.data
     launch["stream_count"], launch["event_count"] = len(tables["streams"]), len(tables["events"])
+    programs.rows["next"], programs.rows["logits"] = places[SAMPLED], places[LOGITS]
     launch["programs"], launch["program_count"] = programs.rows.ctypes.data, len(programs.rows)
     launch["first_program"], launch["workers"], launch["threads"] = programs.first, case.blocks, threads
     launch["stop_count"], launch["vocab"], launch["max_seq_len"] = len(stops), VOCAB, MAX_SEQ_LEN
-    launch["ids_buffer"], launch["position_buffer"], launch["next_buffer"] = IDS, POSITION, SAMPLED
+    launch["ids_buffer"], launch["position_buffer"] = IDS, POSITION
     launch["stall_ms"] = 1000
     kernel = Kernel(library, launch, (tables, memory, places, pools, ids))
     answers = []

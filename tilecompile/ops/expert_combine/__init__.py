@@ -23,13 +23,13 @@ OWN = 3
 
 @torch.library.custom_op("tilecompile::expert_combine", mutates_args=())
 def expert_combine(
-    x: torch.Tensor, expert: torch.Tensor, slot_weight: torch.Tensor, weight: torch.Tensor
+    x: torch.Tensor, expert: torch.Tensor, slot_weight: torch.Tensor, weight: torch.Tensor, per_token: int = 0
 ) -> torch.Tensor:
     """y[t] = sum over slots s, in order, of slot_weight[t, s] · (weight[expert[s]] · x[t, s]).
 
     Inactive slots (expert -1) and, for each token, slots of weight zero are skipped, whatever x holds there.
     x: f32 [T, slots, K], expert: i32 [1, slots], slot_weight: f32 [T, slots], weight: [E, N, K]; returns f32 [T, N],
-    accumulated in f32.
+    accumulated in f32. `per_token` are the slots that a token uses, 0: all; the result doesn't depend on it.
     """
     y = x.new_zeros((x.shape[0], weight.shape[1]))
     for slot, e in enumerate(expert[0].tolist()):
@@ -40,7 +40,9 @@ def expert_combine(
 
 
 @expert_combine.register_fake
-def _(x: torch.Tensor, expert: torch.Tensor, slot_weight: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def _(
+    x: torch.Tensor, expert: torch.Tensor, slot_weight: torch.Tensor, weight: torch.Tensor, per_token: int = 0
+) -> torch.Tensor:
     return torch.empty((x.shape[0], weight.shape[1]), dtype=x.dtype, device=x.device)
 
 

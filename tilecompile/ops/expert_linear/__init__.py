@@ -28,15 +28,18 @@ from tilecompile.ops.linear import (
 )
 from tilecompile.runtime.weight_formats import FORMATS
 
+PER_TOKEN = "per_token"
+
 OWN = 2
 """Inputs of the op itself: x and expert."""
 
 
 @torch.library.custom_op("tilecompile::expert_linear", mutates_args=())
-def expert_linear(x: torch.Tensor, expert: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def expert_linear(x: torch.Tensor, expert: torch.Tensor, weight: torch.Tensor, per_token: int = 0) -> torch.Tensor:
     """y[t, s] = weight[expert[s]] · x[t]; slots with expert -1 are inactive: zeros here, left unwritten by the body.
 
-    x: f32 [T, K], expert: i32 [1, slots], weight: [E, N, K]; returns f32 [T, slots, N], accumulated in f32.
+    x: f32 [T, K], expert: i32 [1, slots], weight: [E, N, K]; returns f32 [T, slots, N], accumulated in f32. `per_token`
+    are the slots that the rows are cut for (0: all): with those of one token, steps of any size read the same tiles.
     """
     y = x.new_zeros((x.shape[0], expert.shape[1], weight.shape[1]))
     for slot, e in enumerate(expert[0].tolist()):
@@ -46,7 +49,7 @@ def expert_linear(x: torch.Tensor, expert: torch.Tensor, weight: torch.Tensor) -
 
 
 @expert_linear.register_fake
-def _(x: torch.Tensor, expert: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def _(x: torch.Tensor, expert: torch.Tensor, weight: torch.Tensor, per_token: int = 0) -> torch.Tensor:
     return torch.empty((x.shape[0], expert.shape[1], weight.shape[1]), dtype=x.dtype, device=x.device)
 
 
@@ -60,7 +63,7 @@ def tile(node: OpNode, parts: int) -> Tiling:
     """Row tiles of each slot, slot by slot; the coordinates are (first row, one past the last, slot)."""
     tokens, slots, rows = node.outputs[0].shape
     weight = node.weights[0]
-    bounds = split(rows, row_tiles(slots, rows, parts))
+    bounds = split(rows, row_tiles(node.attrs.get(PER_TOKEN) or slots, rows, parts))
     lo, hi = np.tile(bounds[:-1], slots), np.tile(bounds[1:], slots)
     slot = np.repeat(np.arange(slots), len(bounds) - 1)
     coords = np.zeros((len(lo), 4), np.int32)

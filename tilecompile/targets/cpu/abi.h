@@ -11,6 +11,12 @@ static void fill(const Engine& e, Status& out) {
   out.fed = e.fed.load(std::memory_order_relaxed);
   out.reason = e.reason.load(std::memory_order_relaxed);
   out.parked = e.parked.load(std::memory_order_relaxed);
+  out.extended = e.extended.load(std::memory_order_relaxed);
+  for (uint32_t p = 0; p < MAX_PROGRAMS; ++p) out.program_steps[p] = e.program_steps[p].load(std::memory_order_relaxed);
+  for (uint32_t i = 0; i < MAX_DRAFTS; ++i) {
+    out.proposed[i] = e.proposed[i].load(std::memory_order_relaxed);
+    out.accepted[i] = e.accepted[i].load(std::memory_order_relaxed);
+  }
   if (out.state != STALLED) return;
   out.stall_worker = e.stall[0];
   out.stall_instruction = e.stall[1];
@@ -83,6 +89,10 @@ int32_t tc_submit(void* handle, const Request* request) {
   const int32_t* ids = e->table<int32_t>(request->ids);
   e->prompt.assign(ids, ids + request->count);
   e->fed = e->generated = e->reason = e->abort = 0;
+  e->drafted = 0;
+  e->extended = request->position;
+  for (auto& steps : e->program_steps) steps = 0;
+  for (uint32_t i = 0; i < MAX_DRAFTS; ++i) e->proposed[i] = e->accepted[i] = 0;
   e->state.store(RUNNING);
   e->publish(first_step(e->asked(), e->limits()));
   return 0;

@@ -25,6 +25,10 @@ struct Engine {
   std::condition_variable host;
   Request request = {};
   std::vector<int32_t> prompt, tokens;
+  int32_t drafts[MAX_DRAFTS] = {};  // of the round
+  uint32_t drafted = 0;
+  std::atomic<uint32_t> extended{0};
+  std::atomic<uint32_t> program_steps[MAX_PROGRAMS] = {}, proposed[MAX_DRAFTS] = {}, accepted[MAX_DRAFTS] = {};
   std::atomic<uint64_t> step_count{0};
   uint32_t launches = 0;
   uint32_t stall[5] = {};
@@ -52,8 +56,23 @@ struct Engine {
 
   // The request, as the rules see it.
   Asked asked() const {
-    return {request.position, request.count, request.max_new, request.logits != 0, generated.load(std::memory_order_relaxed),
+    return {request.position,
+            request.count,
+            request.max_new,
+            request.logits != 0,
+            request.drafts,
+            generated.load(std::memory_order_relaxed),
+            drafted,
             abort.load(std::memory_order_relaxed)};
+  }
+  const StepProgram& program(uint32_t number) const { return table<StepProgram>(launch.programs)[number]; }
+
+  // The id at a position: of the prompt, of the tokens, or of the round's drafts.
+  int32_t id_at(uint32_t position) const {
+    const uint32_t i = position - request.position;
+    if (i < request.count) return prompt[i];
+    const uint32_t token = i - request.count, known = generated.load(std::memory_order_relaxed);
+    return token < known ? tokens[token] : drafts[token - known];
   }
   Limits limits() const {
     return {table<StepProgram>(launch.programs), launch.first_program, launch.vocab, launch.max_seq_len, launch.stop_count};
@@ -68,10 +87,9 @@ struct Engine {
     TC_CHAOS("within a step's record")
     Step& s = steps[n % 2];
     describe(s, next, ++runs[next.program], n);
-    const int32_t* ids = next.source == PROMPT_IDS ? prompt.data() + (next.position - request.position)
-                                                   : buffer<int32_t>(launch.next_buffer) + next.row;
-    int32_t* to = buffer<int32_t>(launch.ids_buffer);
-    for (uint32_t i = 0; i < next.tokens; ++i) s.ids[i] = to[i] = ids[i];
+    const uint32_t first = next.position + shift_of(program(next.program));
+    int32_t* ids = buffer<int32_t>(launch.ids_buffer);
+    for (uint32_t i = 0; i < next.tokens; ++i) ids[i] = id_at(first + i);
     buffer<int32_t>(launch.position_buffer)[0] = int32_t(next.position);
     TC_CHAOS("before a step begins")
     TC_PROFILED(profile.publish(n);)
@@ -88,22 +106,39 @@ struct Engine {
     signal(true);
   }
 
+  static void count(std::atomic<uint32_t>& of) {
+    of.store(of.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
+  }
+
+  // Notes how much of the prompt has been fed after a step, and hands on its logits if they are asked for.
+  void feed(const StepProgram& program, const Asked& now, const Step& s) {
+    const uint32_t before = fed_of(now, s.position), done = fed_of(now, s.context);
+    fed.store(done, std::memory_order_relaxed);
+    if (!request.logits || before >= done) return;
+    float* out = reinterpret_cast<float*>(request.logits) + size_t(before) * launch.vocab;
+    memcpy(out, table<float>(program.logits), size_t(done - before) * launch.vocab * sizeof(float));
+  }
+
   // The sink: every other instruction of the step is done. Takes what was sampled, and starts what comes next.
   void commit(const Step& s) {
     step_count.fetch_add(1, std::memory_order_relaxed);
     if (state.load(std::memory_order_relaxed) != RUNNING) return;
     const Asked now = asked();
-    const uint32_t before = fed_of(now, s.position), done = fed_of(now, s.context);
-    fed.store(done, std::memory_order_relaxed);
-    if (request.logits && before < done) {
-      float* out = reinterpret_cast<float*>(request.logits) + size_t(before) * launch.vocab;
-      memcpy(out, table<float>(launch.logits), size_t(done - before) * launch.vocab * sizeof(float));
-    }
-    const int32_t* sampled = buffer<int32_t>(launch.next_buffer);
+    const StepProgram& done = program(s.program);
+    if (!done.drafts) feed(done, now, s);
+    const int32_t* sampled = table<int32_t>(done.next);
     const Next next = decide(
-        s, now, limits(), [&](uint32_t row) { return sampled[row]; },
+        s, now, limits(), [&](uint32_t row) { return sampled[row]; }, [&](uint32_t i) { return drafts[i]; },
         [&](uint32_t i) { return table<int32_t>(launch.stops)[i]; });
+    count(program_steps[s.program]);
+    if (extends(limits(), s, extended.load(std::memory_order_relaxed))) extended.store(s.context, std::memory_order_relaxed);
+    if (next.drafted > drafted) drafts[drafted] = sampled[next.row];
+    drafted = next.drafted;
     if (next.taken) {
+      for (uint32_t i = 0; i < now.drafted; ++i) {
+        count(proposed[i]);
+        if (i + 1 < next.taken) count(accepted[i]);
+      }
       for (uint32_t i = 0; i < next.taken; ++i) tokens[now.generated + i] = sampled[next.row + i];
       generated.store(now.generated + next.taken, std::memory_order_release);
     }

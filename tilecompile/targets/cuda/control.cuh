@@ -9,9 +9,13 @@ struct Controller {
 
   TC_DEVICE Status& status() const { return *at<Status>(w.l.status); }
 
+  // Notes a count where the host reads it.
+  TC_DEVICE static void count_to(uint32_t& where, uint32_t count) { store_relaxed_sys(&where, count); }
+
   // The request, as the rules see it.
   TC_DEVICE Asked asked(bool aborted = false) const {
-    return {c.mail.position, c.mail.count, c.mail.max_new, c.mail.logits != 0, c.generated, aborted};
+    return {c.mail.position, c.mail.count, c.mail.max_new, c.mail.logits != 0,
+            c.mail.drafts, c.generated, c.drafted, aborted};
   }
   TC_DEVICE Limits limits() const {
     return {c.programs, w.l.first_program, w.l.vocab, w.l.max_seq_len, w.l.stop_count};
@@ -31,16 +35,20 @@ struct Controller {
     TC_ROLLED for (uint32_t d = 0; d < w.l.devices; ++d) store_relaxed_sys(&w.board_of(d).sequence, n);
   }
 
+  // The id at a position: of the prompt, of the tokens that were taken last, or of the round's drafts.
+  TC_DEVICE int32_t id_at(uint32_t position) const {
+    const uint32_t i = position - c.mail.position;
+    if (i < c.mail.count) return load(at<int32_t>(c.mail.ids) + i);
+    const uint32_t token = i - c.mail.count;
+    return token < c.generated ? c.newest[token - c.newest_begin] : c.drafts[token - c.generated];
+  }
+
   // Starts the next step.
   TC_DEVICE void start(const Next& next) const {
     c.step = {};
     describe(c.step, next, ++c.runs[next.program], ++c.sequence);
-    const int32_t* prompt = at<int32_t>(c.mail.ids) + (next.position - c.mail.position);
-    TC_ROLLED for (uint32_t i = 0; i < next.tokens; ++i) {
-      const int32_t id = next.source == PROMPT_IDS ? load(prompt + i) : c.sampled[next.row + i];
-      c.step.ids[i] = id;
-      store(at<int32_t>(w.l.ids) + i, id);
-    }
+    const uint32_t first = next.position + shift_of(c.programs[next.program]);
+    TC_ROLLED for (uint32_t i = 0; i < next.tokens; ++i) store(at<int32_t>(w.l.ids) + i, id_at(first + i));
     store(at<int32_t>(w.l.position), int32_t(next.position));
     publish();
   }
@@ -68,7 +76,13 @@ struct Controller {
     c.mail = load(mail);
     c.request = request;
     c.running = 1;
-    c.generated = 0;
+    c.generated = c.drafted = 0;
+    count_to(status().extended, c.extended = c.mail.position);
+    TC_ROLLED for (int p = 0; p < int(MAX_PROGRAMS); ++p) count_to(status().program_steps[p], c.program_steps[p] = 0);
+    TC_ROLLED for (int d = 0; d < int(MAX_DRAFTS); ++d) {
+      count_to(status().proposed[d], c.proposed[d] = 0);
+      count_to(status().accepted[d], c.accepted[d] = 0);
+    }
     store_relaxed_sys(&status().fed, 0);
     store_relaxed_sys(&status().generated, 0);
     store_relaxed_sys(&status().reason, NO_REASON);
@@ -82,15 +96,29 @@ struct Controller {
     const Mailbox* mail = at<Mailbox>(w.l.mailbox);
     const Asked now = asked(poll(&mail->abort, true) == c.request || poll(&mail->stop, true));
     store_relaxed_sys(reinterpret_cast<uint32_t*>(&status().steps), ++c.steps);
-    store_relaxed_sys(&status().fed, fed_of(now, s.context));
+    const int32_t* sampled = at<int32_t>(c.programs[s.program].next);
     const Next next = decide(
-        s, now, limits(), [&](uint32_t row) { return c.sampled[row] = load(at<int32_t>(w.l.next) + row); },
-        [&](uint32_t i) { return load(at<int32_t>(w.l.stops) + i); });
+        s, now, limits(), [&](uint32_t row) { return c.sampled[row] = load(sampled + row); },
+        [&](uint32_t i) { return c.drafts[i]; }, [&](uint32_t i) { return load(at<int32_t>(w.l.stops) + i); });
+    if (next.taken) {
+      TC_ROLLED for (uint32_t i = 0; i < next.taken; ++i) c.newest[i] = c.sampled[next.row + i];
+      c.newest_begin = c.generated;
+      c.generated += next.taken;
+    }
+    if (next.drafted > c.drafted) c.drafts[c.drafted] = c.sampled[next.row];
+    c.drafted = next.drafted;
     if (next.reason == NO_REASON) start(next);  // first: the host can wait, the devices can't
+    const bool drafts = c.programs[s.program].drafts;
+    if (!drafts) store_relaxed_sys(&status().fed, fed_of(now, s.context));
+    count_to(status().program_steps[s.program], ++c.program_steps[s.program]);
+    if (extends(limits(), s, c.extended)) count_to(status().extended, c.extended = s.context);
+    TC_ROLLED for (uint32_t d = 0; !drafts && next.taken && d < now.drafted; ++d) {
+      count_to(status().proposed[d], ++c.proposed[d]);
+      if (d + 1 < next.taken) count_to(status().accepted[d], ++c.accepted[d]);
+    }
     if (next.taken) {
       TC_ROLLED for (uint32_t i = 0; i < next.taken; ++i)
-        store_relaxed_sys(at<uint32_t>(w.l.tokens) + c.generated + i, uint32_t(c.sampled[next.row + i]));
-      c.generated += next.taken;
+        store_relaxed_sys(at<uint32_t>(w.l.tokens) + c.newest_begin + i, uint32_t(c.newest[i]));
       store_release_sys(&status().generated, c.generated);
     }
     if (next.reason != NO_REASON) finish(next.reason);

@@ -160,7 +160,8 @@ struct Consumers {
     const uint32_t before = fed_of(asked, step.position), count = fed_of(asked, step.context) - before;
     if (!asked.every_logit || !count) return;
     float* to = at<float>(w.b.control.mail.logits) + size_t(before) * w.l.vocab;
-    for (uint32_t i = thread(); i < count * w.l.vocab; i += CONSUMERS) store(to + i, load(at<float>(w.l.logits) + i));
+    const float* from = at<float>(w.b.control.programs[step.program].logits);
+    for (uint32_t i = thread(); i < count * w.l.vocab; i += CONSUMERS) store(to + i, load(from + i));
     body_barrier();
   }
 

@@ -17,10 +17,14 @@ static_assert(sizeof(Board) == BOARD_BYTES && offsetof(Board, leave) == LEAVE_OF
 
 // The controller's own state.
 struct Control {
-  uint32_t request, running, generated, sequence, steps;
+  uint32_t request, running, generated, drafted, extended, sequence, steps;
+  uint32_t program_steps[MAX_PROGRAMS], proposed[MAX_DRAFTS], accepted[MAX_DRAFTS];  // as in Status
   uint32_t runs[MAX_PROGRAMS];  // of each program
   StepProgram programs[MAX_PROGRAMS];
-  int32_t sampled[MAX_TOKENS];  // what the last step chose: once the next one has begun, the buffer of that is the next one's
+  int32_t sampled[GPU_TOKENS];  // what the last step chose: once the next one has begun, the buffer of that is the next one's
+  int32_t drafts[MAX_DRAFTS];   // of the round
+  int32_t newest[GPU_TOKENS];   // the tokens that were taken last, from number `newest_begin` on
+  uint32_t newest_begin;
   Step step;  // the record that is published
   Mailbox mail;
 };

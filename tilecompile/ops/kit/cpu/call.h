@@ -19,6 +19,9 @@ struct Call {
 
   int tile(int i) const { return ins->tile[i]; }
 
+  // Tokens that the body works on, of an operand with `rows` rows of tokens: those of the step, or its one.
+  int tokens(int rows) const { return int(step->tokens) < rows ? int(step->tokens) : rows; }
+
   // Address of operand i.
   template <class E>
   E* arg(int i) const {

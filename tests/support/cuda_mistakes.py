@@ -32,8 +32,8 @@ BUGS = {
     "one epoch for all programs": [("++c.runs[next.program]", "++c.runs[BUG ? 0 : next.program]")],
     "tokens read after the next step has begun": [
         (
-            "uint32_t(c.sampled[next.row + i]));",
-            "uint32_t(BUG ? load(at<int32_t>(w.l.next) + next.row + i) : c.sampled[next.row + i]));",
+            "uint32_t(c.newest[i]));",
+            "uint32_t(BUG ? load(sampled + next.row + i) : c.newest[i]));",
         )
     ],
     "another program begun with what was fetched": [

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from tilecompile.runtime.errors import EngineBusy
@@ -26,13 +26,14 @@ it."""
 class Claims:
     """The claims to an engine in the order in which they came: the first that is still held has the engine.
 
-    Each has a bell beside it, a locked lock that is unlocked to wake who waits.
+    Each has a bell beside it, a locked lock that is unlocked to wake who waits. The line is replaced, never changed: a
+    stream that is collected as garbage gives up its claim in the middle of whatever else its thread does.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._guard = threading.Lock()
-        self._line: deque[tuple[weakref.ref[threading.Lock], threading.Lock]] = deque()
+        self._line: tuple[tuple[weakref.ref[threading.Lock], threading.Lock], ...] = ()
 
     def take(self, claim: threading.Lock, wait: bool = False, check: Callable[[], None] = lambda: None) -> None:
         """Assigns the engine to a claim, which must be locked.
@@ -43,30 +44,29 @@ class Claims:
         bell = threading.Lock()
         bell.acquire()
         with self._guard:
-            first = not self._held()
+            self._line = tuple(entry for entry in self._line if _locked(entry[0]))
+            first = not self._line
             if not first and not wait:
                 raise EngineBusy(
                     f"{self._folder}: a request is running and an engine runs one at a time; "
                     "wait for it or close its stream, or queue with wait=True"
                 )
-            self._line.append((weakref.ref(claim), bell))
+            self._line += ((weakref.ref(claim), bell),)
         while not first:
             bell.acquire(timeout=WAKE_SECONDS)
             check()
-            with self._guard:
-                first = self._held() and self._line[0][1] is bell
+            first = self._first() is bell
 
     def pass_on(self) -> None:
         """Wakes the claim that is first in the line, after another was given up."""
-        with self._guard:
-            if self._held() and self._line[0][1].locked():
-                self._line[0][1].release()
+        bell = self._first()
+        if bell is not None and bell.locked():
+            with suppress(RuntimeError):  # another thread was quicker
+                bell.release()
 
-    def _held(self) -> bool:
-        """Whether any claim is held, once those before it that were given up are out of the line."""
-        while self._line and not _locked(self._line[0][0]):
-            self._line.popleft()
-        return bool(self._line)
+    def _first(self) -> threading.Lock | None:
+        """The bell of the first claim that is held, if any."""
+        return next((bell for claim, bell in self._line if _locked(claim)), None)
 
 
 def _locked(claim: weakref.ref[threading.Lock]) -> bool:

@@ -74,7 +74,7 @@ class Abort:
     """Ends a request from any thread: within one step, or before it begins."""
 
     def __init__(self) -> None:
-        self._guard = threading.Lock()
+        self._guard = threading.RLock()  # a stream may be collected as garbage meanwhile, in the same thread
         self._kernel: Resident | None = None
         self.asked = False
 

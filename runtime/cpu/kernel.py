@@ -60,6 +60,7 @@ class Kernel:
         self._library = library
         self._memory: tuple[object, ...] = (launch, memory)
         self._mutex = threading.RLock()
+        self._gate = threading.RLock()  # keeps the handle while a request is aborted, which waits for no one
         self._closing = False
         self._pid = os.getpid()
         self._kept: list[npt.NDArray[np.float32] | None] = []  # what the kernel may still write to
@@ -128,7 +129,7 @@ class Kernel:
     def abort(self) -> None:
         """Ends the current request at the next step."""
         self._check()
-        with self._mutex:
+        with self._gate:
             self._library.tc_abort(self._check())
 
     def close(self) -> None:
@@ -136,7 +137,7 @@ class Kernel:
         self._closing = True
         if os.getpid() != self._pid:
             return  # a fork: threads and whoever held the mutex are in the other process
-        with self._mutex:
+        with self._mutex, self._gate:
             if self._handle is not None:
                 self._library.tc_abort(self._handle)
                 self._library.tc_close(self._handle)

@@ -97,6 +97,7 @@ class CudaKernel:
         self._leave, self._free = leave, free
         self._patience = max(HUNG_SECONDS, 0.1 * stall_ms)
         self._mutex = threading.RLock()
+        self._gate = threading.RLock()  # keeps the mailbox while a request is aborted, which waits for no one
         self._fence = threading.Lock()
         self._pid = os.getpid()
         self._closing = self._ended = False
@@ -241,7 +242,8 @@ class CudaKernel:
     def abort(self) -> None:
         """Ends the current request at the next step."""
         self._check()
-        with self._mutex:
+        with self._gate:
+            self._check()
             self._mail.host["mailbox"]["abort"] = self._submitted
 
     @property
@@ -273,4 +275,5 @@ class CudaKernel:
                     raise EngineError(f"{where}: the kernel doesn't end; the memory is free once this process ends")
             self._ended = True
             self._logits = None
-            self._free()
+            with self._gate:
+                self._free()

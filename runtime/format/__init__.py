@@ -99,7 +99,17 @@ from tilecompile.runtime.format.programs import (
     program_table,
 )
 from tilecompile.runtime.format.record import Field, Record
-from tilecompile.runtime.format.sampling import MAX_LOGPROBS, MAX_STOP_IDS
+from tilecompile.runtime.format.sampling import (
+    BIASED,
+    COUNTED,
+    MAX_LOGPROBS,
+    MAX_STOP_IDS,
+    NOT_FINITE_ID,
+    NOTHING_ALLOWED_ID,
+    SAMPLING,
+    SAMPLING_INPUTS,
+    SAMPLING_WORDS,
+)
 from tilecompile.runtime.format.tables import (
     BUFFER,
     EVENT,
@@ -129,11 +139,13 @@ from tilecompile.runtime.format.weights import (
 __all__ = [
     "ALIGN",
     "ARENAS",
+    "BIASED",
     "BLOCK",
     "BOARD_BYTES",
     "BUFFER",
     "COMMIT_KIND",
     "CONDITIONAL",
+    "COUNTED",
     "DEVICE_FILL",
     "DEVICE_LAUNCH",
     "DEVICE_NOTIFY",
@@ -174,7 +186,9 @@ __all__ = [
     "MEGAKERNEL",
     "NEEDS_LOGITS",
     "NONE",
+    "NOTHING_ALLOWED_ID",
     "NOTIFY",
+    "NOT_FINITE_ID",
     "OPERAND",
     "PANEL",
     "PARTIAL_BYTES",
@@ -189,6 +203,9 @@ __all__ = [
     "REPEAT",
     "REQUEST",
     "RESIDUES",
+    "SAMPLING",
+    "SAMPLING_INPUTS",
+    "SAMPLING_WORDS",
     "SCALE_BLOCK",
     "SCORE_KEYS",
     "SCRATCH_ALIGN",

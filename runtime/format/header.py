@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-from tilecompile.runtime.format import block, constants, device, weights
+from tilecompile.runtime.format import block, constants, device, sampling, weights
 from tilecompile.runtime.format.block import BLOCK, LEAST_SLOTS, SCRATCH_ALIGN, BlockShape
 from tilecompile.runtime.format.device import DEVICE_RECORDS
 from tilecompile.runtime.format.launch import LAUNCH, REQUEST, STATUS, STEP
 from tilecompile.runtime.format.programs import PROGRAM
 from tilecompile.runtime.format.record import Record
+from tilecompile.runtime.format.sampling import SAMPLING
 from tilecompile.runtime.format.tables import TABLES
 
-RECORDS: tuple[Record, ...] = (*TABLES.values(), PROGRAM, STEP, LAUNCH, REQUEST, STATUS, *DEVICE_RECORDS)
+RECORDS: tuple[Record, ...] = (*TABLES.values(), PROGRAM, STEP, LAUNCH, REQUEST, SAMPLING, STATUS, *DEVICE_RECORDS)
 
 ENUMS: tuple[type[IntEnum], ...] = (constants.State, constants.Reason)
 
@@ -22,6 +23,8 @@ CONSTANTS = {
     ),
     **dict.fromkeys(("REMOTE", "BOARD_BYTES", "LEAVE_OFFSET"), "uint32_t"),
     **dict.fromkeys(("FILL_BF16", "FILL_F32", "FILL_E4M3"), "uint32_t"),
+    **dict.fromkeys(("COUNTED", "BIASED"), "uint32_t"),
+    **dict.fromkeys(("NOT_FINITE_ID", "NOTHING_ALLOWED_ID"), "int32_t"),
     "COMMIT_KIND": "uint16_t",
     **dict.fromkeys(
         ("MAX_TOKENS", "GPU_TOKENS", "MAX_PROGRAMS", "MAX_DRAFTS", "KEY_WORDS", "INTERVAL_BITS", "SCORE_KEYS"), "int"
@@ -30,12 +33,12 @@ CONSTANTS = {
 }
 """The constants that C has too, and their types there."""
 
-_C_TYPES = {"u2": "uint16_t", "u4": "uint32_t", "u8": "uint64_t", "i4": "int32_t", "f4": "float"}
+_C_TYPES = {"u2": "uint16_t", "u4": "uint32_t", "u8": "uint64_t", "i4": "int32_t", "f4": "float", "f8": "double"}
 
 
 def shared_constants() -> dict[str, int]:
     """The value of each of CONSTANTS, and of FRAGMENT_COLS by type."""
-    known = {**vars(constants), **vars(weights), **vars(block), **vars(device)}
+    known = {**vars(constants), **vars(weights), **vars(block), **vars(device), **vars(sampling)}
     cols = {f"FRAGMENT_COLS_{dtype.upper()}": n for dtype, n in weights.FRAGMENT_COLS.items()}
     return {name: known[name] for name in CONSTANTS} | cols
 

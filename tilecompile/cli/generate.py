@@ -12,8 +12,9 @@ from tilecompile.cli.gpu import DrawnWeights, Gpus, OnOneGpu, gpu_numbers, numbe
 from tilecompile.errors import InputError
 
 if TYPE_CHECKING:
-    from tilecompile.runtime.engine import Engine, Prompt
+    from tilecompile.runtime.engine import Engine
     from tilecompile.runtime.generate import TokenStream
+    from tilecompile.runtime.loaded import Prompt
 
 
 def generate(

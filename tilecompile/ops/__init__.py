@@ -18,6 +18,7 @@ from tilecompile.ops.rms_norm import rms_norm
 from tilecompile.ops.rope import rope
 from tilecompile.ops.rope_angles import rope_angles
 from tilecompile.ops.route import route
+from tilecompile.ops.sample import sample
 from tilecompile.ops.topk_select import topk_select
 
 __all__ = [
@@ -38,5 +39,6 @@ __all__ = [
     "rope",
     "rope_angles",
     "route",
+    "sample",
     "topk_select",
 ]

@@ -1,0 +1,269 @@
+// sample: the id that follows a token, by the rules that `reference.py` states; equal to it bit for bit.
+//
+// No result depends on the instruction set: products that would be contracted with a sum are kept apart, logarithm and
+// exponential are made of sums and products in f64, and probabilities are whole numbers, whose sums have no order.
+#pragma once
+
+namespace sampling {
+
+// The product, rounded: the compiler can't make it part of a fused operation.
+INLINE double keep(double x) {
+#if defined(__x86_64__)
+  asm("" : "+x"(x));
+#elif defined(__aarch64__)
+  asm("" : "+w"(x));
+#else
+  asm("" : "+m"(x));
+#endif
+  return x;
+}
+INLINE float keep(float x) {
+#if defined(__x86_64__)
+  asm("" : "+x"(x));
+#elif defined(__aarch64__)
+  asm("" : "+w"(x));
+#else
+  asm("" : "+m"(x));
+#endif
+  return x;
+}
+INLINE double mul(double a, double b) { return keep(a * b); }
+
+constexpr double LN2_HIGH = 0.693147180369123816490, LN2_LOW = 1.90821492927058770002e-10;
+
+// The natural logarithm of a normal positive number, as in FreeBSD's e_log.c.
+inline double log_of(double x) {
+  uint64_t bits;
+  memcpy(&bits, &x, 8);
+  const uint64_t up = bits + 0x95f62ull * 0x100000000ull;  // the mantissa lies between sqrt(1/2) and sqrt(2)
+  const int k = int(up >> 52) - 1023;
+  bits = (up & 0xfffffffffffffull) + 0x3fe6a09eull * 0x100000000ull;
+  memcpy(&x, &bits, 8);
+  const double f = x - 1.0, half = mul(0.5, mul(f, f)), s = f / (2.0 + f), z = mul(s, s), w = mul(z, z);
+  const double odd = mul(w, 3.999999999940941908e-01 + mul(w, 2.222219843214978396e-01 + mul(w, 1.531383769920937332e-01)));
+  const double even =
+      mul(z, 6.666666666666735130e-01 +
+                 mul(w, 2.857142874366239149e-01 + mul(w, 1.818357216161805012e-01 + mul(w, 1.479819860511658591e-01))));
+  const double rest = mul(s, half + (even + odd)) + mul(double(k), LN2_LOW);
+  return mul(double(k), LN2_HIGH) - ((half - rest) - f);
+}
+
+// e^x for x from -40 to 0: a Taylor polynomial of the rest that is left of x after whole multiples of ln 2.
+inline double exp_of(double x) {
+  constexpr double TERMS[] = {1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320, 1.0 / 5040, 1.0 / 720,
+                              1.0 / 120,      1.0 / 24,      1.0 / 6,      0.5,         1.0,        1.0};
+  const double k = std::floor(mul(x, 1.44269504088896340736) + 0.5);
+  const double r = (x - mul(k, LN2_HIGH)) - mul(k, LN2_LOW);
+  double y = 1.0 / 479001600;
+  for (double term : TERMS) y = mul(y, r) + term;
+  const uint64_t bits = uint64_t(1023 + int64_t(k)) << 52;
+  double scale;
+  memcpy(&scale, &bits, 8);
+  return mul(y, scale);
+}
+
+// Four words of Philox 4x32-10 (Salmon et al. 2011): counter (position, group of ids, 0, 0), key the seed.
+inline void philox(uint64_t seed, uint32_t position, uint32_t group, uint32_t (&out)[4]) {
+  uint32_t a = position, b = group, c = 0, d = 0, k0 = uint32_t(seed), k1 = uint32_t(seed >> 32);
+  for (int round = 0; round < 10; ++round) {
+    const uint64_t p = uint64_t(0xD2511F53u) * a, q = uint64_t(0xCD9E8D57u) * c;
+    a = uint32_t(q >> 32) ^ b ^ k0;
+    b = uint32_t(q);
+    c = uint32_t(p >> 32) ^ d ^ k1;
+    d = uint32_t(p);
+    k0 += 0x9E3779B9u;
+    k1 += 0xBB67AE85u;
+  }
+  out[0] = a, out[1] = b, out[2] = c, out[3] = d;
+}
+
+// Gumbel noise of a random word: -log(-log u), u the middle of its interval of (0, 1).
+inline double gumbel(uint32_t word) { return -log_of(-log_of(mul(double(word) + 0.5, 0x1p-32))); }
+
+// More than the noise of a word can be, at the price of a few instructions: -log u is at least 1 - u.
+INLINE double gumbel_bound(uint32_t word) {
+  return 0.6931472 * (word == NONE ? 33 : __builtin_clz(~word) + 1) + 1e-3;
+}
+
+// Unsigned numbers in the order of floats; both zeros must be one.
+INLINE uint32_t ordered(float x) {
+  uint32_t u;
+  memcpy(&u, &x, 4);
+  return u >> 31 ? ~u : u | 0x80000000u;
+}
+
+// What a body works with, in the thread's scratch memory.
+template <int V>
+struct Room {
+  uint64_t sums[1 << INTERVAL_BITS];
+  uint64_t mass[V];  // probability relative to the likeliest one's, in units of 2^-40
+  float x[V];
+  int32_t ids[V];  // those that are left, ascending
+};
+
+// The key of the element at which the sum over the elements in the order of their keys exceeds `limit`, and the sum
+// before all elements of that key. `of(i)` is (key, addend) of the i-th; sums don't depend on the order.
+template <class Of>
+inline uint32_t key_at(uint64_t* sums, int n, uint64_t limit, uint64_t& before, Of&& of) {
+  uint32_t found = 0;
+  int low = 32;
+  before = 0;
+  while (low > 0) {
+    const int bits = low < INTERVAL_BITS ? low : INTERVAL_BITS, above = low;
+    low -= bits;
+    memset(sums, 0, sizeof(uint64_t) << bits);
+    for (int i = 0; i < n; ++i) {
+      const auto [key, addend] = of(i);
+      if (above < 32 && key >> above != found) continue;
+      sums[(key >> low) & ((1u << bits) - 1)] += addend;
+    }
+    uint32_t j = 0, last = 0;
+    for (; j < (1u << bits); ++j) {
+      if (!sums[j]) continue;
+      last = j;
+      if (before + sums[j] > limit) break;
+      before += sums[j];
+    }
+    if (j == (1u << bits)) j = last, before -= sums[last];  // all of it is within the limit: the largest key
+    found = found << bits | j;
+  }
+  return found;
+}
+
+struct Weighed {
+  uint32_t key;
+  uint64_t addend;
+};
+
+// Penalties for an id that occurred before; see `counts`.
+INLINE float penalised(const Sampling& s, float x, int32_t count) {
+  x = x < 0 ? keep(x * s.repetition) : x / s.repetition;
+  return count > 1 ? (x - keep(s.frequency * float(count >> 1))) - s.presence : x;
+}
+
+template <int V>
+INLINE bool finite(const float* x) {
+  v16 sum = splat(0.f);
+  float rest = 0;
+  int i = 0;
+  for (; i + 16 <= V; i += 16) {
+    const v16 v = load(x + i);
+    for (int q = 0; q < PARTS; ++q) sum.p[q] += v.p[q] * 0.f;  // NaN, once there is an infinity or NaN
+  }
+  for (; i < V; ++i) rest += x[i] * 0.f;
+  alignas(64) float lanes[16];
+  store(lanes, sum);
+  for (float lane : lanes) rest += lane;
+  return rest == 0;
+}
+
+// The logits with bias and penalties, without ids that aren't allowed. `ids` are those of the step up to this token,
+// n of them, the first at `position`; they aren't counted yet.
+template <int V>
+inline void adjust(const Sampling& s, const float* logits, const float* bias, const int32_t* counts, const int32_t* ids,
+                   int n, uint32_t position, float* x) {
+  if (s.flags & BIASED)
+    for (int i = 0; i < V; ++i) x[i] = logits[i] + bias[i];
+  else
+    memcpy(x, logits, sizeof(float) * V);
+  if (s.flags & COUNTED) {
+    float own[MAX_TOKENS];
+    for (int t = 0; t < n; ++t) {
+      int32_t count = counts[ids[t]];
+      for (int u = 0; u < n; ++u)
+        if (ids[u] == ids[t]) count = position + u < s.text_begin ? count | 1 : count + 2;
+      own[t] = penalised(s, x[ids[t]], count);
+    }
+    for (int i = 0; i < V; ++i)
+      if (counts[i]) x[i] = penalised(s, x[i], counts[i]);
+    for (int t = 0; t < n; ++t) x[ids[t]] = own[t];
+  }
+  if (position + n < s.stop_begin)
+    for (uint32_t i = 0; i < s.stop_count; ++i) x[s.stops[i]] = -INFINITY;
+}
+
+// Drops the ids that top-k, top-p and min-p exclude; returns how many are left in `room.ids`. `best` is the largest x.
+template <int V>
+inline int filter(const Sampling& s, Room<V>& room, float best) {
+  const auto kept = [&](int n, auto&& keeps) {
+    int left = 0;
+    for (int i = 0; i < n; ++i)
+      if (keeps(room.ids[i])) room.ids[left++] = room.ids[i];
+    return left;
+  };
+  int n = V;
+  for (int i = 0; i < V; ++i) room.ids[i] = i;
+  const auto key = [&](int id) { return ordered(room.x[id]); };
+  if (s.top_k && s.top_k < uint32_t(V)) {  // all that equal the k-th stay
+    uint64_t before;
+    const uint32_t least =
+        key_at(room.sums, n, uint64_t(V) - s.top_k, before, [&](int i) { return Weighed{key(room.ids[i]), 1}; });
+    n = kept(n, [&](int id) { return key(id) >= least; });
+  }
+  if (s.top_p >= 1 && s.min_p <= 0) return n;
+  uint64_t total = 0;
+  for (int i = 0; i < n; ++i) {
+    const double d = double(room.x[room.ids[i]]) - double(best);
+    const uint64_t mass = d > -40 ? uint64_t(mul(exp_of(d), 0x1p40)) : 0;
+    room.mass[room.ids[i]] = mass;
+    total += mass;
+  }
+  if (s.top_p < 1) {  // from the least likely on, ids go as long as their probabilities reach no more than 1 - p
+    const uint64_t limit = uint64_t(mul(1.0 - s.top_p, double(total)));
+    uint64_t before;
+    const uint32_t least = key_at(room.sums, n, limit, before,
+                                  [&](int i) { return Weighed{key(room.ids[i]), room.mass[room.ids[i]]}; });
+    int32_t last = 0;  // always stays
+    for (int i = 0; i < n; ++i)
+      if (key(room.ids[i]) == ordered(best)) last = room.ids[i];
+    n = kept(n, [&](int id) {  // of equal ones the lowest ids go first
+      if (key(id) != least) return key(id) > least;
+      before += room.mass[id];
+      return before > limit || id == last;
+    });
+  }
+  const uint64_t lowest = uint64_t(std::ceil(mul(s.min_p, 0x1p40)));
+  return kept(n, [&](int id) { return room.mass[id] >= lowest; });
+}
+
+template <int V>
+inline int32_t sample_row(const Sampling& s, const float* logits, const float* bias, const int32_t* counts,
+                          const int32_t* ids, int n, uint32_t position, char* scratch) {
+  if (!finite<V>(logits)) return NOT_FINITE_ID;
+  if (s.temperature == 0 && !s.flags && position + n >= s.stop_begin) return argmax_row<V>(logits);
+  Room<V>& room = *reinterpret_cast<Room<V>*>(scratch);
+  adjust<V>(s, logits, bias, counts, ids, n, position, room.x);
+  const int32_t likeliest = argmax_row<V>(room.x);
+  if (room.x[likeliest] == -INFINITY) return NOTHING_ALLOWED_ID;
+  if (s.temperature == 0) return likeliest;
+  for (int i = 0; i < V; ++i) room.x[i] = room.x[i] / s.temperature + 0.f;  // one zero
+  const bool all = (s.top_k == 0 || s.top_k >= uint32_t(V)) && s.top_p >= 1 && s.min_p <= 0;
+  const int left = all ? V : filter<V>(s, room, room.x[likeliest]);
+  double best = -INFINITY;
+  int32_t chosen = likeliest;
+  uint32_t group = NONE, words[4];
+  for (int i = 0; i < left; ++i) {
+    const uint32_t id = uint32_t(all ? i : room.ids[i]);
+    if (id / 4 != group) philox(s.seed, position + n, group = id / 4, words);
+    const uint32_t word = words[id % 4];
+    const double x = room.x[id];
+    if (x + gumbel_bound(word) < best) continue;  // most of them: no logarithms
+    const double y = x + gumbel(word);
+    if (y > best) best = y, chosen = int32_t(id);
+  }
+  return chosen;
+}
+
+}  // namespace sampling
+
+// The task of one row of the logits. Row r follows the step's first r + 1 ids, or all of them if it is the only one;
+// the first of these ids is `shift` positions behind the step's.
+template <int V>
+inline void sample(const Call& c, int tokens, bool only, uint32_t shift, const float* logits, int stride, int32_t* y) {
+  const int row = c.tile(0), n = only ? tokens : row + 1;
+  if (n > tokens) return;
+  c.scratch->norm_x = nullptr;
+  y[row] = sampling::sample_row<V>(*c.arg<const Sampling>(3), logits + size_t(row) * stride, c.arg<const float>(4),
+                                   c.arg<const int32_t>(5), c.arg<const int32_t>(1), n,
+                                   uint32_t(c.arg<const int32_t>(2)[0]) + shift, c.scratch->base);
+}

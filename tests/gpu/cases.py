@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from support.glm5_cases import CASES
-from support.opharness import OPS, cases_of
+from support.gpu_bodies import GPU_OPS
+from support.opharness import cases_of
 from support.stream_cases import OPS as STREAM_OPS
 from support.stream_cases import every_case, glm5
 from tilecompile.ops.base import REGISTRY
@@ -70,5 +71,5 @@ def kinds_of(found: list[Trial]) -> tuple[list[GpuKind], dict[str, GpuKind], dic
     return kinds, of_node, {index: most for index, most in panels.items() if most}
 
 
-ALL = tuple(OPS)
+ALL = tuple(GPU_OPS)
 """The ops, each of which has a cubin of its own."""

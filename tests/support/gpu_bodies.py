@@ -23,8 +23,11 @@ from tilecompile.targets.kind import Kind
 FLAGS = ("-std=c++20", "-O1", "-fPIC", "-shared", "-fno-strict-aliasing", "-ffp-contract=off", "-w")
 """TileLang's C reads the bits of floats through pointers."""
 
-TILE_OPS = [name for name in opharness.OPS if name not in ("linear", "head_linear", "expert_linear", "expert_combine")]
-"""Ops whose bodies are written in TileLang; the others stream weights, and are written by hand."""
+GPU_OPS = [name for name in opharness.OPS if REGISTRY[name].gpu]
+"""Ops that have a body for GPUs."""
+
+TILE_OPS = [name for name in GPU_OPS if name not in ("linear", "head_linear", "expert_linear", "expert_combine")]
+"""Those whose bodies are written in TileLang; the others stream weights, and are written by hand."""
 
 
 def tile_body(node: OpNode) -> TileBody:

@@ -45,6 +45,18 @@ BUGS = {
     "loader in the first program": [
         ("program = load(&w.b.steps[steps % 2].program);", "program = BUG ? 0 : load(&w.b.steps[steps % 2].program);")
     ],
+    "a follower that isn't known": [
+        (
+            "if (!ending) c.step.follower = known_follower(c.step, asked(), limits());",
+            "if (!ending) c.step.follower = BUG ? next.program : known_follower(c.step, asked(), limits());",
+        )
+    ],
+    "an abort in the place of an announced step": [
+        ("asked(ending && s.follower == NONE)", "asked(ending && (BUG || s.follower == NONE))")
+    ],
+    "the follower of a record that isn't there yet": [
+        ("if (!await_step(steps - 1)) return false;", "if (!BUG && !await_step(steps - 1)) return false;")
+    ],
     "only the first of a step's ids": [("i < next.tokens; ++i)", "i < (BUG ? 1 : next.tokens); ++i)")],
     "only the first row of logits": [
         ("count * w.l.vocab; i += CONSUMERS", "(BUG ? 1 : count) * w.l.vocab; i += CONSUMERS")

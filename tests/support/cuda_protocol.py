@@ -186,7 +186,12 @@ def random_run(library: ctypes.CDLL, seed: int) -> Result:
     case = Case(rng, programs=rng.choice([1, 1, 2, 3, FIVE, FIVE]))
     most = 9 if case.programs.drafts else 3
     asks = [
-        request(rng, max_new=rng.randint(0, most), drafts=rng.randint(0, case.programs.drafts))
+        request(
+            rng,
+            max_new=rng.randint(0, most),
+            drafts=rng.randint(0, case.programs.drafts),
+            abort_at=rng.randint(0, most) if rng.random() < 0.2 else NEVER,
+        )
         for _ in range(rng.randint(1, 3))
     ]
     stops = (rng.randrange(VOCAB),) if rng.random() < 0.3 else ()

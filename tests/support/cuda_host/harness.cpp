@@ -150,7 +150,7 @@ static std::string check(const Ask& ask, const Answer& answer) {
         s, asked, limits, sampled, [&](uint32_t i) { return drafts.at(i); },
         [&](uint32_t i) { return reinterpret_cast<const int32_t*>(l.stops)[i]; });
     for (uint32_t i = 0; i < next.taken; ++i) tokens.push_back(sampled(next.row + i));
-    if (next.drafted > drafts.size()) drafts.push_back(sampled(next.row));
+    if (next.drafted > drafts.size()) drafts.push_back(draft_of(limits, sampled(next.row)));
     drafts.resize(next.drafted);
     asked.generated = uint32_t(tokens.size());
     asked.drafted = next.drafted;

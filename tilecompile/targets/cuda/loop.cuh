@@ -93,7 +93,7 @@ struct Consumers {
         fence(w.several);
         // A worker without instructions in a step isn't waited for, so two steps may have begun meanwhile: poll again.
         if (poll(&w.board.sequence, w.several) != n) continue;
-        if (load(&to.stop)) return false;
+        if (load(&to.program) == NONE) return false;
         store_release_block(&w.b.taken, steps + 1);
         return true;
       }

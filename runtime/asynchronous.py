@@ -112,7 +112,7 @@ def _run(
         if not ended.done():
             ended.set_result(None)
 
-    with suppress(RuntimeError):  # the loop is closed, and nobody waits any more
+    with suppress(RuntimeError):  # the loop is closed, and no one waits any more
         error: BaseException | None = None
         try:
             with stream:

@@ -17,11 +17,13 @@ Bytes = npt.NDArray[np.uint8]
 class Backend(Protocol):
     """Memory and launches.
 
-    `threads`: host threads that run the kernel, or 0 on GPUs; `exclusive`: only one kernel at a time can be resident.
+    `threads`: host threads that run the kernel, or 0 on GPUs; `exclusive`: only one kernel at a time can be resident;
+    `drawn`: the seed of weights that were drawn instead of read, or None.
     """
 
     threads: int
     exclusive: bool
+    drawn: int | None
 
     def launch(self, tables: Tables, stops: Iterable[int] | None = None, extra: Sequence[int] = ()) -> Resident:
         """Launches the kernel on these tables; `stops` are the ids that end a request, by default the engine's.

@@ -23,7 +23,7 @@ class Cached:
     that were given (a replay), or after such, and only `Engine.score` goes on from them. The caches of the MTP layer
     hold the first `drafts` positions, less than n: each is computed from an id and the one after it.
 
-    A request moves from one value to the next: `before` when it begins, so that an end that nobody sees claims
+    A request moves from one value to the next: `before` when it begins, so that an end that no one sees claims
     nothing, and `after` when it ends.
     """
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from tilecompile.runtime import scoring
+from tilecompile.runtime import scoring, snapshot
 from tilecompile.runtime.chat import Messages
+from tilecompile.runtime.errors import InputError
 from tilecompile.runtime.folder.operators import read_operators
 from tilecompile.runtime.generate import Output, TokenStream
 from tilecompile.runtime.loaded import LoadedEngine, Prompt
@@ -17,6 +19,7 @@ from tilecompile.runtime.replay.buffers import Arrays, check_kept, find_operator
 from tilecompile.runtime.replay.selections import Selections
 from tilecompile.runtime.run import Ask
 from tilecompile.runtime.sampling import GREEDY, SamplingParams, params_of
+from tilecompile.runtime.stops import ShownText
 
 if TYPE_CHECKING:
     from tilecompile.runtime.asynchronous import AsyncTokenStream
@@ -41,14 +44,16 @@ class Engine(LoadedEngine):
         max_new_tokens: int | EllipsisType | None = ...,
         wait: bool = False,
     ) -> Output:
-        """Generates from a text or token ids, until a stop id, `max_new_tokens` or a full context.
+        """Generates from a text or token ids, until a stop id or text, `max_new_tokens` or a full context.
 
-        `params` say how tokens are chosen; a number or None is their `max_new_tokens`. The stop id is in
-        `Output.tokens`, not in `Output.text`. An exception (Ctrl-C included) aborts the request within one step and
-        leaves the engine usable. While another request runs: EngineBusy, or with `wait` this one begins after those
-        that came before it.
+        `params` say how tokens are chosen; a number or None is their `max_new_tokens`. `Output.tokens` has what ended
+        it, a stop id or the tokens of a stop text; `Output.text` has not. An exception (Ctrl-C included) aborts the
+        request within one step and leaves the engine usable. While another request runs: EngineBusy, or with `wait`
+        this one begins after those that came before it.
         """
         asked = params_of(params, max_new_tokens).resolved(self.manifest)
+        if asked.stop:
+            return self._streamed(prompt, asked, wait).output()
         ids, max_new, text = self._ids(prompt), asked.max_new, self.text
 
         def work() -> Output:
@@ -56,7 +61,7 @@ class Engine(LoadedEngine):
                 if run.wait(0):
                     run.wait(max_new)
                 tokens, stats = run.tokens(), run.stats()
-            shown = tokens[:-1] if tokens and tokens[-1] in self._stops else tokens
+            shown = tokens[:-1] if tokens and tokens[-1] in asked.stop_token_ids else tokens
             return Output(tokens, text.decode(shown) if text else None, stats)
 
         return self._requests.held(work, wait)
@@ -74,10 +79,14 @@ class Engine(LoadedEngine):
         The request starts with the first `next`, which `wait` is about. Closing or dropping the iterator aborts it
         within one step.
         """
-        asked = params_of(params, max_new_tokens).resolved(self.manifest)
+        return self._streamed(prompt, params_of(params, max_new_tokens).resolved(self.manifest), wait)
+
+    def _streamed(self, prompt: Prompt, asked: SamplingParams, wait: bool) -> TokenStream:
         ids, max_new, drafts = self._ids(prompt), asked.max_new, asked.depth(self.manifest)
-        pieces = self.text.pieces() if self.text else None
-        return TokenStream(lambda abort: self._requests.begin(ids, max_new, abort, wait, drafts), pieces, self._stops)
+        if asked.stop and self.text is None:
+            raise InputError(f"{self.manifest.folder}: the engine has no tokenizer, so it can't stop at texts")
+        text = ShownText(self.text.pieces(), asked) if self.text else None
+        return TokenStream(lambda abort: self._requests.begin(ids, max_new, abort, wait, drafts), text)
 
     async def agenerate(
         self,
@@ -105,13 +114,29 @@ class Engine(LoadedEngine):
         stream = self.stream(prompt, params, max_new_tokens=max_new_tokens, wait=wait)
         return AsyncTokenStream(stream, self.text is not None)
 
-    def chat(self, messages: Messages, max_new_tokens: int | None = 64, **template: Any) -> Output:
+    def chat(
+        self,
+        messages: Messages,
+        params: SamplingParams | int | None = GREEDY,
+        *,
+        max_new_tokens: int | EllipsisType | None = ...,
+        wait: bool = False,
+        **template: Any,
+    ) -> Output:
         """The answer to messages, generated as by `generate` from their `chat_prompt`."""
-        return self.generate(self.chat_prompt(messages, **template), max_new_tokens)
+        return self.generate(self.chat_prompt(messages, **template), params, max_new_tokens=max_new_tokens, wait=wait)
 
-    def stream_chat(self, messages: Messages, max_new_tokens: int | None = 64, **template: Any) -> TokenStream:
+    def stream_chat(
+        self,
+        messages: Messages,
+        params: SamplingParams | int | None = GREEDY,
+        *,
+        max_new_tokens: int | EllipsisType | None = ...,
+        wait: bool = False,
+        **template: Any,
+    ) -> TokenStream:
         """The answer to messages as it comes, as by `stream` from their `chat_prompt`."""
-        return self.stream(self.chat_prompt(messages, **template), max_new_tokens)
+        return self.stream(self.chat_prompt(messages, **template), params, max_new_tokens=max_new_tokens, wait=wait)
 
     def score(
         self, ids: Prompt, start: int = 0, selections: Selections | None = None, wait: bool = False
@@ -141,6 +166,31 @@ class Engine(LoadedEngine):
     def reset(self) -> None:
         """Makes the next request compute all of its prompt, as on an engine just loaded. EngineBusy if one runs."""
         self._requests.held(self._forget)
+
+    def save_cache(self, path: str | Path) -> int:
+        """Writes what the caches hold to a file, for `load_cache`; returns how many positions that is.
+
+        A file that is there is replaced as a whole or not at all. InputError if it can't be written or there is nothing
+        to save, EngineBusy if a request runs.
+        """
+        requests = self._requests
+        return requests.held(lambda: snapshot.save(path, self.manifest, self.tables, self.backend, requests.cached))
+
+    def load_cache(self, path: str | Path) -> int:
+        """Puts into the caches what `save_cache` of the same engine wrote; returns how many positions that is.
+
+        The same engine is one with the same tables, kernel and weights, however its folder is called. InputError for
+        any other file, or one that is damaged; then the caches hold what they did before. EngineBusy if a request runs.
+        """
+
+        def work() -> int:
+            found = snapshot.Snapshot(path, self.manifest, self.tables, self.backend)
+            self._forget()
+            found.restore()
+            self._requests.cached = found.cached
+            return len(found.cached.ids)
+
+        return self._requests.held(work)
 
     @property
     def cached(self) -> list[int]:

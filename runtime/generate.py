@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from tilecompile.runtime.errors import InputError
+from tilecompile.runtime.errors import EngineError, InputError
 from tilecompile.runtime.requests import Begin, Held
 from tilecompile.runtime.run import Abort, Aborted, Stats
-from tilecompile.runtime.text import Pieces
+from tilecompile.runtime.stops import ShownText
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,12 @@ class TokenStream(Iterator[int]):
     joined over the stream it is `Output.text`. Closing it, leaving its `with` block or dropping it ends the request
     within one step and frees the engine for the next one.
 
-    `begin` begins the request; `pieces` puts text together, if the engine has a tokenizer, and leaves out the ids in
-    `stops`. `abort` may be called from any thread: the iteration then ends within one step.
+    `begin` begins the request; `text` is what is shown of its tokens, if the engine has a tokenizer. `abort` may be
+    called from any thread: the iteration then ends within one step.
     """
 
-    def __init__(self, begin: Begin, pieces: Pieces | None, stops: frozenset[int]) -> None:
-        self._begin, self._pieces, self._stops = begin, pieces, stops
+    def __init__(self, begin: Begin, text: ShownText | None) -> None:
+        self._begin, self._text = begin, text
         self._held: Held | None = None  # the claim is lost with the stream
         self._closed = False
         self._ready: list[int] = []
@@ -89,12 +89,14 @@ class TokenStream(Iterator[int]):
                 self._ready = run.tokens(self._count)[::-1]
             if not self._ready:
                 self.close()
-                self.piece = self._pieces.finish() if self._pieces else ""
+                self.piece = self._text.finish() if self._text else ""
                 raise StopIteration
             token = self._ready.pop()
             self._count += 1
-            if self._pieces and token not in self._stops:
-                self.piece = self._pieces.push(token)
+            if self._text:
+                self.piece = self._text.push(token)
+                if self._text.matched is not None:
+                    self.close()
         except StopIteration:
             raise
         except Aborted:
@@ -113,6 +115,21 @@ class TokenStream(Iterator[int]):
                 held.close()
             finally:
                 self.stats = held.run.stats()
+                if self._text and self._text.matched is not None:  # the kernel may have gone on meanwhile
+                    self.stats = replace(self.stats, tokens=self._count, finish="stop")
+
+    def output(self) -> Output:
+        """All of it, as `Engine.generate` returns it."""
+        tokens: list[int] = []
+        said: list[str] = []
+        with self:
+            for token in self:
+                tokens.append(token)
+                said.append(self.piece)
+            said.append(self.piece)
+        if self.stats is None:
+            raise EngineError("the stream was closed before it began")
+        return Output(tokens, "".join(said) if self._text else None, self.stats)
 
     def __enter__(self) -> Self:
         return self

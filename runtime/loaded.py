@@ -52,7 +52,6 @@ class LoadedEngine:
 
     def __init__(self, manifest: Manifest, tables: Tables, backend: Backend, begin: float) -> None:
         self.manifest, self.tables, self.backend = manifest, tables, backend
-        self._stops = frozenset(manifest.eos_token_ids)
         self._text: Text | None = None
         try:
             # Parsing waits until text is needed; the folder may have been replaced by then.

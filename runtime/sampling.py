@@ -6,7 +6,7 @@ The rules themselves are in `ops/sample`: what the numbers do, in which order, a
 from __future__ import annotations
 
 import operator
-import secrets
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from types import EllipsisType
@@ -71,7 +71,7 @@ class SamplingParams:
     - `seed`: the same seed gives the same text; None draws one, which `Stats.seed` names.
     - `logprobs`: with every token come its log-probability and those of this many likeliest ids, by the model alone.
     - `min_tokens`: before so many tokens no stop id can be chosen. `stop`: texts that end the generation, and are left
-      out; `stop_token_ids`: ids that do, besides the model's; `ignore_eos` ignores the model's.
+      out unless `include_stop`; `stop_token_ids`: ids that do, besides the model's; `ignore_eos` ignores the model's.
     - `drafts`: tokens that are drafted a step, 0 to 7, or "auto"; None is the engine's choice. Never changes the text.
     - `allowed_tokens`: called before each token (`NextMask`), for grammars.
     """
@@ -89,6 +89,7 @@ class SamplingParams:
     logprobs: int | None = None
     min_tokens: int = 0
     stop: tuple[str, ...] = ()
+    include_stop: bool = False
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     drafts: int | str | None = None
@@ -111,8 +112,9 @@ class SamplingParams:
         checked["logit_bias"] = _biases(self.logit_bias)
         checked["stop"] = _strings(self.stop)
         checked["stop_token_ids"] = _ids("stop_token_ids", self.stop_token_ids, MAX_STOP_IDS)
-        if not isinstance(self.ignore_eos, bool):
-            raise InputError(f"ignore_eos is {self.ignore_eos!r}, want True or False")
+        for name in ("include_stop", "ignore_eos"):
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"{name} is {getattr(self, name)!r}, want True or False")
         if self.drafts is not None and self.drafts != "auto":
             depth = _whole(self.drafts)
             if depth is None or not 0 <= depth <= MAX_DRAFTS:
@@ -151,7 +153,7 @@ class SamplingParams:
             raise InputError(f"{len(stops)} stop ids, the model's included, are too many, want at most {MAX_STOP_IDS}")
         seed = self.seed
         if seed is None:
-            seed = secrets.randbits(63) if values["temperature"] else 0
+            seed = int.from_bytes(os.urandom(8)) >> 1 if values["temperature"] else 0
         return replace(self, **values, seed=seed, stop_token_ids=tuple(sorted(stops)))
 
     def _greedy(self, manifest: Manifest) -> None:
@@ -236,7 +238,7 @@ def _biases(value: Any) -> dict[int, float]:
 GREEDY = SamplingParams()
 """What asks for nothing."""
 
-ANYWHERE = frozenset({"max_new_tokens", "seed", "stop", "drafts"})
+ANYWHERE = frozenset({"max_new_tokens", "seed", "stop", "include_stop", "drafts"})
 """Parameters that mean something to an engine which only decodes greedily."""
 
 

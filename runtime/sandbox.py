@@ -46,17 +46,17 @@ class _Namespace(Namespace):
     def __init__(*args: Any, **kwargs: Any) -> None:
         self, values = args[0], dict(*args[1:], **kwargs)
         for name in values:
-            _check_name(name)
+            _check_key(name)
         Namespace.__init__(self, values)
 
     def __setitem__(self, name: str, value: Any) -> None:
-        _check_name(name)
+        _check_key(name)
         super().__setitem__(name, value)
 
 
-def _check_name(name: Any) -> None:
-    if isinstance(name, str) and name.startswith("_"):
-        raise SecurityError(f"a namespace can't have the name {name!r}")
+def _check_key(key: Any) -> None:
+    if isinstance(key, str) and key.startswith("_"):
+        raise SecurityError(f"a namespace can't have the name {key!r}")
 
 
 def _tojson(

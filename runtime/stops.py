@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tilecompile.runtime.sampling import SamplingParams
 from tilecompile.runtime.text import Pieces
 
 
@@ -67,14 +68,15 @@ class StopStrings:
         return held
 
 
-class StoppedPieces:
-    """The text of a stream of tokens up to a stop string; used as `Pieces`.
+class ShownText:
+    """The text that a request shows of its tokens: up to a stop string, and without the stop ids.
 
     The text of the first `min_tokens` tokens is shown without looking for stop strings in it.
     """
 
-    def __init__(self, pieces: Pieces, strings: Sequence[str], include: bool = False, min_tokens: int = 0) -> None:
-        self._pieces, self._stops, self._left = pieces, StopStrings(strings, include), min_tokens
+    def __init__(self, pieces: Pieces, params: SamplingParams) -> None:
+        self._pieces, self._stop_ids = pieces, frozenset(params.stop_token_ids)
+        self._stops, self._left = StopStrings(params.stop, params.include_stop), params.min_tokens
 
     @property
     def matched(self) -> str | None:
@@ -83,7 +85,7 @@ class StoppedPieces:
 
     def push(self, token: int) -> str:
         """The text that can be shown with this token, often empty."""
-        piece = self._pieces.push(token)
+        piece = "" if token in self._stop_ids else self._pieces.push(token)
         if self._left > 0:
             self._left -= 1
             return piece

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,14 @@ def _byte_alphabet() -> dict[str, int]:
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     rest = [byte for byte in range(256) if byte not in plain]
     return {chr(byte): byte for byte in plain} | {chr(0x100 + i): byte for i, byte in enumerate(rest)}
+
+
+def _utf8(text: str) -> bytes:
+    """The text's bytes. InputError if it has none, as text with half of a surrogate pair."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"the text is not valid Unicode: {error.reason} at character {error.start}") from error
 
 
 class Text:
@@ -38,24 +46,43 @@ class Text:
 
     def encode(self, text: str, special: bool = True) -> list[int]:
         """Token ids of a text, with the special tokens that the tokenizer adds unless `special` is False."""
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise InputError(f"the text is not valid Unicode: {error.reason} at character {error.start}") from error
+        _utf8(text)
         return list(self._tokenizer.encode(text, add_special_tokens=special).ids)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
-    def token_bytes(self, token: int) -> bytes:
-        """The bytes that a token of a byte-level tokenizer stands for."""
-        name = None if token in self._special else self._tokenizer.id_to_token(token)
+    def token_bytes(self, token: int, special: bool = False) -> bytes:
+        """The bytes that a token of a byte-level tokenizer stands for; of special tokens those of their names if
+        `special`, else none."""
+        name = None if token in self._special and not special else self._tokenizer.id_to_token(token)
         if name is None:
             return b""
         codes = [self._alphabet.get(character) for character in name]
         known = [code for code in codes if code is not None]
         return bytes(known) if len(known) == len(codes) else name.encode()
+
+    def continued(self, shown: str, before: str, ids: Sequence[int], answer: Sequence[int]) -> list[int]:
+        """Token ids of a text without the tokenizer's own special tokens, of which the begin is known.
+
+        `ids` are those of the text `before`, with which `shown` may begin, and `answer` was generated after them. As
+        far as `shown` goes on with what was generated, these ids are kept, although the tokenizer may divide their text
+        otherwise: so a model sees what it has said as it said it, and an engine need not compute it again.
+        """
+        if not self._byte_level or not shown.startswith(before):
+            return self.encode(shown, special=False)
+        whole, at, kept, end = _utf8(shown), len(_utf8(before)), 0, 0
+        for count, token in enumerate(answer, 1):
+            found = self.token_bytes(token, special=True)
+            if not found or whole[at : at + len(found)] != found:
+                break
+            at += len(found)
+            if at == len(whole) or whole[at] & 0xC0 != 0x80:  # a character begins here
+                kept, end = count, at
+        if not kept:
+            return self.encode(shown, special=False)
+        return [*ids, *answer[:kept], *self.encode(whole[end:].decode(), special=False)]
 
     def pieces(self) -> Pieces:
         """A new decoder of one stream of tokens."""

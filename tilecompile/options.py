@@ -10,7 +10,7 @@ from pathlib import Path
 from tilecompile.errors import InputError
 from tilecompile.models.registry import NAMED
 from tilecompile.runtime.folder.manifest import NAME as MANIFEST
-from tilecompile.runtime.format import GPU_TOKENS, MAX_DRAFTS, MAX_TOKENS
+from tilecompile.runtime.format import BODY_TOKENS, MAX_DRAFTS, MAX_TOKENS
 from tilecompile.runtime.machine import cpu_features, usable_cores
 from tilecompile.runtime.weight_formats import FORMATS
 from tilecompile.schedules import PLACEMENTS, REDUCTIONS
@@ -118,7 +118,7 @@ class CompileOptions:
         _in_range("--context", self.context, 1, MAX_SEQ_LEN)
         _in_range("--seed", self.seed, 0, MAX_SEED)
         machine = load_machine(self.machine or MACHINES.get(self.target or "", "cpu"))
-        _in_range("--prefill", self.prefill, 1, MAX_TOKENS if machine.is_cpu else GPU_TOKENS)
+        _in_range("--prefill", self.prefill, 1, MAX_TOKENS if machine.is_cpu else BODY_TOKENS)
         target = self.target or machine.target
         if target.split("-")[0] != machine.target:
             raise InputError(

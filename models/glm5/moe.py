@@ -41,8 +41,8 @@ class Experts(nn.Module):
         """h [T, hidden], ids and weights [T, k] -> [T, hidden]."""
         slots = min(h.shape[0] * self.topk, self.count)
         expert, slot_weight = ops.dispatch(ids, weights, slots)
-        gate = ops.expert_linear(h, expert, self.gate_proj.weight, self.topk)
-        up = ops.expert_linear(h, expert, self.up_proj.weight, self.topk)
+        gate = ops.expert_linear(h, expert, slot_weight, self.gate_proj.weight, self.topk)
+        up = ops.expert_linear(h, expert, slot_weight, self.up_proj.weight, self.topk)
         y: Tensor = ops.expert_combine(silu(gate) * up, expert, slot_weight, self.down_proj.weight, self.topk)
         return y
 

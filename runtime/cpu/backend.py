@@ -16,6 +16,7 @@ class CpuBackend:
     """Arenas and pools in this process's memory, and threads over them."""
 
     exclusive = False
+    drawn: int | None = None
 
     def __init__(self, manifest: Manifest, threads: int, stall_ms: int) -> None:
         self.manifest, self.threads, self.stall_ms = manifest, threads, stall_ms

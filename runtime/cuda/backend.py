@@ -44,6 +44,7 @@ class CudaBackend:
         progress: Count | None = None,
     ) -> None:
         self.manifest, self.options, self.stall_ms = manifest, options, stall_ms
+        self.drawn = options.random_seed
         self.node = Node(manifest, tables, options, progress)
         self._kernel: CudaKernel | None = None
         self._times: list[int] = []

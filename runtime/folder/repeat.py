@@ -80,7 +80,7 @@ def expand(tables: Mapping[str, Table]) -> dict[str, Table]:
         return dict(tables)
     times = int(repeats["times"][0])
     line = {name: _line(repeats, i, times) for i, name in enumerate(LINES)}
-    out = {"repeats": repeats[:0]}
+    out = {"repeats": repeats[:0], **{name: tables[name] for name in ("bodies", "views", "accesses")}}
     out["streams"] = streams = tables["streams"].copy()
     for field in ("begin", "end"):
         streams[field] = line["instructions"].at(streams[field].astype(np.int64), 0)
@@ -148,7 +148,7 @@ def _rest(
     tables: Mapping[str, Table], line: Mapping[str, Line], arenas: Mapping[tuple[int, int], Line], out: dict[str, Table]
 ) -> None:
     """The tables whose rows don't belong to instructions."""
-    for name in ("operands", "events", "buffers", "weights", "tiles"):
+    for name in ("operands", "events", "buffers", "weights", "tiles", "operators"):
         row, copy = line[name].rows(len(tables[name]))
         phase = np.full(len(row), AFTER)
         if len(line[name].begin):
@@ -160,6 +160,12 @@ def _rest(
             if name == "events" and len(line[name].begin):  # each program numbers its event tensors
                 moved = np.where(found["program"] == found["program"][line[name].begin[0]], moved, found["tensor"])
             found[refers[0]] = moved
+        if name == "operators":
+            begin = found["operand_begin"].astype(np.int64)
+            found["operand_begin"] = line["operands"].referred(begin, copy, phase)
+            for field in ("weight", "second"):
+                value = found[field].astype(np.int64)
+                found[field] = np.where(value == NONE, NONE, line["weights"].referred(value, copy, phase))
         if name == "tiles":
             for field in ("tensor", "second"):
                 value = found[field].astype(np.int64)

@@ -60,7 +60,7 @@ def _check_repeats(manifest: Manifest, tables: Tables) -> None:
     """EngineError unless repeated rows are in their tables, as often everywhere, and few enough to fit in memory."""
     repeats, path = tables["repeats"], manifest.table("repeats")
     limits = {name: len(tables[name]) for name in LINES if name in tables}
-    limits |= {"operators": len(manifest.data["operators"]), "event_tensors": len(tables["events"])}
+    limits |= {"event_tensors": len(tables["events"])}
     total = 0
     for i, (line, begin, end, times) in enumerate(repeats.tolist()):
         limit = limits[LINES[line]] if line < len(LINES) else 0

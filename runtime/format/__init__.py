@@ -13,12 +13,19 @@ An engine's program is a set of tables, one `.npy` file each (see `TABLES`):
     waits         (event, count): the counter must have reached run * count
     notifies      events that the instruction adds one to when it is done
     tape          weight runs in the order in which the streams read them
-    regions       what each instruction reads and writes, for the proof; kernels ignore it
+    regions       what each instruction reads and writes, constants included, for the proof; kernels ignore it
     events        one counter each
     buffers       where each buffer is stored
     weights       the weight tensors that are streamed, in the order of `weights.tensors` in engine.json
     tiles         which part of which of them each weight tile is, and where it is stored, for the proof
+    operators     one for each value of `Instruction.op`: what its tasks have in common, and the weights they stream
+    bodies        what a task touches through its operands, by its tile coordinates; operators share bodies
+    views         how a body sees each operand: type and strides
+    accesses      boxes of those views, bounded by tile coordinates: each is a region of the task
     repeats       which rows stand for more than themselves: see below
+
+The last four before `repeats` are for the proof, which finds in them what instructions and regions must be; kernels
+ignore them.
 
 The step programs that those tables hold, and which may follow which, are stated in engine.json (`programs`).
 
@@ -36,6 +43,7 @@ from __future__ import annotations
 
 from tilecompile.runtime.format.block import (
     BLOCK,
+    BODY_TOKENS,
     FILL,
     FILL_THREADS,
     LEAST_SLOTS,
@@ -53,7 +61,6 @@ from tilecompile.runtime.format.constants import (
     DTYPE_BYTES,
     DTYPES,
     FORMAT_VERSION,
-    GPU_TOKENS,
     INTERVAL_BITS,
     KEY_WORDS,
     MAX_DRAFTS,
@@ -111,18 +118,22 @@ from tilecompile.runtime.format.sampling import (
     SAMPLING_WORDS,
 )
 from tilecompile.runtime.format.tables import (
+    ACCESS,
+    BODY,
     BUFFER,
     EVENT,
     INSTRUCTION,
     LINES,
     NOTIFY,
     OPERAND,
+    OPERATOR,
     REGION,
     REPEAT,
     STREAM,
     TABLES,
     TAPE_RUN,
     TILE,
+    VIEW,
     WAIT,
     WEIGHT,
 )
@@ -137,11 +148,14 @@ from tilecompile.runtime.format.weights import (
 )
 
 __all__ = [
+    "ACCESS",
     "ALIGN",
     "ARENAS",
     "BIASED",
     "BLOCK",
     "BOARD_BYTES",
+    "BODY",
+    "BODY_TOKENS",
     "BUFFER",
     "COMMIT_KIND",
     "CONDITIONAL",
@@ -166,7 +180,6 @@ __all__ = [
     "FORMAT_VERSION",
     "FRAGMENT_BYTES",
     "FRAGMENT_COLS",
-    "GPU_TOKENS",
     "INSTRUCTION",
     "INTERVAL_BITS",
     "KEY_WORDS",
@@ -190,6 +203,7 @@ __all__ = [
     "NOTIFY",
     "NOT_FINITE_ID",
     "OPERAND",
+    "OPERATOR",
     "PANEL",
     "PARTIAL_BYTES",
     "PREDICATED",
@@ -217,6 +231,7 @@ __all__ = [
     "TABLES",
     "TAPE_RUN",
     "TILE",
+    "VIEW",
     "WAIT",
     "WEIGHT",
     "WRITE",

@@ -13,6 +13,9 @@ SCRATCH_ALIGN = 1024
 LEAST_SLOTS = 2
 """Fewest slots of a weight ring."""
 
+BODY_TOKENS = 8
+"""Most tokens of a step that bodies take: a warp each, or a column of the tensor cores' second operand."""
+
 PARTIAL_BYTES = 16384
 """Scratch memory for the partial sums of a body that streams weights; those of one panel of each, if that is more."""
 

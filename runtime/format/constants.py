@@ -9,9 +9,6 @@ FORMAT_VERSION = 9
 MAX_TOKENS = 32
 """Largest number of tokens that one step can carry."""
 
-GPU_TOKENS = 8
-"""Largest number of tokens that one step can carry on GPUs: a tile of their matrix instructions has as many columns."""
-
 MAX_PROGRAMS = 8
 """Largest number of step programs of an engine."""
 

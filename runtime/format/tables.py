@@ -45,7 +45,7 @@ OPERAND = Record(
     16,
     (
         Field("buffer", "u4", "index into `buffers`"),
-        Field("reserved", "u4", "reserved, zero"),
+        Field("rows", "u4", "rows of it: the most tokens of a step that the operator works on, if these are its rows"),
         Field("offset", "u8", "bytes from the start of the buffer"),
     ),
 )
@@ -152,8 +152,64 @@ TILE = Record(
     ),
 )
 
+OPERATOR = Record(
+    "TaskOperator",
+    108,
+    (
+        Field("program", "u4", "step program that it belongs to"),
+        Field("device", "u4", "device whose workers run its tasks"),
+        Field("kind", "u2", "task kind of its tasks"),
+        Field("flags", "u2", "flags of its tasks"),
+        Field("body", "u4", "index into `bodies`: what its tasks touch"),
+        Field("operand_begin", "u4", "first entry in `operands`, the same for all its tasks"),
+        Field("runs", "u4", "weight runs of a task"),
+        Field("weight", "u4", "index into `weights` of the tensor that they are of, or NONE"),
+        Field("second", "u4", "tensor whose panels alternate with it, or NONE"),
+        Field("tile", "i4", "tile coordinates of all its tasks, where they don't bound what a task touches", 4),
+        Field("at", "u4", "coordinates that runs are bounded by, or NONE: slot of the first, matrices, rows", 5),
+        Field("by", "i4", "what each is multiplied by", 5),
+        Field("add", "i4", "what is added to each; the next run is of the next slot", 5),
+    ),
+)
+
+BODY = Record(
+    "TaskBody",
+    16,
+    (
+        Field("view_begin", "u4", "first entry in `views`, one an operand"),
+        Field("view_count", "u4", "entries in `views`"),
+        Field("access_begin", "u4", "first entry in `accesses`, one a region"),
+        Field("access_count", "u4", "entries in `accesses`"),
+    ),
+)
+
+VIEW = Record(
+    "OperandView",
+    28,
+    (
+        Field("dtype", "u4", "index into DTYPES"),
+        Field("arena", "u4", "index into ARENAS: what is kept over steps, and what is written anew"),
+        Field("rows", "u4", "size of dimension 0, which is the rows of the buffer"),
+        Field("stride", "u4", "elements from one index of each dimension to the next; 0 where it has no more", 4),
+    ),
+)
+
+ACCESS = Record(
+    "TaskAccess",
+    112,
+    (
+        Field("operand", "u4", "number of the operand"),
+        Field("mode", "u4", "0: read, 1: write"),
+        Field("item", "u4", "the region is of this element of the range in dimension 1 alone, if any, or NONE"),
+        Field("reserved", "u4", "reserved, zero"),
+        Field("at", "u4", "coordinates that bound a box of the view, or NONE: begin and end of each dimension", 8),
+        Field("by", "i4", "what each is multiplied by", 8),
+        Field("add", "i4", "what is added to each", 8),
+    ),
+)
+
 LINES = ("instructions", "operands", "events", "buffers", "weights", "tiles", "operators", "event_tensors")
-"""What `repeats` counts along: rows of tables, operators in engine.json, event tensors (`Event.tensor`)."""
+"""What `repeats` counts along: rows of tables, and event tensors (`Event.tensor`)."""
 
 REPEAT = Record(
     "Repeat",
@@ -178,6 +234,10 @@ TABLES: dict[str, Record] = {
     "buffers": BUFFER,
     "weights": WEIGHT,
     "tiles": TILE,
+    "operators": OPERATOR,
+    "bodies": BODY,
+    "views": VIEW,
+    "accesses": ACCESS,
     "repeats": REPEAT,
 }
 """Tables of an engine, each saved as `tables/NAME.npy`."""

@@ -26,7 +26,7 @@ from tilecompile.runtime.format import FORMAT_VERSION
 from tilecompile.schedules import PLACEMENTS
 from tilecompile.sources import open_model
 
-COMMANDS = ("demo", "compile", "generate", "inspect", "models")
+COMMANDS = ("demo", "compile", "generate", "chat", "inspect", "models")
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +94,8 @@ def test_generate_prints_ids_without_a_tokenizer(tmp_path: Path) -> None:
         (["--ids", "1,300"], "prompt id 300 at position 1 is outside the vocabulary, want 0 to 299"),
         (["--ids", "1,x"], "--ids is '1,x', want whole numbers"),
         (["--ids", "299"], "worker 1 waits before task k2_linear of layers.0.second"),
-        (["--ids", "1", "--prompt", "a"], "give either --prompt TEXT or --ids"),
-        ([], "give either --prompt TEXT or --ids"),
+        (["--ids", "1", "--prompt", "a"], "give either --prompt TEXT, --prompt-file FILE or --ids"),
+        ([], "give either --prompt TEXT, --prompt-file FILE or --ids"),
         (["--prompt", "a", "--threads", "3"], "threads is 3, want 1 to 2"),
         (["--prompt", "a", "--max-new-tokens", "0"], "max_new_tokens is 0, want a whole number from 1"),
     ],

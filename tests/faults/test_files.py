@@ -24,6 +24,7 @@ from tilecompile.runtime.format import TABLES
 
 FILES = [f"tables/{name}.npy" for name in TABLES]
 FILES += [
+    "chat.json",
     "engine.json",
     "graph.json",
     "kernel.so",

@@ -31,7 +31,7 @@ def nodes(tokens: int) -> list[OpNode]:
     steps = [
         OpNode("route", "route", (logits, bias), (), (ids, weights), {"topk": TOPK, "normalize": True, "scale": 2.5}),
         OpNode("dispatch", "dispatch", (ids, weights), (), (expert, slot_weight), {"slots": slots}),
-        OpNode("swiglu", "expert_linear", (x, norm, expert), (gate, up), (inner,), swiglu),
+        OpNode("swiglu", "expert_linear", (x, norm, expert, slot_weight), (gate, up), (inner,), swiglu),
         OpNode("combine", "expert_combine", (inner, expert, slot_weight, x), (down,), (y,), residual),
     ]
     return [dataclasses.replace(n, name=f"{n.name}_{tokens}") for n in steps]
@@ -73,7 +73,8 @@ def test_ops_of_experts_export_with_the_shapes_of_their_references() -> None:
         def forward(self, h: torch.Tensor, logits: torch.Tensor, bias: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
             ids, weights = route(logits, bias, TOPK, True, 2.5)
             expert, slot_weight = dispatch(ids, weights, 2 * TOPK)
-            y: torch.Tensor = expert_combine(expert_linear(h, expert, w), expert, slot_weight, w.transpose(1, 2))
+            inner = expert_linear(h, expert, slot_weight, w)
+            y: torch.Tensor = expert_combine(inner, expert, slot_weight, w.transpose(1, 2))
             return y
 
     args = torch.randn(2, HIDDEN), torch.randn(2, EXPERTS), torch.zeros(EXPERTS), torch.randn(EXPERTS, INNER, HIDDEN)
@@ -82,7 +83,7 @@ def test_ops_of_experts_export_with_the_shapes_of_their_references() -> None:
     for op, inputs in (
         (route, (*args[1:3], TOPK, True, 2.5)),
         (dispatch, (torch.tensor([[3, 1, 0], [1, 8, 0]], dtype=torch.int32), torch.rand(2, 3), 6)),
-        (expert_linear, (args[0], torch.tensor([[1, 4, -1]], dtype=torch.int32), args[3])),
+        (expert_linear, (args[0], torch.tensor([[1, 4, -1]], dtype=torch.int32), torch.rand(2, 3), args[3])),
         (
             expert_combine,
             (torch.randn(2, 2, HIDDEN), torch.tensor([[1, -1]], dtype=torch.int32), torch.rand(2, 2), args[3]),

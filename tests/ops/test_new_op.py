@@ -231,9 +231,9 @@ def test_slots_that_are_left_out_are_an_error() -> None:
     op = REGISTRY["expert_linear"]
     replaced(replace(op, slots=None))
     try:
-        x, expert = (torch.zeros(shape, device="meta") for shape in ((1, 8), (1, 2)))
+        x, expert, weight = (torch.zeros(shape, device="meta") for shape in ((1, 8), (1, 2), (1, 2)))
         module = _Experts()
-        found = trace(module, (x, expert.int()), ("ids", "position"), ("y",), "decode")
+        found = trace(module, (x, expert.int(), weight), ("ids", "position", "slot_weight"), ("y",), "decode")
         with pytest.raises(TraitError, match=r"expert_linear streams weights by slot .*\(`slots`\)"):
             tile(place(found, "single", 1), 2)
     finally:
@@ -245,8 +245,8 @@ class _Experts(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(4, 16, 8, device="meta"), requires_grad=False)
 
-    def forward(self, x: Tensor, expert: Tensor) -> Tensor:
-        y: Tensor = ops.expert_linear(x, expert, self.weight)
+    def forward(self, x: Tensor, expert: Tensor, slot_weight: Tensor) -> Tensor:
+        y: Tensor = ops.expert_linear(x, expert, slot_weight, self.weight)
         return y
 
 

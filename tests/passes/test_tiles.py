@@ -69,7 +69,7 @@ def node_of(op: str, tokens: int, slots: int, experts: int, rows: int, cols: int
     expert, slot_weight = View.of("expert", (1, slots), "i32"), View.of("slot_weight", (tokens, slots), "f32")
     inputs = {
         "linear": (x, norm, extra),
-        "expert_linear": (x, norm, expert, extra),
+        "expert_linear": (x, norm, expert, slot_weight, extra),
         "expert_combine": (x, expert, slot_weight, extra),
     }[op]
     attrs = {"epilogue": ("add", ("in", 0), ("acc", weights - 1))}

@@ -61,7 +61,7 @@ def test_what_is_taken_over_is_what_the_request_would_compute(data: st.DataObjec
             memory.compute(prompt[:fed], begin, drafting, given)
             cached = cached.after(prompt[begin:fed], given, fed - 1 if drafting else None)
             assert cached.ids.tolist() == prompt[:fed]
-        else:  # an end that nobody saw
+        else:  # an end that no one saw
             memory.compute(prompt[:fed], begin, drafting, given)
 
 

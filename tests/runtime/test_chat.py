@@ -285,7 +285,7 @@ def test_a_damaged_chat_file_is_refused(content: bytes, words: str) -> None:
 
 
 def test_an_engine_answers_a_chat_as_it_continues_the_prompt(tmp_path: Path) -> None:
-    path = fake.make_engine(tmp_path / "e", chat=True)
+    path = fake.make_engine(tmp_path / "e", chat=fake.TEMPLATE)
     with tilecompile.load(path) as engine:
         prompt = engine.chat_prompt([USER], x="y")
         assert prompt == [*b"u a y", fake.EOS, *b"\n>"]
@@ -306,7 +306,7 @@ def test_an_engine_without_template_or_tokenizer_refuses_a_chat(tmp_path: Path) 
     ):
         engine.chat([USER])
     with (
-        tilecompile.load(fake.make_engine(tmp_path / "b", text=False, chat=True)) as engine,
+        tilecompile.load(fake.make_engine(tmp_path / "b", text=False, chat=fake.TEMPLATE)) as engine,
         pytest.raises(InputError, match="the engine has no tokenizer"),
     ):
         engine.chat([USER])

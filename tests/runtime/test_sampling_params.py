@@ -40,6 +40,7 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("logprobs", True, "a whole number from 0 to 20 or None"),
     ("min_tokens", -1, "a whole number from 0"),
     ("ignore_eos", 1, "True or False"),
+    ("include_stop", 0, "True or False"),
     ("drafts", 8, "0 to 7, 'auto' or None"),
     ("drafts", "many", "0 to 7, 'auto' or None"),
     ("allowed_tokens", [1], "a function of the tokens so far, or None"),

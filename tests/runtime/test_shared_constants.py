@@ -25,7 +25,7 @@ OWNED = {
         "FORMAT_VERSION",
         "COMMIT_KIND",
         "MAX_TOKENS",
-        "GPU_TOKENS",
+        "BODY_TOKENS",
         "MAX_PROGRAMS",
         "MAX_DRAFTS",
         "READ",

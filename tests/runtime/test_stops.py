@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
+import tilecompile
 from support import fake_engine as fake
-from tilecompile.runtime.stops import StoppedPieces, StopStrings
+from tilecompile.errors import InputError
+from tilecompile.runtime.sampling import SamplingParams
+from tilecompile.runtime.stops import ShownText, StopStrings
 from tilecompile.runtime.text import Text
 
 # Two letters and a character of two bytes, so that matches and near matches are frequent.
@@ -86,7 +92,8 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Text:
 
 def shown(text: Text, ids: list[int], stops: list[str], include: bool = False, min_tokens: int = 0) -> tuple[str, int]:
     """What is shown of a stream of tokens, and how many of them count."""
-    pieces = StoppedPieces(text.pieces(), stops, include, min_tokens)
+    params = SamplingParams(stop=stops, include_stop=include, min_tokens=min_tokens)  # type: ignore[arg-type]
+    pieces = ShownText(text.pieces(), params)
     out, count = "", 0
     while count < len(ids) and pieces.matched is None:
         out += pieces.push(ids[count])
@@ -120,3 +127,63 @@ def test_the_first_tokens_are_shown_whatever_is_in_them(text: Text) -> None:
     assert shown(text, [*b"abab"], ["a"], min_tokens=0) == ("", 1)
     assert shown(text, [*b"abab"], ["a"], min_tokens=1) == ("ab", 3)
     assert shown(text, [*b"abab"], ["ba"], min_tokens=2) == ("abab", 4)
+
+
+# In a request
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tilecompile.Engine]:
+    with tilecompile.load(fake.make_engine(tmp_path_factory.mktemp("fake") / "engine")) as loaded:
+        yield loaded
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 255), st.integers(0, 40), st.integers(1, 3), st.booleans())
+def test_a_request_ends_where_a_stop_string_is_complete_and_streams_the_same_text(
+    engine: tilecompile.Engine, first: int, at: int, length: int, include: bool
+) -> None:
+    assume(299 not in [first, *fake.greedy([first], 12)])  # at which the stand-in stalls
+    whole = engine.generate([first], SamplingParams(max_new_tokens=12))
+    assert whole.text is not None
+    stop = whole.text[at % max(1, len(whole.text)) :][:length]
+    assume(stop)
+    params = SamplingParams(max_new_tokens=12, stop=(stop, "never"), include_stop=include)
+    out = engine.generate([first], params)
+    assert out.text == expected(whole.text, [stop], include)
+    assert out.tokens == whole.tokens[: len(out.tokens)]
+    assert out.stats.tokens == len(out.tokens)
+    assert out.stats.finish in ("stop", whole.stats.finish)  # what is complete only at the end ends nothing
+    assert "\ufffd" in stop or stop not in engine_text(engine, out.tokens[:-1])  # no token more than needed
+    with engine.stream([first], params) as stream:
+        pieces = [stream.piece for _ in stream]
+    assert "".join(pieces) + stream.piece == out.text
+    assert stream.stats is not None
+    assert (stream.stats.tokens, stream.stats.finish) == (out.stats.tokens, out.stats.finish)
+
+
+def engine_text(engine: tilecompile.Engine, tokens: list[int]) -> str:
+    assert engine.text is not None
+    return engine.text.decode(tokens)
+
+
+def test_a_stopped_request_leaves_the_engine_free_at_once(engine: tilecompile.Engine) -> None:
+    params = SamplingParams(max_new_tokens=None, stop=("A",))
+    stream = engine.stream([49], params)
+    assert [next(stream), next(stream)] == [51, 65]
+    assert stream.piece == ""
+    assert engine.generate([49], params).text == "3"  # before the stream's end was asked for
+    assert list(stream) == []
+
+
+def test_an_asyncio_request_ends_at_a_stop_string_too(engine: tilecompile.Engine) -> None:
+    out = asyncio.run(engine.agenerate([49], SamplingParams(max_new_tokens=None, stop=("A",))))
+    assert (out.text, out.tokens, out.stats.finish) == ("3", [51, 65], "stop")
+
+
+def test_stop_strings_need_a_tokenizer(tmp_path: Path) -> None:
+    with (
+        tilecompile.load(fake.make_engine(tmp_path / "e", text=False)) as engine,
+        pytest.raises(InputError, match="the engine has no tokenizer, so it can't stop at texts"),
+    ):
+        engine.generate([1], SamplingParams(stop=("a",)))

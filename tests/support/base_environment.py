@@ -1,4 +1,4 @@
-"""Verifies an engine, loads it, generates and measures, where only the base dependencies are installed.
+"""Verifies an engine, loads it, generates, answers a chat and measures, where only the base dependencies are installed.
 
 python tests/support/base_environment.py ENGINE
 """
@@ -22,6 +22,7 @@ if __name__ == "__main__":
     verify(Path(sys.argv[1]))
     with tilecompile.load(sys.argv[1]) as engine:
         out = engine.generate("In the beginning", max_new_tokens=16)
-    assert len(out.tokens) == 16
+        answer = engine.chat([{"role": "user", "content": "Who art thou?"}], max_new_tokens=16)
+    assert len(out.tokens) == len(answer.tokens) == 16
     bench(Path(sys.argv[1]), rounds=1, against="transformers")
     print(f"base environment: generated {out.text!r}")

@@ -95,12 +95,12 @@ def make_engine(
     folder: Path,
     step_us: int = 0,
     text: bool = True,
-    chat: bool = False,
+    chat: str | None = None,
     weights: bool = True,
     has_kernel: bool = True,
     change: Callable[[dict[str, Any], dict[str, np.ndarray]], None] | None = None,
 ) -> Path:
-    """Writes an engine folder, with `chat` a chat template too; `change` may alter manifest and tables before."""
+    """Writes an engine folder, with a chat template if given; `change` may alter manifest and tables before."""
     data: dict[str, Any] = {
         "model": {"name": "fake", "architecture": "FakeForCausalLM", "config": {"hidden_size": 8, "factor": 1e-5}},
         "target": {"name": "cpu", "isa": "portable", "features": []},
@@ -152,8 +152,8 @@ def make_engine(
         (folder / "weights" / "device0.bin").write_bytes(POOL)
     if text:
         tokenizer().save(str(folder / "tokenizer.json"))
-    if chat:
-        content = {"templates": {"default": TEMPLATE}, "special_tokens": {"eos_token": "<|end|>"}}
+    if chat is not None:
+        content = {"templates": {"default": chat}, "special_tokens": {"eos_token": "<|end|>"}}
         (folder / "chat.json").write_text(json.dumps(content))
     write_manifest(folder, data, chunk_bytes=64)
     return folder

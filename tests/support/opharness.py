@@ -177,7 +177,7 @@ def call(
     step["sequence"], step["tokens"], step["flags"] = 1, tokens, fmt.NEEDS_LOGITS
     operands = np.zeros(len(node.operands), fmt.OPERAND.dtype)
     for i, view in enumerate(node.operands):
-        operands[i] = (i, 0, view.offset * fmt.DTYPE_BYTES[view.dtype])
+        operands[i] = (i, view.shape[0], view.offset * fmt.DTYPE_BYTES[view.dtype])
     buffers = np.array([addresses[v.tensor] for v in node.operands], np.uint64)
     forgot = ctypes.c_int()
     tables = [ctypes.c_void_p(a.ctypes.data) for a in (ins, step, operands, tape, buffers)]
@@ -185,10 +185,13 @@ def call(
     return fault, bool(forgot.value)
 
 
-def run_body(library: ctypes.CDLL, kind: Kind, case: Case, parts: int) -> list[torch.Tensor]:
-    """Runs every task of the node; returns its outputs. Tensors that the op mutates change in `case.tensors`.
+def run_body(
+    library: ctypes.CDLL, kind: Kind, case: Case, parts: int, tokens: int = fmt.MAX_TOKENS
+) -> list[torch.Tensor]:
+    """Runs every task of the node in a step of `tokens` tokens; returns its outputs.
 
-    Outputs are poisoned before the run, so that what a tile fails to write is seen.
+    Tensors that the op mutates change in `case.tensors`. Outputs are poisoned before the run, so that what a tile fails
+    to write is seen.
     """
     node = case.node
     tensors = dict(case.tensors) | {v.tensor: poison(v) for v in node.outputs}
@@ -198,7 +201,7 @@ def run_body(library: ctypes.CDLL, kind: Kind, case: Case, parts: int) -> list[t
     addresses = {v.tensor: tensors[v.tensor].data_ptr() for v in node.operands}
     for task, coords in enumerate(tiling.coords):
         pool, tape = pack_pool(case, tiling.weights[task])
-        fault, _ = call(library, kind, node, coords, addresses, tape, pool.ctypes.data, base)
+        fault, _ = call(library, kind, node, coords, addresses, tape, pool.ctypes.data, base, tokens)
         assert fault is None, f"{node.op} {node.name} task {task}: fault at {fault:#x}"
     return [tensors[v.tensor] for v in node.outputs]
 

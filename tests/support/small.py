@@ -110,8 +110,10 @@ def traced(middle: Middle, tokens: int = 2) -> OpGraph:
 
 def traced_programs(config: ModelConfig, storage: Storage) -> list[OpGraph]:
     """The unfused programs of a model that take one token a step."""
-    found = [step for step in spec_of(config).programs(config, STEPS) if step.tokens == 1]
-    return [trace_program(step, config, storage, STEPS) for step in found]
+    spec = spec_of(config)
+    steps = STEPS if spec.drafts(config) else Steps()
+    found = [step for step in spec.programs(config, steps) if step.tokens == 1]
+    return [trace_program(step, config, storage, steps) for step in found]
 
 
 @functools.cache

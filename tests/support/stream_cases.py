@@ -32,7 +32,9 @@ def with_tokens(case: Case, tokens: int, generator: torch.Generator) -> Case:
         if v.tensor in tensors:
             shape = (tokens, *tensors[v.tensor].shape[1:])
             tensors[v.tensor] = normal(generator, View.of(v.tensor, shape, v.dtype))
-    written = None if case.written is None else case.written[:1].expand(tokens, *case.written.shape[1:])
+    written = (
+        None if case.written is None else case.written.any(0, keepdim=True).expand(tokens, *case.written.shape[1:])
+    )
     count = len(case.node.inputs)
     node = dataclasses.replace(case.node, inputs=tuple(views[:count]), outputs=tuple(views[count:]))
     return dataclasses.replace(case, node=node, tensors=tensors, written=written)
@@ -93,20 +95,19 @@ def _experts(name: str, tokens: int, dtype: str) -> Iterator[Case]:
     expert = View.of("expert", (1, slots), "i32")
     ids = torch.tensor([[3, 0, -1, 1, 2, -1, -1, -1]], dtype=torch.int32)
     x, norm = View.of("x", (tokens, 6144), "f32"), View.of("norm", (6144,), "f32")
+    weight = View.of("weight", (tokens, slots), "f32")
     hidden = View.of("hidden", (tokens, slots, 256), "f32")
     w, u = (View.of(n, (4, 256, 6144), dtype) for n in "wu")
     tensors = {v.tensor: normal(generator, v) for v in (x, norm, hidden)}
     tensors |= {v.tensor: torch.randn(v.shape, generator=generator) / 80 for v in (w, u)} | {"expert": ids}
+    tensors["weight"] = torch.rand(weight.shape) + 0.1
     attrs = {"norm": 1e-5, "epilogue": ("mul", ("silu", ("acc", 0)), ("acc", 1))}
-    node = OpNode(f"experts_{name}", "expert_linear", (x, norm, expert), (w, u), (hidden,), attrs)
+    node = OpNode(f"experts_{name}", "expert_linear", (x, norm, expert, weight), (w, u), (hidden,), attrs)
     written = (ids[0] >= 0)[None, :, None].expand(hidden.shape)
     yield Case(node, tensors, written=written)
-    down, weight = View.of("down", (4, 6144, 256), dtype), View.of("weight", (tokens, slots), "f32")
+    down = View.of("down", (4, 6144, 256), dtype)
     y = View.of("y", (tokens, 6144), "f32")
-    tensors = tensors | {
-        "down": torch.randn(down.shape, generator=generator),
-        "weight": torch.rand(weight.shape),
-    }
+    tensors = tensors | {"down": torch.randn(down.shape, generator=generator)}
     node = OpNode(f"combine_{name}", "expert_combine", (hidden, expert, weight), (down,), (y,))
     yield Case(node, tensors)
 

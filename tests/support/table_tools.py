@@ -143,7 +143,8 @@ def mask(region: tuple[int, ...], shape: tuple[int, int]) -> np.ndarray:
 
 
 def correct(parts: Parts, program: int) -> bool:
-    """Whether the program can't deadlock, race, or read what it hasn't written, and ends in its one commit."""
+    """Whether the program can't deadlock, race, write to weights, or read what it hasn't written, and ends in its one
+    commit."""
     streams = parts.of(program)
     instructions = parts.instructions(program)
     notified: dict[int, int] = defaultdict(int)
@@ -162,7 +163,10 @@ def correct(parts: Parts, program: int) -> bool:
         for r in ins.regions:
             touched[r[0]].append((ins, r[1], mask(r, parts.buffers[r[0]][4:6])))  # type: ignore[arg-type]
     for buffer, accesses in touched.items():
-        scratch = fmt.ARENAS[parts.buffers[buffer][1]] == "activation"
+        arena = fmt.ARENAS[parts.buffers[buffer][1]]
+        scratch = arena == "activation"
+        if arena == "weight" and any(mode == fmt.WRITE for _, mode, _ in accesses):
+            return False
         for ins, mode, elements in accesses:
             written = np.zeros_like(elements)
             for other, how, others in accesses:

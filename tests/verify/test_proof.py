@@ -30,7 +30,7 @@ def sizes() -> np.ndarray:
 def prove(parts: Parts, memory: Memory | None = None) -> Proof:
     program = glm5_program(3)
     names = [b.tensor.name for b in program.buffers]
-    return verify(put_together(parts), program.operators, memory, names, program.weights)
+    return verify(put_together(parts), program.operators, memory, names, program.weights, stated=False)
 
 
 def refused(parts: Parts, memory: Memory | None = None) -> str:
@@ -219,7 +219,7 @@ def test_verify_states_what_it_has_proved(tiny: Path) -> None:
     assert about["edges"] == sum(p["edges"] for p in manifest["programs"]) > 0
     assert about["checks"] > about["edges"]
     assert about["files"] == len(manifest["files"])
-    assert [p["name"] for p in about["programs"]] == ["decode", "draft"]
+    assert [p["name"] for p in about["programs"]] == ["decode", "verify", "prefill", "extend", "draft"]
     assert all(name.startswith("model.layers.2.") for name in about["programs"][0]["not_read"])
     assert about["seconds"] >= about["proof_seconds"] > 0
     code, out, err = run(str(tiny))

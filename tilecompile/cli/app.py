@@ -11,6 +11,7 @@ import typer
 from tilecompile import __version__
 from tilecompile.cli.bench import bench
 from tilecompile.cli.calibrate import calibrate
+from tilecompile.cli.chat import chat
 from tilecompile.cli.compile import compile_command
 from tilecompile.cli.debug import debug
 from tilecompile.cli.demo import demo
@@ -63,6 +64,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "compile": (compile_command, "tilecompile compile examples/tiny-glm5 -o tiny.engine --max-seq-len 1024"),
     "models": (models, "tilecompile models --json"),
     "generate": (generate, 'tilecompile generate tiny.engine --prompt "In the beginning" --max-new-tokens 80'),
+    "chat": (chat, "tilecompile chat tiny.engine --temperature 0.7 --max-new-tokens 60"),
     "bench": (bench, "tilecompile bench tiny.engine --context 1024 --ablate --json"),
     "debug": (debug, "tilecompile debug tiny.engine --ids 1,2,3 --compare"),
     "inspect": (inspect, "tilecompile inspect tiny.engine --html tiny.html"),

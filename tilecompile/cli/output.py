@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from tilecompile.runtime.engine import Engine
     from tilecompile.runtime.folder.manifest import Manifest
+    from tilecompile.runtime.progress import Count
     from tilecompile.runtime.run import Stats
 
 
@@ -65,6 +66,16 @@ class StageProgress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+
+def weights_progress() -> Count | None:
+    """Shows the bytes of weights that have been read, in one line that is overwritten; None without a terminal."""
+
+    def progress(done: int, total: int) -> None:
+        end = "\n" if done >= total else ""
+        print(f"\rloading weights {done / 1e9:.1f} of {total / 1e9:.1f} GB", end=end, file=sys.stderr, flush=True)
+
+    return progress if sys.stderr.isatty() else None
 
 
 def timings(engine: Engine, stats: Stats) -> str:

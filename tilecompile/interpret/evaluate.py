@@ -114,14 +114,14 @@ class Evaluator:
     def __init__(self, manifest: Manifest, tables: Tables) -> None:
         if not manifest.has_weights:
             raise EngineError(f"{manifest.folder}: the engine has no weights (it was compiled with --no-weights)")
-        graph = read_graph(manifest)
+        self.graph = read_graph(manifest)
         self._folder: Path = manifest.folder
-        self._tables, self._nodes = tables, graph.nodes
+        self._tables, self._nodes = tables, self.graph.nodes
         of_program = {
             name: frozenset(n for n, t in one.tensors.items() if t.role in BY_TOKEN)
-            for name, one in graph.programs.items()
+            for name, one in self.graph.programs.items()
         }
-        self._by_token = [of_program[name] for name, one in graph.programs.items() for _ in one.nodes]
+        self._by_token = [of_program[name] for name, one in self.graph.programs.items() for _ in one.nodes]
         self._tensors: list[str] = manifest.data["weights"]["tensors"]
         names = [node.name for node in self._nodes]
         if names != manifest.data["operators"]:

@@ -15,6 +15,7 @@ import numpy as np
 from tilecompile.ir.program import Program
 from tilecompile.ir.tasks import EventTensors, Ints, TaskGrid
 from tilecompile.ops.base import op_of
+from tilecompile.passes.bodies import Bodies
 from tilecompile.passes.dag import depths
 from tilecompile.passes.elide import Pair, needed_waits
 from tilecompile.passes.program_tables import Layout, RepeatedRows, Task, by_worker
@@ -93,6 +94,7 @@ class _Scheduler:
         self.tables = TableBuilder()
         self.repeated = RepeatedRows(plans, repeat, self.tables["repeats"])
         self.layout = Layout(plans, self.tables, self.repeated)
+        self.bodies = Bodies(self.tables, plans[0].grids.placement.devices)
         self.operators: list[str] = []
 
     def run(self) -> Program:
@@ -130,7 +132,7 @@ class _Scheduler:
 
     def program(self, index: int, plan: EventTensors, assignment: list[Ints], tasks: list[list[Task]]) -> None:
         """Appends one step program's streams, instructions, events and all that they refer to."""
-        grids = self.grid_rows(plan)
+        grids = self.grid_rows(index, plan)
         emitted = needed_waits(plan, assignment, self.workers)
         events = self.event_rows(index, plan, emitted)
         notify: dict[int, list[tuple[int, list[int]]]] = defaultdict(list)
@@ -152,7 +154,7 @@ class _Scheduler:
             self.tables["streams"].append(program=index, device=device, worker=number, agent=0, begin=begin, end=end)
             self.hint(begin, end)
 
-    def grid_rows(self, plan: EventTensors) -> dict[int, _GridRows]:
+    def grid_rows(self, index: int, plan: EventTensors) -> dict[int, _GridRows]:
         """Appends the operators of a program, with their operands and buffers; what instructions need, by grid."""
         found = {}
         operands, program = self.tables["operands"], plan.grids.graph.program
@@ -165,12 +167,15 @@ class _Scheduler:
         with self.repeated.noted(plan, lines) as cut:
             for grid in plan.grids.grids:
                 cut(grid.index)
-                begin = len(operands)
+                begin, arenas = len(operands), []
                 for view in grid.node.operands:
                     buffer = self.layout.buffer(grid.device, plan, view.tensor)
-                    operands.append(buffer=buffer.index, offset=view.offset * fmt.DTYPE_BYTES[view.dtype])
+                    offset = view.offset * fmt.DTYPE_BYTES[view.dtype]
+                    operands.append(buffer=buffer.index, rows=view.shape[0], offset=offset)
+                    arenas.append(buffer.arena)
                 self.operators.append(grid.node.name)
                 kind = self.kind_of[program, grid.node.name]
+                self.bodies.operator(grid, index, kind, begin, arenas, self.layout)
                 found[grid.index] = _GridRows(grid, kind, base + grid.index, begin, *self.regions(plan, grid))
         return found
 

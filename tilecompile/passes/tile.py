@@ -29,48 +29,48 @@ def region_of(access: Access, view: View, tensor: Tensor, tasks: int) -> Region:
     return Region(tensor.name, lo * ones, hi * ones, begin, last + 1)
 
 
-def _one_region(access: Access, view: View, tensor: Tensor, tasks: int) -> list[Region]:
-    return [region_of(access, view, tensor, tasks)]
+def items_of(access: Access, view: View, devices: int) -> list[int | None]:
+    """The regions of an access: [None] for one of its whole box, or one for each element of dimension 1.
 
-
-def regions_of(access: Access, view: View, tensor: Tensor, tasks: int) -> list[Region]:
-    """The boxes of an access, one region for each element of dimension 1 if there are gaps between those.
-
-    On several devices a gap may hold what another device computes, so nothing may seem to be read there.
+    On several devices gaps between those elements may hold what another device computes, so nothing may seem to be
+    read there. Tasks have as many of these regions as their range in dimension 1 has elements; further ones are empty.
     """
-    if len(view.runs) == 1:
-        return _one_region(access, view, tensor, tasks)
+    if devices == 1 or len(view.runs) == 1:
+        return [None]
+    lo, hi = (np.asarray(bound) for bound in access.box[1])
+    return list(range(int((hi - lo).max())))
+
+
+def regions_of(access: Access, view: View, tensor: Tensor, tasks: int, devices: int) -> list[Region]:
+    """The regions of an access: see `items_of`."""
+    return [_region(access, view, tensor, tasks, item) for item in items_of(access, view, devices)]
+
+
+def _region(access: Access, view: View, tensor: Tensor, tasks: int, item: int | None) -> Region:
+    if item is None:
+        return region_of(access, view, tensor, tasks)
     lo, hi = (bound * np.ones(tasks, np.int64) for bound in access.box[1])
-    found = []
-    for i in range(int((hi - lo).max())):
-        box = (access.box[0], (lo + i, lo + i + 1), *access.box[2:])
-        region = region_of(Access(access.operand, box), view, tensor, tasks)
-        if (lo + i < hi).all():
-            found.append(region)
-        else:  # some tasks have fewer: an empty box
-            bounds = (region.row_begin, region.row_end, region.col_begin, region.col_end)
-            found.append(Region(tensor.name, *(np.where(lo + i < hi, b, 0) for b in bounds)))
-    return found
+    box = (access.box[0], (lo + item, lo + item + 1), *access.box[2:])
+    found = region_of(Access(access.operand, box), view, tensor, tasks)
+    bounds = (found.row_begin, found.row_end, found.col_begin, found.col_end)
+    return Region(tensor.name, *(np.where(lo + item < hi, b, 0) for b in bounds))
 
 
 def tile(placed: PlacedGraph, parts: int, layout: str = "rows") -> TaskGrids:
     """Splits every operator into about `parts` tasks, with weight tiles in a layout; the sink becomes the last grid."""
-    graph = placed.graph
+    graph, devices = placed.graph, placed.placement.devices
     grids: list[TaskGrid] = []
     for node in graph.nodes:
         tiling = _whole_tensor(graph, node, op_of(node).tile(node, parts), layout)
         check_traits(node, graph.caches(node), tiling)
-        regions = regions_of if placed.placement.devices > 1 else _one_region
         reads, writes = (
             tuple(
                 region
-                for a in accesses
-                if not optional or _ordered(graph, node, a)
-                for region in regions(
-                    a, node.operands[a.operand], graph.tensors[node.operands[a.operand].tensor], len(tiling.coords)
-                )
+                for access in accesses
+                for view in [node.operands[access.operand]]
+                for region in regions_of(access, view, graph.tensors[view.tensor], len(tiling.coords), devices)
             )
-            for accesses, optional in ((tiling.reads, True), (tiling.writes, False))
+            for accesses in (tiling.reads, tiling.writes)
         )
         grids.append(TaskGrid(len(grids), node, node.device, tiling, reads, writes))
     return TaskGrids(graph, placed.placement, grids)
@@ -96,8 +96,3 @@ def _whole_tensor(graph: OpGraph, node: OpNode, tiling: Tiling, layout: str) -> 
         )
 
     return replace(tiling, weights=tuple(tuple((shifted(t), s) for t, s in task) for task in tiling.weights))
-
-
-def _ordered(graph: OpGraph, node: OpNode, access: Access) -> bool:
-    """Whether reads of the operand need ordering; nothing ever writes constants, which the proof checks."""
-    return graph.tensors[node.operands[access.operand].tensor].role != "constant"

@@ -50,9 +50,9 @@ class Names:
 class Subject:
     """The tables of a proof.
 
-    `stream` is each instruction's stream and `program` its step program; `regions` are all that touch something,
-    `owner` is each one's instruction. Raises VerifyError for an index out of range and for instructions that
-    aren't in exactly one stream.
+    `stream` is each instruction's stream and `program` its step program; `touched` are all regions that touch
+    something, `toucher` is each one's instruction; `regions` and `owner` are those but for reads of weights, which
+    nothing writes. Raises VerifyError for an index out of range and for instructions that aren't in exactly one stream.
     """
 
     def __init__(self, tables: Tables, names: Names) -> None:
@@ -68,7 +68,9 @@ class Subject:
         touching = (regions["row_begin"] < regions["row_end"]) & (regions["col_begin"] < regions["col_end"])
         if not touching.all():
             regions, owner = regions[touching], owner[touching]
-        self.regions, self.owner = regions, owner
+        self.touched, self.toucher = regions, owner
+        constant = (regions["mode"] == fmt.READ) & (tables["buffers"]["arena"][regions["buffer"]] == WEIGHT)
+        self.regions, self.owner = regions[~constant], owner[~constant]
 
     @cached_property
     def waits(self) -> list[list[tuple[int, int]]]:
@@ -136,6 +138,9 @@ class Subject:
     def _streams(self) -> Ints:
         """The stream of each instruction. One stream for each agent of a worker in each program."""
         streams, total = self.t["streams"], len(self.t["instructions"])
+        for field in ("program", "device", "worker"):
+            for number in np.flatnonzero(streams[field] >= len(streams))[:1]:
+                raise VerifyError(f"stream {number} is of {field} {streams[field][number]}, with {len(streams)} in all")
         times, stream = np.zeros(total, np.int64), np.zeros(total, np.int64)
         agents: set[tuple[int, ...]] = set()
         device: dict[int, int] = {}

@@ -59,26 +59,44 @@ def check_places(s: Subject, memory: Memory | None) -> int:
     return len(spans.begin)
 
 
+def check_packed(s: Subject, memory: Memory) -> None:
+    """Checks that pools have no gaps: places there are also those of a file's bytes, which no other table states.
+
+    Behind a buffer there are ALIGN bytes of padding, as bodies load whole vectors.
+    """
+    spans = _Spans(s)
+    room = spans.end - spans.begin + np.where(np.arange(len(spans.end)) < len(s.t["buffers"]), fmt.ALIGN, 0)
+    after = spans.begin + -(-room // fmt.ALIGN) * fmt.ALIGN
+    for device, size in enumerate(memory.arenas[:, WEIGHT].tolist()):
+        mine = np.flatnonzero((spans.arena == WEIGHT) & (spans.device == device))
+        mine = mine[np.argsort(spans.begin[mine], kind="stable")]
+        want = np.append(0, after[mine])
+        for k in np.flatnonzero(np.append(spans.begin[mine], size) != want)[:1].tolist():
+            what = f"{spans.name(int(mine[k]))} is at {spans.begin[mine[k]]}" if k < len(mine) else f"it ends at {size}"
+            raise VerifyError(f"the pool of device {device} has a gap: {what}, want {want[k]}")
+
+
 def _regions(s: Subject) -> None:
-    buffers, at = s.t["buffers"], s.regions["buffer"]
+    buffers, regions = s.t["buffers"], s.touched
+    at = regions["buffer"]
     rows, cols = buffers["rows"][at], buffers["cols"][at]
-    outside = (s.regions["row_end"] > rows) | (s.regions["col_end"] > cols)
+    outside = (regions["row_end"] > rows) | (regions["col_end"] > cols)
     for r in np.flatnonzero(outside)[:1]:
-        where, size = s.box(s.regions[r]), f"[{rows[r]}, {cols[r]}]"
-        raise VerifyError(f"{s.name(int(s.owner[r]))} touches {where}, which is {size}")
-    constant = (s.regions["mode"] == fmt.WRITE) & (buffers["arena"] == WEIGHT)[at]
+        where, size = s.box(regions[r]), f"[{rows[r]}, {cols[r]}]"
+        raise VerifyError(f"{s.name(int(s.toucher[r]))} touches {where}, which is {size}")
+    constant = (regions["mode"] == fmt.WRITE) & (buffers["arena"] == WEIGHT)[at]
     for r in np.flatnonzero(constant)[:1]:
-        raise VerifyError(f"{s.name(int(s.owner[r]))} writes {s.box(s.regions[r])}, which holds weights")
+        raise VerifyError(f"{s.name(int(s.toucher[r]))} writes {s.box(regions[r])}, which holds weights")
 
 
 def _buffers(s: Subject) -> None:
-    """Checks that buffers have a known kind of memory and room for their matrix."""
+    """Checks that buffers have a known kind of memory, and the size of their matrix."""
     buffers = s.t["buffers"]
     for i in np.flatnonzero((buffers["arena"] >= len(fmt.ARENAS)) | (buffers["dtype"] >= len(fmt.DTYPES)))[:1].tolist():
         raise VerifyError(f"{s.buffer(i)} has arena {buffers['arena'][i]} and dtype {buffers['dtype'][i]}")
     element = np.array([fmt.DTYPE_BYTES[name] for name in fmt.DTYPES])[buffers["dtype"]]
     size = buffers["rows"].astype(np.int64) * buffers["cols"] * element
-    for i in np.flatnonzero(size > buffers["bytes"].astype(np.int64))[:1].tolist():
+    for i in np.flatnonzero(size != buffers["bytes"].astype(np.int64))[:1].tolist():
         raise VerifyError(f"{s.buffer(i)} has {buffers['bytes'][i]} bytes for a matrix of {size[i]}")
 
 

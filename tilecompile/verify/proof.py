@@ -3,8 +3,11 @@
 What is proved, for every timing of the workers and their agents:
 
 - layout: every instruction is in one stream, and each agent of a worker has one stream a program; regions are within
-  their buffers; buffers and weight tiles are aligned, end inside their arena and don't overlap; nothing writes to the
-  weights; all memory together is within the limit;
+  their buffers; buffers have the size of their matrix; buffers and weight tiles are aligned, end inside their arena,
+  don't overlap and leave no gaps in the pools; nothing writes to the weights; all memory together is within the limit;
+- agreement: instructions have the task kind, operands, regions and weight runs that the statements about their
+  operators say for their tile coordinates; operands have the types and widths that bodies are made for; workers are
+  numbered through the devices, each has a stream in every program, and tasks wait and read on their own device;
 - thresholds: what a wait expects is exactly what the program's instructions notify in a run;
 - progress: dependencies together with each stream's order are acyclic, so no run can deadlock (counters only grow, so
   one order that completes shows that all do);
@@ -24,9 +27,10 @@ buffers are touched by instructions, which are all in some step. The controller 
 step within the sink. Scratch buffers of different programs may share memory, because each step writes what it reads of
 them; those that one program touches may not.
 
-What is taken on trust: that bodies touch no more than the declared regions (tests of the ops check that), and that a
-write covers its whole region (of a window with gaps the region is the interval around it; see `tile.region_of`). A
-task could name the wrong tile of the right size; comparisons of the interpreter and the kernel with the model see that.
+What is taken on trust: the statements themselves, which are that bodies touch no more than their accesses (tests of
+the ops check that) and that an operator has the body, the operands and the weights of its name (comparisons of the
+interpreter and the kernel with the model see that); and that a write covers its whole region (of a window with gaps the
+region is the interval around it; see `tile.region_of`).
 """
 
 from __future__ import annotations
@@ -41,7 +45,8 @@ import numpy as np
 
 from tilecompile.runtime.names import by_layer
 from tilecompile.verify.base import WEIGHT, Names, Subject, Tables, VerifyError
-from tilecompile.verify.memory import Memory, check_places, check_regions
+from tilecompile.verify.bodies import check_bodies, check_placement, check_runs
+from tilecompile.verify.memory import Memory, check_packed, check_places, check_regions
 from tilecompile.verify.order import check_order, check_thresholds
 from tilecompile.verify.weights import check_tapes, check_tiles
 from tilecompile.verify.windows import Proved, check_windows
@@ -107,10 +112,12 @@ def verify(
     weights: Sequence[str] = (),
     proved: Proved | None = None,
     layers: Sequence[int | None] = (),
+    stated: bool = True,
 ) -> Proof:
     """Proves all programs of the tables. Raises VerifyError naming both instructions and the missing edge.
 
-    Without `memory` no sizes are checked. `operators`, `buffers` and `weights` are names by index,
+    Without `memory` no sizes are checked; with `stated` False neither is the agreement with statements about operators,
+    for tables that have none. `operators`, `buffers` and `weights` are names by index,
     `layers` are those of the operators: hints where to cut a long program, on which no verdict depends. Programs of
     many instructions are proved by windows that repeat, as are all with `proved`, which has what earlier proofs found.
     """
@@ -122,9 +129,20 @@ def verify(
     given = "streams instructions regions operands buffers"
     whole.once("regions", _of(s, given), lambda: check_regions(s))
     programs = tuple(_program(s, p, whole, proved is not None) for p in range(s.programs))
+    if stated:
+        whole.once("agreement", list(tables.values()), lambda: check_agreement(s))
+        if memory is not None:
+            whole.once("packed", [*_of(s, "buffers tiles"), memory], lambda: check_packed(s, memory))
     edges, pairs, runs = (sum(getattr(p, f) for p in programs) for f in ("edges", "pairs", "runs"))
     total = len(tables["instructions"])
     return Proof(total, edges, pairs, spans, runs, programs, time.perf_counter() - start)
+
+
+def check_agreement(s: Subject) -> None:
+    """Checks what tables say more than once, and that it is what the statements about operators say."""
+    check_bodies(s)
+    check_runs(s)
+    check_placement(s)
 
 
 def _of(s: Subject, names: str) -> list[Any]:

@@ -71,7 +71,7 @@ def cpu(node: OpNode) -> str:
     """The call of `gqa_attention` with the node's shapes and strides."""
     query, keys, values, _, y = node.operands
     return (
-        f"gqa_attention<{query.shape[0]}, {query.shape[2]}, {group_of(node)}>(c, c.arg<const float>(0), "
+        f"gqa_attention<{query.shape[2]}, {group_of(node)}>(c, c.tokens(0), c.arg<const float>(0), "
         f"{query.strides[0]}, {query.strides[1]}, c.arg<const float>(1), {keys.strides[0]}, {keys.strides[1]}, "
         f"c.arg<const float>(2), {values.strides[0]}, {values.strides[1]}, c.arg<const int32_t>(3)[0], "
         f"{float(node.attrs['scale'])!r}f, c.arg<float>(4), {y.strides[0]}, {y.strides[1]});"

@@ -66,7 +66,8 @@ def work_of(tables: Tables, nodes: Sequence[OpNode], index: Indices, device: Ind
     area = (regions["row_end"].astype(np.float64) - regions["row_begin"]) * (
         regions["col_end"].astype(np.float64) - regions["col_begin"]
     )
-    elements = sums(np.where(arena == ARENAS.index("cache"), 0.0, area), rows, "region")
+    counted = np.isin(arena, [ARENAS.index(name) for name in ("activation", "io")])
+    elements = sums(np.where(counted, area, 0.0), rows, "region")
     at, owner = entries(rows, "region")
     away = np.zeros(len(regions), bool)
     away[at] = (buffers["device"][regions["buffer"][at]] != device[owner]) & (regions["mode"][at] == WRITE)
@@ -96,7 +97,7 @@ def work_of(tables: Tables, nodes: Sequence[OpNode], index: Indices, device: Ind
 
 def _fillers(tables: Tables, nodes: Sequence[OpNode], rows: npt.NDArray[np.void], index: Indices) -> Indices:
     """For each task that streams weights by slot, the place of the task that fills the slots; else -1."""
-    made = {v.tensor: op for op, node in enumerate(nodes) for v in node.outputs}
+    made = {v.tensor: op for op in np.unique(rows["op"]) for v in nodes[op].outputs}  # of this step program
     by_slot = sums(tables["tape"]["slot"] >= 0, rows, "tape") > 0
     place = np.full(len(nodes), -1, np.int64)
     place[rows["op"]] = np.arange(len(index))

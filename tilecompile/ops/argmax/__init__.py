@@ -39,7 +39,7 @@ def cpu(node: OpNode) -> str:
     """The call of `argmax` with the node's shapes."""
     logits, y = node.operands
     return (
-        f"argmax<{logits.shape[0]}, {logits.shape[1]}>(c.arg<const float>(0), {logits.strides[0]}, "
+        f"argmax(c.tokens(0), {logits.shape[1]}, c.arg<const float>(0), {logits.strides[0]}, "
         f"c.arg<int32_t>(1), {y.strides[0]});"
     )
 

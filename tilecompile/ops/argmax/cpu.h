@@ -19,8 +19,7 @@ inline float largest(const float* x, int n) {
   return best;
 }
 
-template <int V>
-inline int argmax_row(const float* x) {
+inline int argmax_row(const float* x, int V) {
   float best = -INFINITY;
   int chunk = 0;
   for (int i = 0; i < V; i += ARGMAX_CHUNK) {
@@ -32,7 +31,6 @@ inline int argmax_row(const float* x) {
   return 0;
 }
 
-template <int T, int V>
-inline void argmax(const float* x, int x_stride, int32_t* y, int y_stride) {
-  for (int t = 0; t < T; ++t) y[t * y_stride] = argmax_row<V>(x + size_t(t) * x_stride);
+inline void argmax(int tokens, int V, const float* x, int x_stride, int32_t* y, int y_stride) {
+  for (int t = 0; t < tokens; ++t) y[t * y_stride] = argmax_row(x + size_t(t) * x_stride, V);
 }

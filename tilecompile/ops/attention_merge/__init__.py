@@ -35,7 +35,7 @@ def cpu(node: OpNode) -> str:
     """The call of `attention_merge` with the node's shapes and strides."""
     parts, y = node.operands
     return (
-        f"attention_merge<{parts.shape[0]}, {parts.shape[1]}, {y.shape[2]}>(c.arg<const float>(0), "
+        f"attention_merge<{parts.shape[1]}, {y.shape[2]}>(c.tokens(0), c.arg<const float>(0), "
         f"{parts.strides[0]}, {parts.strides[1]}, {parts.strides[2]}, c.arg<float>(1), {y.strides[0]}, {y.strides[1]}, "
         "c.tile(0), c.tile(1));"
     )

@@ -2,10 +2,10 @@
 // (p of R floats, m, l) are added in their order. A part with l = 0 has no position and is ignored.
 #pragma once
 
-template <int T, int PARTS, int R>
-inline void attention_merge(const float* parts, size_t p_token, size_t p_part, int p_head, float* y, int y_token,
+template <int PARTS, int R>
+inline void attention_merge(int tokens, const float* parts, size_t p_token, size_t p_part, int p_head, float* y, int y_token,
                             int y_head, int head_begin, int head_end) {
-  for (int t = 0; t < T; ++t)
+  for (int t = 0; t < tokens; ++t)
     for (int h = head_begin; h < head_end; ++h) {
       const float* part = parts + t * p_token + size_t(h) * p_head;
       float factor[PARTS], largest = -INFINITY, sum = 0.f;

@@ -50,7 +50,7 @@ def cpu(node: OpNode) -> str:
     """The call of `cache_append` with the node's shapes."""
     cache, x, _ = node.inputs
     return (
-        f"cache_append<{x.shape[0]}, {x.shape[1]}>({cpp_context(node)}, "
+        f"cache_append(c.tokens(1), {x.shape[1]}, {cpp_context(node)}, "
         f"c.arg<{CPP_TYPES[cache.dtype]}>(0) + {node.attrs['column']}, "
         f"{cache.strides[0]}, {cache.shape[0]}, c.arg<const float>(1), {x.strides[0]}, *c.arg<const int32_t>(2));"
     )

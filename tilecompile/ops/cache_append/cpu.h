@@ -1,13 +1,12 @@
 // cache_append: cache[position + t] = x[t], rounded to the cache's type. `cache` points at the first column written.
 //
-// A step may carry more tokens than its prompt has left; rows past the end of the cache are dropped, and so are those
-// that another device's cache holds.
+// Rows past the end of the cache are dropped, and so are those that another device's cache holds.
 #pragma once
 
-template <int T, int W, class Shard, class E>
-inline void cache_append(Shard shard, E* cache, size_t cache_stride, int rows, const float* x, int x_stride,
-                         int position) {
-  for (int t = 0; t < T; ++t) {
+template <class Shard, class E>
+inline void cache_append(int tokens, int W, Shard shard, E* cache, size_t cache_stride, int rows, const float* x,
+                         int x_stride, int position) {
+  for (int t = 0; t < tokens; ++t) {
     const int row = shard.rows(position + t);
     if (row >= rows || row == shard.rows(position + t + 1)) continue;
     E* out = cache + size_t(row) * cache_stride;

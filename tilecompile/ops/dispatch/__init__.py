@@ -51,7 +51,7 @@ def cpu(node: OpNode) -> str:
     """The call of `dispatch` with the node's shapes."""
     ids, weights, expert, slot_weight = node.operands
     return (
-        f"dispatch<{ids.shape[0]}, {ids.shape[1]}, {expert.shape[1]}>(c.arg<const int32_t>(0), {ids.strides[0]}, "
+        f"dispatch<{ids.shape[1]}>(c.tokens(0), {expert.shape[1]}, c.arg<const int32_t>(0), {ids.strides[0]}, "
         f"c.arg<const float>(1), {weights.strides[0]}, c.arg<int32_t>(2), c.arg<float>(3), {slot_weight.strides[0]});"
     )
 

@@ -46,7 +46,7 @@ def cpu(node: OpNode) -> str:
     """The call of `embed` with the node's shapes."""
     ids, table, y = node.operands
     return (
-        f"embed<{y.shape[0]}>(c.arg<const int32_t>(0), {ids.strides[0]}, c.arg<const {CPP_TYPES[table.dtype]}>(1), "
+        f"embed(c.tokens(0), c.arg<const int32_t>(0), {ids.strides[0]}, c.arg<const {CPP_TYPES[table.dtype]}>(1), "
         f"{table.strides[0]}, c.arg<float>(2), {y.strides[0]}, c.tile(0), c.tile(1));"
     )
 

@@ -73,11 +73,11 @@ def tile(node: OpNode, parts: int) -> Tiling:
 def cpu(node: OpNode) -> str:
     """The call of `expert_combine_rows` with the node's shapes and epilogue."""
     x, _, slot_weight = node.inputs[:OWN]
-    tokens, slots, cols = x.shape
+    _, slots, cols = x.shape
     epilogue = cpu_epilogue(node, OWN, lambda v: f"t * {v.strides[0]} + row")
     return (
-        f"expert_combine_rows<{tokens}, {cols}, {slots}, {FORMATS[node.weights[0].dtype].cpp}>"
-        f"(c, c.arg<const float>(0), {x.strides[0]}, {x.strides[1]}, c.arg<const int32_t>(1), "
+        f"expert_combine_rows<{FORMATS[node.weights[0].dtype].cpp}>(c, c.tokens(0), {cols}, {slots}, "
+        f"c.arg<const float>(0), {x.strides[0]}, {x.strides[1]}, c.arg<const int32_t>(1), "
         f"c.arg<const float>(2), {slot_weight.strides[0]}, [&](const v16* a, int t, int row, int n) {{\n"
         f"{epilogue}\n  }});"
     )
@@ -98,7 +98,7 @@ register(
         cpu,
         reference,
         weight_args=("weight",),
-        headers=("linear",),
+        headers=("expert_linear",),
         gpu=gpu,
         own_inputs=OWN,
         takes_epilogue=True,

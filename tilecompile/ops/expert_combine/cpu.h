@@ -6,66 +6,40 @@
 // fetch the start of the next expert's.
 #pragma once
 
-// Adds one panel of one slot to the sums [N][16] of N tokens.
-template <int N, int K, class W>
-inline void combine_panel(const W* w, const W* next, const float* x, int x_stride, const float* weight,
-                          int weight_stride, float* sum) {
-  v16 dot[N];
-  panel_dot<N>(w, x, x_stride, K, dot, next);
-  for (int t = 0; t < N; ++t) {
-    const float scale = weight[t * weight_stride];
-    if (scale != 0.f) store(sum + t * PANEL, fma(splat(scale), dot[t], load(sum + t * PANEL)));
-  }
-}
-
-template <int T, int K, int SLOTS, class W, class Epilogue>
-inline void expert_combine_rows(const Call& c, const float* x, int x_token, int x_slot, const int32_t* expert,
-                                const float* weight, int weight_token, Epilogue&& epilogue) {
+template <class W, class Epilogue>
+inline void expert_combine_rows(const Call& c, int count, int K, int slots, const float* x, int x_token, int x_slot,
+                                const int32_t* expert, const float* weight, int weight_token, Epilogue&& epilogue) {
   const int row_begin = c.tile(0), row_end = c.tile(1), panels = (row_end - row_begin + PANEL - 1) / PANEL;
   c.scratch->norm_x = nullptr;
-  float* sums = reinterpret_cast<float*>(c.scratch->base);  // [panels][T][16]
-  for (int i = 0; i < panels * T; ++i) store(sums + i * PANEL, zero());
+  float* sums = reinterpret_cast<float*>(c.scratch->base);  // [panels][count][16]
+  for (int i = 0; i < panels * count; ++i) store(sums + i * PANEL, zero());
 
-  // The tokens that use a slot: how many, and the first of them.
-  struct Users {
-    int count = 0, first = 0;
+  const auto tokens_of = [&](int slot) {
+    return slot_tokens(expert[slot] < 0 ? 0 : count, x + slot * x_slot, x_token, weight + slot, weight_token);
   };
-  const auto users_of = [&](int slot) {
-    Users users;
-    for (int t = T - 1; t >= 0 && expert[slot] >= 0; --t)
-      if (weight[t * weight_token + slot] != 0.f) users = {users.count + 1, t};
-    return users;
-  };
+  Tokens tokens, following;
   const auto used_after = [&](int slot) {
     do ++slot;
-    while (slot < SLOTS && users_of(slot).count == 0);
+    while (slot < slots && (following = tokens_of(slot)).count == 0);
     return slot;
   };
 
-  for (int slot = used_after(-1), following; slot < SLOTS; slot = following) {
-    following = used_after(slot);
+  for (int slot = used_after(-1), next_slot; slot < slots; slot = next_slot) {
+    tokens = following;
+    next_slot = used_after(slot);
     const W* w = c.weights<W>(slot, expert[slot]);
-    const W* after = following < SLOTS ? c.weights<W>(following, expert[following]) : w;
-    const float* x0 = x + slot * x_slot;
-    const float* weight0 = weight + slot;
-    const Users users = users_of(slot);
-    for (int p = 0; p < panels; ++p, w += size_t(K) * PANEL) {
-      const W* next = p + 1 < panels ? nullptr : after;
-      float* sum = sums + p * T * PANEL;
-      if (users.count == 1) {  // with several tokens most experts serve one
-        const int t = users.first;
-        combine_panel<1, K>(w, next, x0 + t * x_token, x_token, weight0 + t * weight_token, weight_token,
-                            sum + t * PANEL);
-      } else {
-        combine_panel<T, K>(w, next, x0, x_token, weight0, weight_token, sum);
-      }
-    }
+    const W* after = next_slot < slots ? c.weights<W>(next_slot, expert[next_slot]) : w;
+    const auto add = [&](const v16* dot, int t, int row, int n) {
+      float* to = sums + ((row - row_begin) / PANEL * count + t) * PANEL;
+      store(to, fma(splat(weight[t * weight_token + slot]), dot[0], load(to)));
+    };
+    linear_rows<1>(w, tokens, K, row_begin, row_end, add, after);
   }
 
   for (int p = 0; p < panels; ++p) {
     const int row = row_begin + p * PANEL;
-    for (int t = 0; t < T; ++t) {
-      const v16 a = load(sums + (p * T + t) * PANEL);
+    for (int t = 0; t < count; ++t) {
+      const v16 a = load(sums + (p * count + t) * PANEL);
       epilogue(&a, t, row, row_end - row < PANEL ? row_end - row : PANEL);
     }
   }

@@ -1,8 +1,8 @@
-"""expert_linear: for each slot the products of all tokens with the matrix of the expert that the slot holds.
+"""expert_linear: for each slot the products of the tokens that use it with the matrix of the expert that it holds.
 
 The fuse pass folds into it what it folds into linear: the RMS norm of its input (`attrs["norm"]` = eps), a second
 weight of the same shape, and an elementwise epilogue (`attrs["epilogue"]`) whose extra inputs have the output's shape.
-Inputs, in order: x, the folded norm's weight if there is one, expert, the epilogue's extra inputs.
+Inputs, in order: x, the folded norm's weight if there is one, expert, slot_weight, the epilogue's extra inputs.
 """
 
 from __future__ import annotations
@@ -30,26 +30,32 @@ from tilecompile.runtime.weight_formats import FORMATS
 
 PER_TOKEN = "per_token"
 
-OWN = 2
-"""Inputs of the op itself: x and expert."""
+OWN = 3
+"""Inputs of the op itself: x, expert and slot_weight."""
 
 
 @torch.library.custom_op("tilecompile::expert_linear", mutates_args=())
-def expert_linear(x: torch.Tensor, expert: torch.Tensor, weight: torch.Tensor, per_token: int = 0) -> torch.Tensor:
-    """y[t, s] = weight[expert[s]] · x[t]; slots with expert -1 are inactive: zeros here, left unwritten by the body.
+def expert_linear(
+    x: torch.Tensor, expert: torch.Tensor, slot_weight: torch.Tensor, weight: torch.Tensor, per_token: int = 0
+) -> torch.Tensor:
+    """y[t, s] = weight[expert[s]] · x[t] where token t uses slot s: where its weight for the slot isn't 0.
 
-    x: f32 [T, K], expert: i32 [1, slots], weight: [E, N, K]; returns f32 [T, slots, N], accumulated in f32. `per_token`
-    are the slots that the rows are cut for (0: all): with those of one token, steps of any size read the same tiles.
+    Slots with expert -1 are inactive. What isn't used is zero here and left unwritten by the body. x: f32 [T, K],
+    expert: i32 [1, slots], slot_weight: f32 [T, slots], weight: [E, N, K]; returns f32 [T, slots, N], accumulated in
+    f32. `per_token` are the slots that the rows are cut for (0: all): with those of one token, steps of any size read
+    the same tiles.
     """
     y = x.new_zeros((x.shape[0], expert.shape[1], weight.shape[1]))
     for slot, e in enumerate(expert[0].tolist()):
         if e >= 0:
             y[:, slot] = x @ weight[e].to(x.dtype).T
-    return y
+    return torch.where((slot_weight != 0)[:, :, None], y, 0.0)
 
 
 @expert_linear.register_fake
-def _(x: torch.Tensor, expert: torch.Tensor, weight: torch.Tensor, per_token: int = 0) -> torch.Tensor:
+def _(
+    x: torch.Tensor, expert: torch.Tensor, slot_weight: torch.Tensor, weight: torch.Tensor, per_token: int = 0
+) -> torch.Tensor:
     return torch.empty((x.shape[0], expert.shape[1], weight.shape[1]), dtype=x.dtype, device=x.device)
 
 
@@ -69,7 +75,9 @@ def tile(node: OpNode, parts: int) -> Tiling:
     coords = np.zeros((len(lo), 4), np.int32)
     coords[:, 0], coords[:, 1], coords[:, 2] = lo, hi, slot
     box = ((0, tokens), (slot, slot + 1), (lo, hi))
-    expert = Access(epilogue_begin(node) - 1, ((0, 1), (slot, slot + 1)))
+    first = epilogue_begin(node)
+    expert = Access(first - 2, ((0, 1), (slot, slot + 1)))
+    slot_weight = Access(first - 1, ((0, tokens), (slot, slot + 1)))
     names = tuple(w.tensor for w in node.weights)
     stored = FORMATS[weight.dtype]
     tiles = [
@@ -78,7 +86,7 @@ def tile(node: OpNode, parts: int) -> Tiling:
     ]
     return Tiling(
         coords=coords,
-        reads=(*norm_reads(node), expert, *(Access(i, box) for i in epilogue_inputs(node))),
+        reads=(*norm_reads(node), expert, slot_weight, *(Access(i, box) for i in epilogue_inputs(node))),
         writes=(Access(len(node.inputs), box),),
         weights=tuple(((t, s),) for s in range(slots) for t in tiles),
         cost=np.asarray(stored.number_bytes(hi - lo, weight.shape[2]) * len(names), np.float64),
@@ -91,34 +99,42 @@ def cpu(node: OpNode) -> str:
     x, weight = node.inputs[0], node.weights[0]
     source, stride = cpu_input(node)
     first = epilogue_begin(node)
+    each = node.inputs[first - 1].strides[0]
     epilogue = cpu_epilogue(node, first, lambda v: f"t * {v.strides[0]} + slot * {v.strides[1]} + row")
     return (
-        f"const int slot = c.tile(2), expert = c.arg<const int32_t>({first - 1})[slot];\n"
+        f"const int slot = c.tile(2), expert = c.arg<const int32_t>({first - 2})[slot], tokens = c.tokens(0);\n"
         f"  if (expert < 0) return;\n"
-        f"  const float* x = {source};\n"
-        f"  expert_linear_rows<{x.shape[0]}, {x.shape[1]}, {len(node.weights)}, {FORMATS[weight.dtype].cpp}>"
-        f"(c, expert, x, {stride}, [&](const v16* a, int t, int row, int n) {{\n{epilogue}\n  }});"
+        f"  const float* slot_weight = c.arg<const float>({first - 1}) + slot;\n"
+        f"  const Tokens x = slot_tokens(tokens, {source}, {stride}, slot_weight, {each});\n"
+        f"  expert_linear_rows<{len(node.weights)}, {FORMATS[weight.dtype].cpp}>(c, expert, x, {x.shape[1]}, "
+        f"[&](const v16* a, int t, int row, int n) {{\n{epilogue}\n  }});"
     )
 
 
+def slot_inputs(node: OpNode, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of a node's inputs, expert and slot_weight."""
+    first = epilogue_begin(node)
+    return inputs[first - 2], inputs[first - 1]
+
+
 def reference(node: OpNode, inputs: list[torch.Tensor], weights: list[torch.Tensor]) -> torch.Tensor:
-    """The eager value of a node with all that was folded into it, zeros in inactive slots."""
+    """The eager value of a node with all that was folded into it, zeros where a token doesn't use a slot."""
     x = normed_input(node, inputs)
-    expert = inputs[epilogue_begin(node) - 1]
     extra = [inputs[i] for i in epilogue_inputs(node)]
-    products = [expert_linear(x, expert, w) for w in weights]
+    products = [expert_linear(x, *slot_inputs(node, inputs), w) for w in weights]
     y = evaluate(node.attrs.get("epilogue", ("acc", 0)), products, extra)
-    return torch.where((expert[0] >= 0)[None, :, None], y, 0.0)
+    return torch.where(unwritten(node, inputs), 0.0, y)
 
 
 def unwritten(node: OpNode, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Inactive slots, which the reference fills with zeros and the body leaves alone."""
-    return (inputs[epilogue_begin(node) - 1][0] < 0)[None, :, None]
+    """Where a token doesn't use a slot, or no token does: the reference gives zeros, the body leaves it alone."""
+    expert, slot_weight = slot_inputs(node, inputs)
+    return ((expert < 0) | (slot_weight == 0))[:, :, None]
 
 
 def slots(node: OpNode) -> View:
     """The expert of each slot: i32 [1, slots]."""
-    return node.inputs[epilogue_begin(node) - 1]
+    return node.inputs[epilogue_begin(node) - 2]
 
 
 register(

@@ -64,7 +64,7 @@ def cpu(node: OpNode) -> str:
     x, y = node.operands
     weight = node.weights[0]
     return (
-        f"head_linear<{x.shape[0]}, {x.shape[2]}>(c.weights<{FORMATS[weight.dtype].cpp}>(0), "
+        f"head_linear(c.weights<{FORMATS[weight.dtype].cpp}>(0), c.tokens(0), {x.shape[2]}, "
         f"c.arg<const float>(0), {x.strides[0]}, {x.strides[1]}, c.arg<float>(1), {y.strides[0]}, {y.strides[1]}, "
         "c.tile(0), c.tile(1), c.tile(2), c.tile(3));"
     )

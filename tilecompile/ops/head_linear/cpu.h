@@ -4,13 +4,14 @@
 // in linear's order.
 #pragma once
 
-template <int T, int K, class W>
-inline void head_linear(const W* w, const float* x, int x_token, int x_head, float* y, int y_token, int y_head,
-                        int head_begin, int head_end, int row_begin, int row_end) {
+template <class W>
+inline void head_linear(const W* w, int tokens, int K, const float* x, int x_token, int x_head, float* y, int y_token,
+                        int y_head, int head_begin, int head_end, int row_begin, int row_end) {
   const size_t matrix = size_t((row_end - row_begin + PANEL - 1) / PANEL) * PANEL * K;
   for (int h = head_begin; h < head_end; ++h, w += matrix) {
     float* out = y + h * y_head;
-    linear_rows<T, K, 1>(w, x + h * x_head, x_token, row_begin, row_end, [&](const v16* a, int t, int row, int n) {
+    const Tokens all = Tokens::first(tokens, x + h * x_head, x_token);
+    linear_rows<1>(w, all, K, row_begin, row_end, [&](const v16* a, int t, int row, int n) {
       store_n(out + t * y_token + row, a[0], n);
     });
   }

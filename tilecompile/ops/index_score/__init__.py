@@ -84,9 +84,9 @@ def tile(node: OpNode, parts: int) -> Tiling:
 def cpu(node: OpNode) -> str:
     """The call of `index_score` with the node's shapes and strides."""
     query, weight, cache, _, scores = node.operands
-    tokens, heads, width = query.shape
+    _, heads, width = query.shape
     return (
-        f"index_score<{tokens}, {heads}, {width}, {node.attrs['topk']}>(c, {cpp_context(node)}, "
+        f"index_score<{heads}, {width}, {node.attrs['topk']}>(c, c.tokens(0), {cpp_context(node)}, "
         f"c.arg<const float>(0), {query.strides[0]}, {query.strides[1]}, c.arg<const float>(1), {weight.strides[0]}, "
         f"c.arg<const {CPP_TYPES[cache.dtype]}>(2), {cache.strides[0]}, c.arg<const int32_t>(3)[0], "
         f"c.arg<float>(4), {scores.strides[0]});"

@@ -47,20 +47,20 @@ inline void add_heads(const float* query, int q_head, const float* weight, const
   });
 }
 
-template <int T, int H, int D, int TOPK, class Shard, class E>
-inline void index_score(const Call& c, Shard shard, const float* query, int q_token, int q_head, const float* weight,
-                        int w_token, const E* cache, size_t row, int position, float* scores, size_t s_token) {
+template <int H, int D, int TOPK, class Shard, class E>
+inline void index_score(const Call& c, int tokens, Shard shard, const float* query, int q_token, int q_head,
+                        const float* weight, int w_token, const E* cache, size_t row, int position, float* scores, size_t s_token) {
   constexpr int HEADS = LANES == 16 ? 8 : LANES == 8 ? 3 : 1;  // as many as the registers hold the sums of
   const int first = position < TOPK ? TOPK - position : 0;     // tokens before it see at most TOPK positions
-  const int all = shard.rows(position + T), end = c.tile(1) < all ? c.tile(1) : all;
-  if (first >= T) return;
+  const int all = shard.rows(position + tokens), end = c.tile(1) < all ? c.tile(1) : all;
+  if (first >= tokens) return;
   c.scratch->norm_x = nullptr;
   float* keys = reinterpret_cast<float*>(c.scratch->base);
   for (int s = c.tile(0); s < end; s += SCORE_KEYS) {
     const E* rows = cache + size_t(s) * row;
     const E* ahead = s + SCORE_KEYS < end ? rows + SCORE_KEYS * row : rows;
     transpose_keys<D>(rows, row, end - s, ahead, keys);
-    for (int t = first; t < T; ++t) {
+    for (int t = first; t < tokens; ++t) {
       const float* q = query + t * q_token;
       const float* w = weight + t * w_token;
       v16 score[2] = {zero(), zero()};

@@ -47,7 +47,7 @@ def cpu(node: OpNode) -> str:
     """The call of `keep`; f32 and i32 have four bytes."""
     state, x = node.inputs
     return (
-        f"keep(c.tokens({x.shape[0]}), c.arg<uint32_t>(0), {state.strides[0]}, c.arg<const uint32_t>(1), "
+        f"keep(c.tokens(1), c.arg<uint32_t>(0), {state.strides[0]}, c.arg<const uint32_t>(1), "
         f"{x.strides[0]}, c.tile(0), c.tile(1));"
     )
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from tilecompile.errors import InputError
 from tilecompile.ir.node import View
-from tilecompile.runtime.format import BLOCK, GPU_TOKENS
+from tilecompile.runtime.format import BLOCK, BODY_TOKENS
 
 THREADS = BLOCK.body_threads
 """Threads that run a body."""
@@ -121,8 +121,8 @@ def extent(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
 
 def check_tokens(tokens: int, what: str) -> None:
     """InputError unless bodies can take that many tokens of a step."""
-    if tokens > GPU_TOKENS:
-        raise InputError(f"{what} has {tokens} tokens, the bodies for GPUs take at most {GPU_TOKENS}")
+    if tokens > BODY_TOKENS:
+        raise InputError(f"{what} has {tokens} tokens, the bodies for GPUs take at most {BODY_TOKENS}")
 
 
 def tokens_of(view: View) -> str:

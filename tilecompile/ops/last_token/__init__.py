@@ -42,8 +42,7 @@ def cpu(node: OpNode) -> str:
     """The call of `last_token`; f32 and i32 have four bytes."""
     x = node.inputs[0]
     return (
-        f"last_token(c.tokens({x.shape[0]}), c.arg<const uint32_t>(0), {x.strides[0]}, c.arg<uint32_t>(1), "
-        "c.tile(0), c.tile(1));"
+        f"last_token(c.tokens(0), c.arg<const uint32_t>(0), {x.strides[0]}, c.arg<uint32_t>(1), c.tile(0), c.tile(1));"
     )
 
 

@@ -42,7 +42,7 @@ def cpu(node: OpNode) -> str:
     """The call of `layer_norm` with the node's shapes."""
     x, _, _, y = node.operands
     return (
-        f"layer_norm<{x.shape[0]}, {x.shape[1]}>(c.arg<const float>(0), {x.strides[0]}, c.arg<const float>(1), "
+        f"layer_norm<{x.shape[1]}>(c.tokens(0), c.arg<const float>(0), {x.strides[0]}, c.arg<const float>(1), "
         f"c.arg<const float>(2), c.arg<float>(3), {y.strides[0]}, {node.attrs['eps']!r}f);"
     )
 

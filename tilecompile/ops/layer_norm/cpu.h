@@ -21,7 +21,7 @@ inline void layer_norm_row(const float* x, const float* w, const float* b, float
   });
 }
 
-template <int T, int N>
-inline void layer_norm(const float* x, int x_stride, const float* w, const float* b, float* y, int y_stride, float eps) {
-  for (int t = 0; t < T; ++t) layer_norm_row<N>(x + t * x_stride, w, b, y + t * y_stride, eps);
+template <int N>
+inline void layer_norm(int tokens, const float* x, int x_stride, const float* w, const float* b, float* y, int y_stride, float eps) {
+  for (int t = 0; t < tokens; ++t) layer_norm_row<N>(x + t * x_stride, w, b, y + t * y_stride, eps);
 }

@@ -55,13 +55,16 @@ def norm_scratch(node: OpNode) -> int:
 
 
 def cpu_input(node: OpNode) -> tuple[str, int]:
-    """C++ expression of the activations, normed where a norm is folded in, and their token stride in floats."""
+    """C++ expression of the activations, normed where a norm is folded in, and their token stride in floats.
+
+    It refers to the number of tokens as `tokens`.
+    """
     x = node.inputs[0]
-    tokens, cols = x.shape
+    cols = x.shape[1]
     if node.attrs.get("norm") is None:
         return "c.arg<const float>(0)", x.strides[0]
-    call = f"normed<{tokens}, {cols}>(c, c.arg<float>(0), {x.strides[0]}, c.arg<float>(1), {node.attrs['norm']!r}f)"
-    return call, cols
+    norm = f"{x.strides[0]}, c.arg<float>(1), {node.attrs['norm']!r}f"
+    return f"normed<{cols}>(c, tokens, c.arg<float>(0), {norm})", cols
 
 
 def cpu_epilogue(node: OpNode, first: int, offset: Callable[[View], str]) -> str:
@@ -105,9 +108,10 @@ def cpu(node: OpNode) -> str:
     source, stride = cpu_input(node)
     epilogue = cpu_epilogue(node, epilogue_begin(node), lambda v: f"t * {v.strides[0]} + row")
     return (
-        f"const float* x = {source};\n"
-        f"  linear_rows<{x.shape[0]}, {x.shape[1]}, {len(node.weights)}>(c.weights<{FORMATS[weight.dtype].cpp}>(0), "
-        f"x, {stride}, c.tile(0), c.tile(1), [&](const v16* a, int t, int row, int n) {{\n{epilogue}\n  }});"
+        "const int tokens = c.tokens(0);\n"
+        f"  const Tokens x = Tokens::first(tokens, {source}, {stride});\n"
+        f"  linear_rows<{len(node.weights)}>(c.weights<{FORMATS[weight.dtype].cpp}>(0), x, {x.shape[1]}, c.tile(0), "
+        f"c.tile(1), [&](const v16* a, int t, int row, int n) {{\n{epilogue}\n  }});"
     )
 
 

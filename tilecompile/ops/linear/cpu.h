@@ -3,55 +3,101 @@
 // A tile is a stream of panels [K][16 rows], in bf16 [K / 2][16 rows][2]; with two weights their panels alternate. Each
 // lane is one row: the activation is broadcast, so neither K nor the reduction needs padding. Every row is summed in the
 // same order, whatever the tile, the number of tokens or the instruction set: four partial sums over k mod 4, then
-// (0+1)+(2+3).
+// (0+1)+(2+3). The tokens take a panel in blocks, whose sums the registers hold; the first block brings it into the cache.
 #pragma once
 
-// One panel times T tokens whose activations are `stride` floats apart. `next` is what will be read after the panel, into
-// which the prefetches run on; without it, what is stored after the panel.
-template <int T, class W>
-inline void panel_dot(const W* w, const float* x, int stride, int K, v16 (&out)[T], const W* next = nullptr) {
+// Most tokens of a block: with their sums, two columns of weights and an activation, the registers are full.
+constexpr int BLOCK_TOKENS = LANES == 16 ? 7 : 3;
+
+// The activations of some of a step's tokens, and which tokens they are.
+struct Tokens {
+  int count = 0;
+  const float* x[MAX_TOKENS];
+  int token[MAX_TOKENS];
+
+  void add(const float* activations, int t) {
+    x[count] = activations;
+    token[count++] = t;
+  }
+  // The first n of activations that are `stride` floats apart.
+  static Tokens first(int n, const float* x, int stride) {
+    Tokens tokens;
+    for (int t = 0; t < n; ++t) tokens.add(x + size_t(t) * stride, t);
+    return tokens;
+  }
+};
+
+// One panel times B tokens. `next` is what will be read after the panel, into which the prefetches run on; without it,
+// what is stored after the panel. Nothing is prefetched for a block whose panel is in the cache already: `fetch`.
+template <int B, class W>
+[[gnu::noinline]] static void block_dot(const W* w, const float* const* x, int K, v16* out, bool fetch, const W* next) {
+  constexpr int WIDTH = B == 1 ? PARTS : 1;  // registers of a column at a time; of several, the sums would be too many
   const int64_t bytes = int64_t(K) * PANEL * sizeof(W);
   const char* here = reinterpret_cast<const char*>(w) + PREFETCH_BYTES;
   const char* there = next ? reinterpret_cast<const char*>(next) + PREFETCH_BYTES - bytes : here;
-  v16 s[T][4];
-  repeat<4 * T>([&](int i) INLINED { s[i / 4][i % 4] = zero(); });
-  const auto add_pair = [&](int k, int q) INLINED {
-    v16 even, odd;
-    load_pair(w + k * PANEL, even, odd);
-    repeat<T>([&](int t) INLINED {
-      s[t][q] = fma(even, splat(x[t * stride + k]), s[t][q]);
-      s[t][q + 1] = fma(odd, splat(x[t * stride + k + 1]), s[t][q + 1]);
+  const float* row[B];
+  for (int t = 0; t < B; ++t) row[t] = x[t];
+  for (int part = 0; part < PARTS; part += WIDTH) {
+    vf s[B][4][WIDTH];
+    repeat<B * 4 * WIDTH>([&](int i) INLINED { s[i / (4 * WIDTH)][i / WIDTH % 4][i % WIDTH] = vf{}; });
+    const auto add_pair = [&](int k, int q) INLINED {
+      vf even[WIDTH], odd[WIDTH];
+      repeat<WIDTH>([&](int p) INLINED { load_pair(w + k * PANEL, part + p, even[p], odd[p]); });
+      repeat<B * WIDTH>([&](int i) INLINED {
+        const int t = i / WIDTH, p = i % WIDTH;
+        s[t][q][p] = even[p] * row[t][k] + s[t][q][p];
+        s[t][q + 1][p] = odd[p] * row[t][k + 1] + s[t][q + 1][p];
+      });
+    };
+    int k = 0;
+    for (; k + 4 <= K; k += 4) {
+      if (B == 1 || (fetch && part == 0)) {
+        const int64_t done = int64_t(k) * PANEL * sizeof(W);
+        const char* ahead = (done + PREFETCH_BYTES < bytes ? here : there) + done;
+        for (int b = 0; b < int(4 * PANEL * sizeof(W)); b += 64) prefetch(ahead + b);
+      }
+      repeat<2>([&](int pair) INLINED { add_pair(k + 2 * pair, 2 * pair); });
+    }
+    const auto add_last = [&](int q) INLINED {
+      repeat<WIDTH>([&](int p) INLINED {
+        const vf last = load_part(w + (K - 1) * PANEL, part + p);
+        repeat<B>([&](int t) INLINED { s[t][q][p] = last * row[t][K - 1] + s[t][q][p]; });
+      });
+    };
+    if (K % 4 >= 2) add_pair(k, 0);
+    if (K % 4 == 1) add_last(0);
+    if (K % 4 == 3) add_last(2);
+    repeat<B * WIDTH>([&](int i) INLINED {
+      const auto sum = [&](int q) INLINED { return s[i / WIDTH][q][i % WIDTH]; };
+      out[i / WIDTH].p[part + i % WIDTH] = (sum(0) + sum(1)) + (sum(2) + sum(3));
     });
-  };
-  int k = 0;
-  for (; k + 4 <= K; k += 4) {
-    const int64_t done = int64_t(k) * PANEL * sizeof(W);
-    const char* ahead = (done + PREFETCH_BYTES < bytes ? here : there) + done;
-    for (int b = 0; b < int(4 * PANEL * sizeof(W)); b += 64) prefetch(ahead + b);
-    repeat<2>([&](int pair) INLINED { add_pair(k + 2 * pair, 2 * pair); });
   }
-  if (K % 4 >= 2) add_pair(k, 0);
-  if (K % 2 != 0) {
-    const v16 wv = load(w + (K - 1) * PANEL);
-    const int q = (K - 1) % 4;
-    for (int t = 0; t < T; ++t) s[t][q] = fma(wv, splat(x[t * stride + K - 1]), s[t][q]);
-  }
-  for (int t = 0; t < T; ++t) out[t] = (s[t][0] + s[t][1]) + (s[t][2] + s[t][3]);
 }
 
-// Rows row_begin..row_end of N weights; `epilogue(acc, t, row, n)` gets the N results of 16 rows and stores them.
-// `after` is what will be read after the tile; without it, what is stored after the tile.
-template <int T, int K, int N, class W, class Epilogue>
-inline void linear_rows(const W* w, const float* x, int stride, int row_begin, int row_end, Epilogue&& epilogue,
+// One panel times B tokens, 1 to BLOCK_TOKENS.
+template <class W>
+inline void block_dot(int B, const W* w, const float* const* x, int K, v16* out, bool fetch, const W* next) {
+  [&]<int... N>(std::integer_sequence<int, N...>) {
+    ((B == N + 1 ? block_dot<N + 1>(w, x, K, out, fetch, next) : void()), ...);
+  }(std::make_integer_sequence<int, BLOCK_TOKENS>());
+}
+
+// Rows row_begin..row_end of N weights; `epilogue(acc, t, row, n)` gets the N results of 16 rows and token t, and stores
+// them. `after` is what will be read after the tile; without it, what is stored after the tile.
+template <int N, class W, class Epilogue>
+inline void linear_rows(const W* w, const Tokens& tokens, int K, int row_begin, int row_end, Epilogue&& epilogue,
                         const W* after = nullptr) {
-  for (int row = row_begin; row < row_end; row += PANEL) {
+  for (int row = row_begin; row < row_end; row += PANEL, w += N * size_t(K) * PANEL) {
     const W* next = row + PANEL < row_end ? nullptr : after;
-    v16 acc[N][T];
-    for (int i = 0; i < N; ++i, w += size_t(K) * PANEL) panel_dot<T>(w, x, stride, K, acc[i], i == N - 1 ? next : nullptr);
-    for (int t = 0; t < T; ++t) {
-      v16 a[N];
-      for (int i = 0; i < N; ++i) a[i] = acc[i][t];
-      epilogue(a, t, row, row_end - row < PANEL ? row_end - row : PANEL);
+    for (Block b(tokens.count, BLOCK_TOKENS); b.size > 0; b.advance()) {
+      v16 acc[N][BLOCK_TOKENS];
+      for (int i = 0; i < N; ++i)
+        block_dot(b.size, w + i * size_t(K) * PANEL, tokens.x + b.begin, K, acc[i], b.begin == 0, i == N - 1 ? next : nullptr);
+      for (int t = 0; t < b.size; ++t) {
+        v16 a[N];
+        for (int i = 0; i < N; ++i) a[i] = acc[i][t];
+        epilogue(a, tokens.token[b.begin + t], row, row_end - row < PANEL ? row_end - row : PANEL);
+      }
     }
   }
 }

@@ -75,7 +75,7 @@ struct Shape {
   static constexpr int LOW_BYTES = BLOCKS * T * 4 * sizeof(typename W::Low);
   static constexpr int PANEL_BYTES = RESIDUES * COLUMNS * PANEL * 4;  // of partial sums
   static constexpr int GROUPS = PARTIAL_BYTES / (N * PANEL_BYTES) > 1 ? PARTIAL_BYTES / (N * PANEL_BYTES) : 1;
-  static_assert(PHASE % 16 == 0 && T <= GPU_TOKENS);
+  static_assert(PHASE % 16 == 0 && T <= BODY_TOKENS);
 
   // Scratch memory, in this order; then scales and the op's own memory a panel, as the largest tile needs.
   static constexpr int SUMS = 0;        // 2 x [warps][T]

@@ -73,12 +73,13 @@ def normed_input(node: OpNode) -> tuple[str, str]:
     return "true", f"c.arg<const float>(0), {x.strides[0]}, c.arg<const float>(1), {eps!r}f"
 
 
-def epilogue(node: OpNode, first: int, slot: bool = False) -> str:
+def epilogue(node: OpNode, first: int, slot: bool = False, guard: str = "") -> str:
     """The lambda that stores a row's result to every output; the epilogue's extra inputs are those from `first` on.
 
-    Operands have a dimension of slots between tokens and rows if there is one.
+    Operands have a dimension of slots between tokens and rows if there is one. The statement `guard` comes first.
     """
-    lines = [f"const float acc{i} = sums[{i}];" for i in range(max(1, len(node.weights)))]
+    lines = [guard] if guard else []
+    lines += [f"const float acc{i} = sums[{i}];" for i in range(max(1, len(node.weights)))]
     for i, view in enumerate(node.inputs[first:]):
         lines.append(f"const float in{i} = c.arg<const float>({first + i})[{place(view, slot)}];")
     lines.append(f"const float y = {to_scalar(node.attrs.get('epilogue', ('acc', 0)))};")

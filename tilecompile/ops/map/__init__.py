@@ -47,13 +47,13 @@ def tile(node: OpNode, parts: int) -> Tiling:
 
 
 def cpu(node: OpNode) -> str:
-    """Loops over the outer dimensions, and within them over blocks of 16 elements of the contiguous ones."""
+    """Loops over tokens and the outer dimensions, and within them over blocks of 16 elements of the contiguous ones."""
     shape, first = node.outputs[0].shape, inner(node)
 
     def offset(view: View) -> str:
         return " + ".join([*(f"i{d} * {view.strides[d]}" for d in range(first)), "k"])
 
-    head = [f"for (int i0 = 0; i0 < {shape[0]}; ++i0)"]
+    head = [f"for (int i0 = 0, tokens = c.tokens({len(node.inputs)}); i0 < tokens; ++i0)"]
     if first > 1:
         head.append("for (int i1 = c.tile(0); i1 < c.tile(1); ++i1)")
     head += [f"for (int i{d} = 0; i{d} < {shape[d]}; ++i{d})" for d in range(2, first)]

@@ -113,10 +113,9 @@ def tile(node: OpNode, parts: int) -> Tiling:
 def cpu(node: OpNode) -> str:
     """The call of `mla_attention` with the node's shapes and strides."""
     q_latent, q_rope, cache, selection, _, y = node.operands
-    tokens, _, latent = q_latent.shape
     part = "true" if is_part(node) else "false"
     return (
-        f"mla_attention<{tokens}, {latent}, {q_rope.shape[2]}, {selection.shape[1]}, {part}>(c, "
+        f"mla_attention<{q_latent.shape[2]}, {q_rope.shape[2]}, {selection.shape[1]}, {part}>(c, c.tokens(0), "
         f"c.arg<const float>(0), {q_latent.strides[0]}, {q_latent.strides[1]}, "
         f"c.arg<const float>(1), {q_rope.strides[0]}, {q_rope.strides[1]}, "
         f"c.arg<const {CPP_TYPES[cache.dtype]}>(2), {cache.strides[0]}, "

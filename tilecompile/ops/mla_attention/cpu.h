@@ -17,13 +17,10 @@ constexpr int AHEAD = 8;  // rows that the second pass prefetches ahead
 // Calls body.operator()<N>(first head) for nearly equal groups of at most MOST heads.
 template <int MOST, class Body>
 inline void head_groups(int heads, Body&& body) {
-  for (int h = 0, groups = (heads + MOST - 1) / MOST; groups > 0; --groups) {
-    const int n = (heads - h + groups - 1) / groups;
+  for (Block b(heads, MOST); b.size > 0; b.advance())
     [&]<int... N>(std::integer_sequence<int, N...>) {
-      ((n == N + 1 ? body.template operator()<N + 1>(h) : void()), ...);
+      ((b.size == N + 1 ? body.template operator()<N + 1>(b.begin) : void()), ...);
     }(std::make_integer_sequence<int, MOST>());
-    h += n;
-  }
 }
 
 // What a head's query consists of, and the strides between heads.
@@ -134,8 +131,8 @@ inline int selected_rows(const int32_t* selection, int size) {
 }
 
 // PART: of a shard of the context, as y[t][h] = [sums of latents, largest score, denominator].
-template <int T, int R, int P, int TOPK, bool PART, class E>
-inline void mla_attention(const Call& c, const float* q_latent, int ql_token, int ql_head, const float* q_rope,
+template <int R, int P, int TOPK, bool PART, class E>
+inline void mla_attention(const Call& c, int tokens, const float* q_latent, int ql_token, int ql_head, const float* q_rope,
                           int qr_token, int qr_head, const E* cache, size_t row, const int32_t* selection, int s_token,
                           int position, float scale, float* y, int y_token, int y_head) {
   constexpr int PITCH = (TOPK + 15) / 16 * 16 + 16;  // a cache line more, lest the heads' weights share cache sets
@@ -143,7 +140,7 @@ inline void mla_attention(const Call& c, const float* q_latent, int ql_token, in
   float* scores = reinterpret_cast<float*>(c.scratch->base);
   float* inverse = scores + heads * PITCH;
   c.scratch->norm_x = nullptr;
-  for (int t = 0; t < T; ++t) {
+  for (int t = 0; t < tokens; ++t) {
     const int32_t* selected = selection + t * s_token;
     const int n = PART ? selected_rows(selected, TOPK) : position + t + 1 < TOPK ? position + t + 1 : TOPK;
     if (PART && n == 0) {

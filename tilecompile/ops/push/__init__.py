@@ -36,7 +36,7 @@ def cpu(node: OpNode) -> str:
     """The call of `push`; all types that are exchanged have four bytes."""
     x, y = node.operands
     return (
-        f"push<{x.shape[0]}>(c.arg<const uint32_t>(0), {x.strides[0]}, c.arg<uint32_t>(1), {y.strides[0]}, "
+        f"push(c.tokens(0), c.arg<const uint32_t>(0), {x.strides[0]}, c.arg<uint32_t>(1), {y.strides[0]}, "
         "c.tile(0), c.tile(1));"
     )
 

@@ -38,7 +38,7 @@ def cpu(node: OpNode) -> str:
     """The call of `rms_norm` with the node's shapes."""
     x, _, y = node.operands
     return (
-        f"rms_norm<{x.shape[0]}, {x.shape[1]}>(c.arg<float>(0), {x.strides[0]}, c.arg<float>(1), "
+        f"rms_norm<{x.shape[1]}>(c.tokens(0), c.arg<float>(0), {x.strides[0]}, c.arg<float>(1), "
         f"c.arg<float>(2), {y.strides[0]}, {node.attrs['eps']!r}f);"
     )
 

@@ -20,20 +20,21 @@ inline void rms_norm_row(const float* x, const float* w, float* y, float eps) {
   for (k = 0; k < K; k += PANEL) store_n(y + k, load_n(x + k, K - k) * scale * load_n(w + k, K - k), K - k);
 }
 
-template <int T, int K>
-inline void rms_norm(const float* x, int x_stride, const float* w, float* y, int y_stride, float eps) {
-  for (int t = 0; t < T; ++t) rms_norm_row<K>(x + t * x_stride, w, y + t * y_stride, eps);
+template <int K>
+inline void rms_norm(int tokens, const float* x, int x_stride, const float* w, float* y, int y_stride, float eps) {
+  for (int t = 0; t < tokens; ++t) rms_norm_row<K>(x + t * x_stride, w, y + t * y_stride, eps);
 }
 
-// The normed x as [T][K] in scratch memory.
-template <int T, int K>
-inline const float* normed(const Call& c, const float* x, int stride, const float* w, float eps) {
+// The normed x as [tokens][K] in scratch memory.
+template <int K>
+inline const float* normed(const Call& c, int tokens, const float* x, int stride, const float* w, float eps) {
   Scratch& s = *c.scratch;
   float* y = reinterpret_cast<float*>(s.base);
-  if (s.norm_x != x || s.norm_w != w || s.norm_sequence != c.step->sequence) {
-    rms_norm<T, K>(x, stride, w, y, K, eps);
+  if (s.norm_x != x || s.norm_w != w || s.norm_tokens != tokens || s.norm_sequence != c.step->sequence) {
+    rms_norm<K>(tokens, x, stride, w, y, K, eps);
     s.norm_x = x;
     s.norm_w = w;
+    s.norm_tokens = tokens;
     s.norm_sequence = c.step->sequence;
   }
   return y;

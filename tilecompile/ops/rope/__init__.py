@@ -50,7 +50,7 @@ def cpu(node: OpNode) -> str:
     """The call of `rope` with the node's shapes."""
     x, angles, y = node.operands
     return (
-        f"rope<{x.shape[0]}, {x.shape[2]}, {2 * angles.shape[2]}>("
+        f"rope<{x.shape[2]}, {2 * angles.shape[2]}>(c.tokens(0), "
         f"c.arg<const float>(0), {x.strides[0]}, {x.strides[1]}, "
         f"c.arg<const float>(1), {angles.strides[0]}, {angles.strides[1]}, "
         f"c.arg<float>(2), {y.strides[0]}, {y.strides[1]}, c.tile(0), c.tile(1));"

@@ -4,12 +4,12 @@
 // sines are spread out to pairs once, for all of its heads.
 #pragma once
 
-template <int T, int D, int R>
-inline void rope(const float* x, int x_token, int x_head, const float* angles, int angles_token, int angles_row,
+template <int D, int R>
+inline void rope(int tokens, const float* x, int x_token, int x_head, const float* angles, int angles_token, int angles_row,
                  float* y, int y_token, int y_head, int begin, int end) {
   static_assert(R % 2 == 0 && R <= D);
   constexpr int PADDED = (R + 15) / 16 * 16;
-  for (int t = 0; t < T; ++t) {
+  for (int t = 0; t < tokens; ++t) {
     alignas(64) float cosine[PADDED] = {}, sine[PADDED] = {};
     for (int i = 0; i < R / 2; ++i) {
       const float a = angles[t * angles_token + i], b = angles[t * angles_token + angles_row + i];

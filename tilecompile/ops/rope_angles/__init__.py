@@ -43,7 +43,7 @@ def cpu(node: OpNode) -> str:
     """The call of `rope_angles` with the node's shapes."""
     y = node.outputs[0]
     return (
-        f"rope_angles<{y.shape[0]}, {y.shape[2]}>(*c.arg<const int32_t>(0), c.arg<const float>(1), c.arg<float>(2), "
+        f"rope_angles(c.tokens(2), {y.shape[2]}, *c.arg<const int32_t>(0), c.arg<const float>(1), c.arg<float>(2), "
         f"{y.strides[0]}, {y.strides[1]});"
     )
 

@@ -4,9 +4,8 @@
 // of the rounded angle, to f32 accuracy.
 #pragma once
 
-template <int T, int N>
-inline void rope_angles(int position, const float* inv_freq, float* y, int y_token, int y_row) {
-  for (int t = 0; t < T; ++t) {
+inline void rope_angles(int tokens, int N, int position, const float* inv_freq, float* y, int y_token, int y_row) {
+  for (int t = 0; t < tokens; ++t) {
     const float at = float(position + t);
     for (int i = 0; i < N; ++i) {
       const float angle = at * inv_freq[i];

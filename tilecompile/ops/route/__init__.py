@@ -58,9 +58,8 @@ def tile(node: OpNode, parts: int) -> Tiling:
 def cpu(node: OpNode) -> str:
     """The call of `route` with the node's shapes."""
     logits, _, ids, weights = node.operands
-    tokens, experts = logits.shape
     return (
-        f"route<{tokens}, {experts}, {ids.shape[1]}>(c.arg<const float>(0), {logits.strides[0]}, "
+        f"route<{logits.shape[1]}, {ids.shape[1]}>(c.tokens(0), c.arg<const float>(0), {logits.strides[0]}, "
         f"c.arg<const float>(1), c.arg<int32_t>(2), {ids.strides[0]}, c.arg<float>(3), {weights.strides[0]}, "
         f"{'true' if node.attrs['normalize'] else 'false'}, {float(node.attrs['scale'])!r}f);"
     )

@@ -39,10 +39,10 @@ inline void route_token(const float* logits, const float* bias, int32_t* ids, fl
   for (int j = 0; j < TOPK; ++j) weights[j] = (normalize ? weights[j] / (sum + 1e-20f) : weights[j]) * scale;
 }
 
-template <int T, int E, int TOPK>
-inline void route(const float* logits, int logits_stride, const float* bias, int32_t* ids, int ids_stride,
+template <int E, int TOPK>
+inline void route(int tokens, const float* logits, int logits_stride, const float* bias, int32_t* ids, int ids_stride,
                   float* weights, int weights_stride, bool normalize, float scale) {
-  for (int t = 0; t < T; ++t)
+  for (int t = 0; t < tokens; ++t)
     route_token<E, TOPK>(logits + t * logits_stride, bias, ids + t * ids_stride, weights + t * weights_stride,
                          normalize, scale);
 }

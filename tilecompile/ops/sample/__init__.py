@@ -75,7 +75,7 @@ def cpu(node: OpNode) -> str:
     logits, ids = node.inputs[:2]
     rows, vocab = logits.shape
     return (
-        f"sample<{vocab}>(c, std::min({ids.shape[0]}, int(c.step->tokens)), {str(rows == 1).lower()}, "
+        f"sample<{vocab}>(c, c.tokens(1), {str(rows < ids.shape[0]).lower()}, "
         f"{node.attrs['shift']}, c.arg<const float>(0), {logits.strides[0]}, c.arg<int32_t>(6));"
     )
 

@@ -230,10 +230,10 @@ template <int V>
 inline int32_t sample_row(const Sampling& s, const float* logits, const float* bias, const int32_t* counts,
                           const int32_t* ids, int n, uint32_t position, char* scratch) {
   if (!finite<V>(logits)) return NOT_FINITE_ID;
-  if (s.temperature == 0 && !s.flags && position + n >= s.stop_begin) return argmax_row<V>(logits);
+  if (s.temperature == 0 && !s.flags && position + n >= s.stop_begin) return argmax_row(logits, V);
   Room<V>& room = *reinterpret_cast<Room<V>*>(scratch);
   adjust<V>(s, logits, bias, counts, ids, n, position, room.x);
-  const int32_t likeliest = argmax_row<V>(room.x);
+  const int32_t likeliest = argmax_row(room.x, V);
   if (room.x[likeliest] == -INFINITY) return NOTHING_ALLOWED_ID;
   if (s.temperature == 0) return likeliest;
   for (int i = 0; i < V; ++i) room.x[i] = room.x[i] / s.temperature + 0.f;  // one zero

@@ -42,8 +42,8 @@ def cpu(node: OpNode) -> str:
     scores, _, keys = node.operands
     context = Context(*node.attrs["context"])
     return (
-        f"topk_candidates<{scores.shape[0]}, {scores.shape[1]}, {node.attrs['topk']}, {keys.shape[1]}>"
-        f"(c, {context.cpp()}, c.arg<const float>(0), {scores.strides[0]}, c.arg<const int32_t>(1)[0], "
+        f"topk_candidates<{scores.shape[1]}, {node.attrs['topk']}, {keys.shape[1]}>"
+        f"(c, c.tokens(0), {context.cpp()}, c.arg<const float>(0), {scores.strides[0]}, c.arg<const int32_t>(1)[0], "
         f"c.arg<uint32_t>(2), {keys.strides[0]});"
     )
 

@@ -4,10 +4,10 @@
 // A key is (order_key(score) << 32) | ~position, in two words, the low one first.
 #pragma once
 
-template <int T, int S, int TOPK, int K, class Shard>
-inline void topk_candidates(const Call& c, Shard shard, const float* scores, size_t s_token, int position,
-                            uint32_t* keys, int k_token) {
-  for (int t = 0; t < T; ++t, scores += s_token, keys += k_token) {
+template <int S, int TOPK, int K, class Shard>
+inline void topk_candidates(const Call& c, int tokens, Shard shard, const float* scores, size_t s_token,
+                            int position, uint32_t* keys, int k_token) {
+  for (int t = 0; t < tokens; ++t, scores += s_token, keys += k_token) {
     const int seen = position + t + 1, all = shard.rows(seen), n = all < S ? all : S;
     const int count = seen <= TOPK ? 0 : n < TOPK ? n : TOPK;
     // The chosen rows are written to the first words, then converted to keys in place, from the last on.

@@ -35,8 +35,8 @@ def cpu(node: OpNode) -> str:
     keys, _, selection = node.operands
     context = Context(*node.attrs["context"])
     return (
-        f"topk_merge<{keys.shape[0]}, {keys.shape[1]}, {keys.shape[2]}, {node.attrs['topk']}, {selection.shape[1]}>"
-        f"(c, {context.cpp()}, c.arg<const uint32_t>(0), {keys.strides[0]}, c.arg<const int32_t>(1)[0], "
+        f"topk_merge<{keys.shape[1]}, {keys.shape[2]}, {node.attrs['topk']}, {selection.shape[1]}>"
+        f"(c, c.tokens(0), {context.cpp()}, c.arg<const uint32_t>(0), {keys.strides[0]}, c.arg<const int32_t>(1)[0], "
         f"c.arg<int32_t>(2), {selection.strides[0]});"
     )
 

@@ -32,10 +32,10 @@ inline uint64_t nth_key(uint64_t* keys, int size, uint32_t want, uint32_t* count
   }
 }
 
-template <int T, int SHARDS, int ROOM, int TOPK, int K, class Shard>
-inline void topk_merge(const Call& c, Shard shard, const uint32_t* keys, size_t k_token, int position, int32_t* out,
-                       int o_token) {
-  for (int t = 0; t < T; ++t, keys += k_token, out += o_token) {
+template <int SHARDS, int ROOM, int TOPK, int K, class Shard>
+inline void topk_merge(const Call& c, int tokens, Shard shard, const uint32_t* keys, size_t k_token, int position,
+                       int32_t* out, int o_token) {
+  for (int t = 0; t < tokens; ++t, keys += k_token, out += o_token) {
     const int seen = position + t + 1;
     int taken = 0;
     if (seen <= TOPK) {

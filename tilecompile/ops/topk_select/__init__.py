@@ -59,7 +59,7 @@ def cpu(node: OpNode) -> str:
     """The call of `topk_select` with the node's shapes and strides."""
     scores, _, selection = node.operands
     return (
-        f"topk_select<{scores.shape[0]}, {scores.shape[1]}, {node.attrs['topk']}>(c, c.arg<const float>(0), "
+        f"topk_select<{scores.shape[1]}, {node.attrs['topk']}>(c, c.tokens(0), c.arg<const float>(0), "
         f"{scores.strides[0]}, c.arg<const int32_t>(1)[0], c.arg<int32_t>(2), {selection.strides[0]});"
     )
 

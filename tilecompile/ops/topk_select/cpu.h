@@ -82,9 +82,9 @@ inline void select_row(const float* scores, int n, int32_t* out, uint32_t* scrat
   }
 }
 
-template <int T, int S, int TOPK>
-inline void topk_select(const Call& c, const float* scores, size_t s_token, int position, int32_t* out, int o_token) {
-  for (int t = 0; t < T; ++t, scores += s_token, out += o_token) {
+template <int S, int TOPK>
+inline void topk_select(const Call& c, int tokens, const float* scores, size_t s_token, int position, int32_t* out, int o_token) {
+  for (int t = 0; t < tokens; ++t, scores += s_token, out += o_token) {
     const int n = position + t + 1 < S ? position + t + 1 : S;
     if (n <= TOPK) {
       for (int i = 0; i < TOPK; ++i) out[i] = i < n ? i : -1;

@@ -21,9 +21,9 @@ struct Control {
   uint32_t program_steps[MAX_PROGRAMS], proposed[MAX_DRAFTS], accepted[MAX_DRAFTS];  // as in Status
   uint32_t runs[MAX_PROGRAMS];  // of each program
   StepProgram programs[MAX_PROGRAMS];
-  int32_t sampled[GPU_TOKENS];  // what the last step chose: once the next one has begun, the buffer of that is the next one's
+  int32_t sampled[BODY_TOKENS];  // what the last step chose: once the next one has begun, the buffer of that is the next one's
   int32_t drafts[MAX_DRAFTS];   // of the round
-  int32_t newest[GPU_TOKENS];   // the tokens that were taken last, from number `newest_begin` on
+  int32_t newest[BODY_TOKENS];   // the tokens that were taken last, from number `newest_begin` on
   uint32_t newest_begin;
   Step step;  // the record that is published
   Mailbox mail;

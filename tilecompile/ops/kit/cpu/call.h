@@ -5,6 +5,7 @@ struct Scratch {
   char* base;        // private to the thread, `Launch::scratch_bytes` long, 64-byte aligned
   const void* norm_x = nullptr;  // what `base` holds at the moment: see rms_norm/cpu.h
   const void* norm_w = nullptr;
+  int norm_tokens = 0;
   uint32_t norm_sequence = 0;
 };
 
@@ -19,9 +20,14 @@ struct Call {
 
   int tile(int i) const { return ins->tile[i]; }
 
-  // Tokens that the body works on, of an operand with `rows` rows of tokens: those of the step, or its one.
-  int tokens(int rows) const { return int(step->tokens) < rows ? int(step->tokens) : rows; }
-
+  // How many tokens the operator works on, from an operand i whose rows are tokens. A program is made for steps of at
+  // most T tokens, and a step carries n <= T of them: every body works on its operands' first tokens(i) rows only, and
+  // neither reads nor writes the others. An operator of fewer rows than the step has tokens (one row of them, say)
+  // works on all of its rows. T is in no body, so programs of any T share the task kinds.
+  int tokens(int i) const {
+    const uint32_t rows = operands[ins->operand_begin + i].rows;
+    return int(rows < step->tokens ? rows : step->tokens);
+  }
   // Address of operand i.
   template <class E>
   E* arg(int i) const {

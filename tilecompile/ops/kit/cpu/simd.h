@@ -59,6 +59,20 @@ INLINE v16 splat(float x) {
 }
 INLINE v16 zero() { return splat(0.f); }
 
+// Part i of 16 elements.
+INLINE vf load_part(const float* p, int i) {
+  vf r;
+  memcpy(&r, p + LANES * i, sizeof r);
+  return r;
+}
+INLINE vf load_part(const bf16* p, int i) {
+  vh h;
+  memcpy(&h, p + LANES * i, sizeof h);
+  const vu u = __builtin_convertvector(h, vu) << 16;
+  vf r;
+  memcpy(&r, &u, sizeof u);
+  return r;
+}
 INLINE v16 load(const float* p) {
   v16 r;
   memcpy(&r, p, 64);
@@ -66,27 +80,20 @@ INLINE v16 load(const float* p) {
 }
 INLINE v16 load(const bf16* p) {
   v16 r;
-  EACH {
-    vh h;
-    memcpy(&h, p + i_ * LANES, sizeof h);
-    const vu u = __builtin_convertvector(h, vu) << 16;
-    memcpy(&r.p[i_], &u, sizeof u);
-  }
+  EACH r.p[i_] = load_part(p, i_);
   return r;
 }
-// 16 rows of two columns of a weight panel, which are stored one after the other, or in bf16 row by row.
-INLINE void load_pair(const float* p, v16& even, v16& odd) {
-  even = load(p);
-  odd = load(p + 16);
+// Part i of 16 rows of two columns of a weight panel, which are stored one after the other, or in bf16 row by row.
+INLINE void load_pair(const float* p, int i, vf& even, vf& odd) {
+  memcpy(&even, p + LANES * i, sizeof even);
+  memcpy(&odd, p + 16 + LANES * i, sizeof odd);
 }
-INLINE void load_pair(const bf16* p, v16& even, v16& odd) {
-  EACH {
-    vu u;
-    memcpy(&u, p + 2 * LANES * i_, sizeof u);
-    const vu low = u << 16, high = u & 0xffff0000u;
-    memcpy(&even.p[i_], &low, sizeof low);
-    memcpy(&odd.p[i_], &high, sizeof high);
-  }
+INLINE void load_pair(const bf16* p, int i, vf& even, vf& odd) {
+  vu u;
+  memcpy(&u, p + 2 * LANES * i, sizeof u);
+  const vu low = u << 16, high = u & 0xffff0000u;
+  memcpy(&even, &low, sizeof low);
+  memcpy(&odd, &high, sizeof high);
 }
 INLINE void store(float* p, const v16& x) { memcpy(p, &x, 64); }
 // Rounds as to_bf16 does.
@@ -129,6 +136,19 @@ template <int N, class Body>
 INLINE void repeat(Body&& body) {
   [&]<int... I>(std::integer_sequence<int, I...>) INLINED { (body(I), ...); }(std::make_integer_sequence<int, N>());
 }
+
+// Nearly equal blocks of 0..count, of at most `most` elements each: `size` elements from `begin` on, then none.
+struct Block {
+  int begin = 0, size, count, blocks;
+
+  INLINE Block(int count, int most) : count(count), blocks((count + most - 1) / most) { measure(); }
+  INLINE void measure() { size = blocks > 0 ? (count - begin + blocks - 1) / blocks : 0; }
+  INLINE void advance() {
+    begin += size;
+    --blocks;
+    measure();
+  }
+};
 
 // Calls body(i, n) for the blocks i..i+n of begin..end: n is 16 for all but the last. The whole blocks are a loop of
 // their own, in which load_n and store_n come out as plain vector moves.

@@ -9,14 +9,14 @@ STEP = Record(
     "Step",
     32,
     (
-        Field("program", "u4", "step program to run"),
+        Field("program", "u4", "step program to run; on a GPU NONE: the kernel ends"),
         Field("run", "u4", "how often that program has run, this run included (its epoch)"),
         Field("sequence", "u4", "number of the step over all programs, from 1"),
         Field("position", "u4", "position of the first token"),
         Field("tokens", "u4", "tokens in this step, at most MAX_TOKENS"),
         Field("context", "u4", "positions that are valid once the step is done"),
         Field("flags", "u4", "bit 0: NEEDS_LOGITS"),
-        Field("stop", "u4", "1: no further step follows"),
+        Field("follower", "u4", "on a GPU: program of the next step if that is known already, or NONE"),
     ),
 )
 

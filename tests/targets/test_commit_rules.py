@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tilecompile.interpret.commit_rules import Asked, Limits, Next, Step, decide, first_step
+from tilecompile.interpret.commit_rules import Asked, Limits, Next, Step, decide, draft_of, first_step
 from tilecompile.runtime import format as fmt
 from tilecompile.targets.cpu.build import find_compiler
 from tilecompile.targets.cpu.emit import RULES
@@ -29,7 +29,8 @@ struct Case {
 };
 struct Answer {
   Next first, next;
-  uint32_t fed;
+  uint32_t fed, known;
+  int32_t draft;
   Step record;  // of `next`, as run 3, step 7
 };
 extern "C" void NAME(const Case* cases, const StepProgram* programs, Answer* answers, int count) {
@@ -43,6 +44,10 @@ extern "C" void NAME(const Case* cases, const StepProgram* programs, Answer* ans
         c.step, c.asked, limits, [&](uint32_t row) { return c.sampled[row]; }, [&](uint32_t d) { return c.drafts[d]; },
         [&](uint32_t s) { return c.stops[s]; });
     a.fed = fed_of(c.asked, c.step.context);
+    Asked going = c.asked;
+    going.aborted = 0;
+    a.known = known_follower(c.step, going, limits);
+    a.draft = draft_of(limits, c.sampled[0]);
     describe(a.record, a.next, 3, 7);
   }
 }
@@ -70,7 +75,9 @@ CASE = np.dtype(
         ("padding", "<i4", 1),
     ]
 )
-ANSWER = np.dtype([("first", NEXT), ("next", NEXT), ("fed", "<u4"), ("record", STEP)])
+ANSWER = np.dtype(
+    [("first", NEXT), ("next", NEXT), ("fed", "<u4"), ("known", "<u4"), ("draft", "<i4"), ("record", STEP)]
+)
 
 
 @dataclass(frozen=True)
@@ -118,10 +125,11 @@ def by_twin(cases: list[Case]) -> np.ndarray:
         answer["first"] = _fields(first_step(case.asked, case.limits))
         answer["next"] = _fields(following)
         answer["fed"] = case.asked.fed(case.step.context)
+        answer["draft"] = draft_of(case.limits, case.sampled[0])
         record = Step(following.program, 3, following.position, following.tokens, following.flags)
         for name in ("program", "run", "position", "tokens", "flags", "context"):
             answer["record"][name] = getattr(record, name)
-        answer["record"]["sequence"] = 7
+        answer["record"]["sequence"], answer["record"]["follower"] = 7, fmt.NONE
     return answers
 
 
@@ -217,12 +225,19 @@ def compared() -> list[tuple[list[Case], np.ndarray, np.ndarray]]:
     return [(cases, rows_of(cases), by_twin(cases)) for cases in groups]
 
 
+def answers_of(function: Any, cases: list[Case], rows: np.ndarray) -> np.ndarray:
+    """What the header decides, as ANSWER records."""
+    answers = np.zeros(len(cases), ANSWER)
+    arrays = (rows, cases[0].limits.programs.rows, answers)
+    function(*(ctypes.c_void_p(array.ctypes.data) for array in arrays), len(cases))
+    return answers
+
+
 def differs(function: Any) -> Case | None:
     """The first case that the header and the twin decide differently."""
     for cases, rows, want in compared():
-        answers = np.zeros(len(cases), ANSWER)
-        arrays = (rows, cases[0].limits.programs.rows, answers)
-        function(*(ctypes.c_void_p(array.ctypes.data) for array in arrays), len(cases))
+        answers = answers_of(function, cases, rows)
+        answers["known"] = 0
         unequal = np.flatnonzero(answers != want)
         if unequal.size:
             return cases[unequal[0]]
@@ -232,6 +247,23 @@ def differs(function: Any) -> Case | None:
 def test_the_twin_decides_as_the_header(tmp_path: Path) -> None:
     library = build(tmp_path, {"decide_all": RULES.read_text()}, "-Wall", "-Wextra", "-Werror")
     assert differs(library.decide_all) is None
+
+
+def test_a_follower_that_is_known_follows_whatever_is_sampled(tmp_path: Path) -> None:
+    """Known are those after a part of a prompt and after a draft; only an abort can come between."""
+    library = build(tmp_path, {"decide_all": RULES.read_text()})
+    seen = set()
+    for cases, rows, _ in compared():
+        answers = answers_of(library.decide_all, cases, rows)
+        for case, answer in zip(cases, answers, strict=True):
+            draft = bool(case.limits.programs.rows["drafts"][case.step.program])
+            prompt = case.step.context < case.asked.end
+            seen.add((draft, prompt))
+            if not draft and not prompt:
+                assert answer["known"] == fmt.NONE
+            elif not case.asked.aborted:
+                assert (answer["next"]["reason"], answer["next"]["program"]) == (0, answer["known"])
+    assert len(seen) == 4
 
 
 def test_the_cases_come_to_every_end_and_every_kind_of_step() -> None:
@@ -313,7 +345,7 @@ MISTAKES = {
         ("limits.programs[from.on_verify].tokens - 1", "limits.programs[from.on_verify].tokens")
     ],
     "a draft too many": [("drafted < depth_of(", "drafted <= depth_of(")],
-    "a draft outside the vocabulary": [("asked.drafted + (id < limits.vocab)", "asked.drafted + 1")],
+    "a draft outside the vocabulary": [("uint32_t(id) < limits.vocab ? id : 0", "id")],
     "a draft from the newest token again": [
         ("step_at(program.on_draft, step.context", "step_at(program.on_draft, newest")
     ],

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tilecompile.errors import EngineError, EngineStalled, InputError
-from tilecompile.interpret.commit_rules import Asked, Limits, Next, Step, decide, first_step
+from tilecompile.interpret.commit_rules import Asked, Limits, Next, Step, decide, draft_of, first_step
 from tilecompile.interpret.evaluate import Evaluator, one_thread
 from tilecompile.interpret.sampler import Sampler, tensors_of
 from tilecompile.runtime.folder.manifest import read_manifest
@@ -210,7 +210,7 @@ class Interpreter:
         self.program_steps[step.program] += 1
         self._tokens += sampled[following.row : following.row + following.taken]
         if following.drafted > len(self._drafts):
-            self._drafts.append(sampled[following.row])
+            self._drafts.append(draft_of(self._limits, sampled[following.row]))
         self._drafts = self._drafts[: following.drafted]
         self._asked = replace(self._asked, generated=len(self._tokens), drafted=len(self._drafts))
         if following.reason in FAULTS:

@@ -27,7 +27,7 @@ static uint32_t mix(uint32_t h, uint32_t v) {
 // What a task of harness.cpp makes of the step's ids: the words are those ids, the position, the sampled ids.
 static void sample(const Call& c, uint32_t most) {
   uint32_t* words = c.arg<uint32_t>(0);
-  uint32_t h = mix(mix(1, c.ins->op), c.step->position);
+  uint32_t h = mix(mix(mix(1, c.ins->op), c.step->position), c.step->tokens);
   for (int i = 0; i < TOKENS; ++i) h = mix(h, words[i]);
   for (int i = 0; i < TOKENS; ++i) words[TOKENS + 1 + i] = mix(h, i) % most;
 }

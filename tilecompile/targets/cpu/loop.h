@@ -137,7 +137,7 @@ struct Engine {
         [&](uint32_t i) { return stop(i); });
     count(program_steps[s.program]);
     if (extends(limits(), s, extended.load(std::memory_order_relaxed))) extended.store(s.context, std::memory_order_relaxed);
-    if (next.drafted > drafted) drafts[drafted] = sampled[next.row];
+    if (next.drafted > drafted) drafts[drafted] = draft_of(limits(), sampled[next.row]);
     drafted = next.drafted;
     if (next.taken) {
       for (uint32_t i = 0; i < now.drafted; ++i) {

@@ -56,7 +56,8 @@ class Ask:
 
     ids: those of all positions from 0 on. The first `position` are in the caches; the others, at least one, are
     computed. max_new: tokens to generate at most. logits: where those of the computed ids go, f32 [n, vocab], or None.
-    drafts: tokens that a round of speculation drafts at most.
+    drafts: tokens that a round of speculation drafts at most, or AUTO_DRAFTS. script: for measurements, ids i32
+    [max_new + MAX_DRAFTS] that take the place of drafts: number i that of token i, whatever the model drafts.
     """
 
     ids: Ids
@@ -64,6 +65,7 @@ class Ask:
     max_new: int = 0
     logits: npt.NDArray[np.float32] | None = None
     drafts: int = 0
+    script: Ids | None = None
 
 
 class Aborted(Exception):
@@ -120,6 +122,7 @@ class Run:
         request["ids"], request["count"] = address(self._new), len(self._new)
         request["position"], request["max_new"] = ask.position, ask.max_new
         request["drafts"] = ask.drafts
+        request["script"] = 0 if ask.script is None else address(ask.script)
         request["logits"] = 0 if ask.logits is None else address(ask.logits)
         self._first_steps, self._begin = kernel.field("steps"), time.perf_counter()
         self._first = self._last = self._begin

@@ -54,14 +54,15 @@ LAUNCH = Record(
 
 REQUEST = Record(
     "Request",
-    32,
+    40,
     (
         Field("ids", "u8", "address of the prompt's ids, i4"),
         Field("logits", "u8", "address for the logits of every prompt position, f32 [count, vocab], or 0"),
+        Field("script", "u8", "address of ids that take the place of drafts, by the number of the token, i4; or 0"),
         Field("count", "u4", "ids in the prompt, at least 1"),
         Field("position", "u4", "position of the first id"),
         Field("max_new", "u4", "tokens to generate at most; 0 to only feed the prompt"),
-        Field("drafts", "u4", "tokens to draft in each round of speculation at most; 0: none"),
+        Field("drafts", "u4", "tokens to draft in each round of speculation at most; 0: none; or AUTO_DRAFTS"),
     ),
 )
 

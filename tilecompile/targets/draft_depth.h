@@ -8,7 +8,6 @@
 
 class DraftDepth {
  public:
-  static constexpr uint32_t AUTO = 0xFFFFFFFF;  // `Request::drafts`
   static constexpr uint32_t PROBE = 24;         // rounds between two that go deeper
   static constexpr uint32_t REST = 48;          // tokens without speculation before a round is tried again
   static constexpr uint32_t FIRST = 4;          // rounds before a step without drafts, in an engine's first request

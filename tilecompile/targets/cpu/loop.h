@@ -27,6 +27,8 @@ struct Engine {
   std::vector<int32_t> prompt, tokens;
   int32_t drafts[MAX_DRAFTS] = {};  // of the round
   uint32_t drafted = 0;
+  DraftDepth depth;  // of a request that leaves it to the engine
+  std::chrono::steady_clock::time_point committed;  // when the step before ended
   std::atomic<uint32_t> extended{0};
   std::atomic<uint32_t> program_steps[MAX_PROGRAMS] = {}, proposed[MAX_DRAFTS] = {}, accepted[MAX_DRAFTS] = {};
   std::atomic<uint64_t> step_count{0};
@@ -60,7 +62,7 @@ struct Engine {
             request.count,
             request.max_new,
             request.logits != 0,
-            request.drafts,
+            request.drafts == AUTO_DRAFTS ? depth.depth() : request.drafts,
             generated.load(std::memory_order_relaxed),
             drafted,
             abort.load(std::memory_order_relaxed)};
@@ -119,6 +121,23 @@ struct Engine {
     memcpy(out, table<float>(program.logits), size_t(done - before) * launch.vocab * sizeof(float));
   }
 
+  // Notes how long a step took, and what became of the drafts that it verified.
+  void learn(const Step& s, const Asked& now, const Next& next) {
+    if (request.drafts != AUTO_DRAFTS) return;
+    const auto before = std::exchange(committed, std::chrono::steady_clock::now());
+    const double ns = double(std::chrono::nanoseconds(committed - before).count());
+    const StepProgram& of = program(s.program);
+    if (s.program == of.on_taken) {
+      if (s.flags & NEEDS_LOGITS) depth.extended(ns);
+    } else if (of.drafts) {
+      depth.drafted(ns);
+    } else if (now.drafted) {
+      depth.verified(now.drafted, next.taken ? next.taken - 1 : 0, ns);
+    } else if (s.tokens == 1) {
+      depth.decoded(ns);
+    }
+  }
+
   // The sink: every other instruction of the step is done. Takes what was sampled, and starts what comes next.
   void commit(const Step& s) {
     step_count.fetch_add(1, std::memory_order_relaxed);
@@ -132,7 +151,9 @@ struct Engine {
         [&](uint32_t i) { return table<int32_t>(launch.stops)[i]; });
     count(program_steps[s.program]);
     if (extends(limits(), s, extended.load(std::memory_order_relaxed))) extended.store(s.context, std::memory_order_relaxed);
-    if (next.drafted > drafted) drafts[drafted] = sampled[next.row];
+    learn(s, now, next);
+    if (next.drafted > drafted)
+      drafts[drafted] = request.script ? table<int32_t>(request.script)[now.generated + drafted] : sampled[next.row];
     drafted = next.drafted;
     if (next.taken) {
       for (uint32_t i = 0; i < now.drafted; ++i) {

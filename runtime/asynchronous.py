@@ -17,10 +17,15 @@ from tilecompile.runtime.run import Stats
 
 @dataclass(frozen=True)
 class _End:
-    """The end of a stream: the piece that was held back, and the error that ended it, if any."""
+    """The end of a stream: the piece that was held back, all of it if that was asked for, and what ended it, if any."""
 
     piece: str
+    output: Output | None
     error: BaseException | None
+
+
+_Item = tuple[int, str] | _End
+"""A token and the piece that came with it, or the end."""
 
 
 class AsyncTokenStream(AsyncIterator[int]):
@@ -30,10 +35,10 @@ class AsyncTokenStream(AsyncIterator[int]):
     cancelling the task that waits for an item ends the request within one step.
     """
 
-    def __init__(self, stream: TokenStream, text: bool) -> None:
-        """Takes a stream that hasn't begun; `text` says whether its pieces are text."""
-        self._stream, self._text = stream, text
-        self._items: asyncio.Queue[tuple[int, str] | _End] | None = None
+    def __init__(self, stream: TokenStream) -> None:
+        """Takes a stream that hasn't begun."""
+        self._stream = stream
+        self._items: asyncio.Queue[_Item] | None = None
         self._ended: asyncio.Future[None] | None = None
         self._closed = False
         self.piece = ""
@@ -43,40 +48,42 @@ class AsyncTokenStream(AsyncIterator[int]):
         self.piece = ""
         if self._closed:
             raise StopAsyncIteration
+        item = await self._next(each=True)
+        if isinstance(item, _End):
+            self.piece = item.piece
+            raise StopAsyncIteration
+        token, self.piece = item
+        return token
+
+    async def output(self) -> Output:
+        """All of it, as `Engine.generate` returns it. EngineError if the stream has begun already, or was closed."""
+        if self._closed or self._items is not None:
+            raise EngineError("the stream has begun already or was closed, want one that hasn't begun")
+        end = await self._next(each=False)
+        assert isinstance(end, _End)
+        assert end.output is not None
+        return end.output
+
+    async def _next(self, each: bool) -> _Item:
+        """What comes next: `each` token, or the end alone. Closes the stream where the waiting task is cancelled.
+
+        The thread that it starts doesn't know this object, which may be dropped meanwhile.
+        """
         if self._items is None:
-            self._items = self._start()
+            loop = asyncio.get_running_loop()
+            self._items, self._ended = asyncio.Queue(), loop.create_future()
+            arguments = (self._stream, each, loop, self._items, self._ended)
+            threading.Thread(target=_run, args=arguments, daemon=True).start()
         try:
             item = await self._items.get()
         except asyncio.CancelledError:
             await self.aclose()
             raise
-        if not isinstance(item, _End):
-            token, self.piece = item
-            return token
-        await self.aclose()
-        if item.error is not None:
-            raise item.error
-        self.piece = item.piece
-        raise StopAsyncIteration
-
-    def _start(self) -> asyncio.Queue[tuple[int, str] | _End]:
-        """Starts the thread. It knows the stream and where to put items, not this object, which may be dropped."""
-        loop = asyncio.get_running_loop()
-        items: asyncio.Queue[tuple[int, str] | _End] = asyncio.Queue()
-        ended = self._ended = loop.create_future()
-        threading.Thread(target=_run, args=(self._stream, loop, items, ended), daemon=True).start()
-        return items
-
-    async def output(self) -> Output:
-        """All of it, as `Engine.generate` returns it. EngineError if it was closed before it began."""
-        tokens, said = [], []
-        async for token in self:
-            tokens.append(token)
-            said.append(self.piece)
-        said.append(self.piece)
-        if self.stats is None:
-            raise EngineError("the stream was closed before it began")
-        return Output(tokens, "".join(said) if self._text else None, self.stats)
+        if isinstance(item, _End):
+            await self.aclose()
+            if item.error is not None:
+                raise item.error
+        return item
 
     async def aclose(self) -> None:
         """Ends the request, within one step if it still runs, and waits for that."""
@@ -101,8 +108,9 @@ class AsyncTokenStream(AsyncIterator[int]):
 
 def _run(
     stream: TokenStream,
+    each: bool,
     loop: asyncio.AbstractEventLoop,
-    items: asyncio.Queue[tuple[int, str] | _End],
+    items: asyncio.Queue[_Item],
     ended: asyncio.Future[None],
 ) -> None:
     """Runs a stream to its end, in a thread of its own; what comes of it goes to the queue of an event loop."""
@@ -113,11 +121,15 @@ def _run(
             ended.set_result(None)
 
     with suppress(RuntimeError):  # the loop is closed, and no one waits any more
+        output: Output | None = None
         error: BaseException | None = None
         try:
             with stream:
-                for token in stream:
-                    loop.call_soon_threadsafe(items.put_nowait, (token, stream.piece))
+                if each:
+                    for token in stream:
+                        loop.call_soon_threadsafe(items.put_nowait, (token, stream.piece))
+                else:
+                    output = stream.output()
         except BaseException as found:  # whatever it is: who waits gets it
             error = found
-        loop.call_soon_threadsafe(finish, _End(stream.piece, error))
+        loop.call_soon_threadsafe(finish, _End(stream.piece, output, error))

@@ -112,7 +112,7 @@ class Engine(LoadedEngine):
         from tilecompile.runtime.asynchronous import AsyncTokenStream  # asyncio takes time to load
 
         stream = self.stream(prompt, params, max_new_tokens=max_new_tokens, wait=wait)
-        return AsyncTokenStream(stream, self.text is not None)
+        return AsyncTokenStream(stream)
 
     def chat(
         self,

@@ -24,16 +24,28 @@ class Launches:
     def __init__(self, tables: Tables, backend: Backend) -> None:
         self._tables, self._backend = tables, backend
         self._launches = self._steps = 0  # of kernels that are closed
+        self._closed = self._away = False
         self._launch()
 
     def _launch(self) -> None:
-        self.kernel = self._backend.launch(self._tables)
+        """Launches the kernel. EngineError if another thread has closed the engine; then or meanwhile, it is ended."""
+        tables = self._tables
+        if self._closed:
+            raise EngineError("the engine is closed")
+        self.kernel = self._backend.launch(tables)
         self._finalizer = weakref.finalize(self, _end, self.kernel, self._backend)
+        if self._closed:
+            self._finalizer()
 
     def _close_kernel(self) -> None:
         self.kernel.close()
         self._launches += self.kernel.field("launches")
         self._steps += self.kernel.field("steps")
+
+    @property
+    def closed(self) -> bool:
+        """Whether the engine is closed; not while its kernel is only away, to be launched again."""
+        return self._closed or (self.kernel.closed and not self._away)
 
     @property
     def launches(self) -> int:
@@ -47,18 +59,22 @@ class Launches:
 
     def relaunch(self) -> None:
         """Launches again after a stall: fresh threads and counters, and memory as at the first launch."""
-        self._finalizer.detach()
-        self._close_kernel()
+        self._away = True
         try:
+            self._finalizer.detach()
+            self._close_kernel()
             self._backend.clear()
             self._launch()
         except EngineError as error:
             self._backend.close()
             raise EngineError(f"{error}; the engine is closed and must be loaded again") from error
+        finally:
+            self._away = False
 
     @contextmanager
     def beside(self, tables: Tables, extra: Sequence[int]) -> Iterator[Resident]:
         """Launches another kernel over the same memory and closes it at the end; see `Engine.beside`."""
+        self._away = self._backend.exclusive
         if self._backend.exclusive:
             self._close_kernel()
         try:
@@ -68,12 +84,16 @@ class Launches:
             finally:
                 kernel.close()
         finally:
-            if self._backend.exclusive:
-                self._finalizer.detach()
-                self._launch()
+            try:
+                if self._backend.exclusive:
+                    self._finalizer.detach()
+                    self._launch()
+            finally:
+                self._away = False
 
     def close(self) -> None:
         """Ends the kernel, frees its memory and drops the tables; further calls do nothing."""
+        self._closed = True
         self._finalizer()
         self._tables = {}
 

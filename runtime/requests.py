@@ -70,7 +70,7 @@ class Requests:
                 f"{self.manifest.folder}: the engine was loaded in process {self._pid} and its threads are not in "
                 "this fork; load it here"
             )
-        if self.kernel.closed:
+        if self.launches.closed:
             raise EngineError(f"{self.manifest.folder}: the engine is closed")
 
     def _take(self, claim: threading.Lock, wait: bool, abort: Abort) -> None:

@@ -140,6 +140,11 @@ def test_generate_ends_at_a_stop_text(engine: str) -> None:
     assert (about["text"], about["tokens"], about["finish"]) == ("3A", [51, 65], "stop")
 
 
+def test_inspect_says_whether_an_engine_can_chat(engine: str, tmp_path: Path) -> None:
+    for path, words in ((engine, "yes"), (str(fake.make_engine(tmp_path / "e")), "no")):
+        assert re.search(rf"chat template +│ {words} ", run("inspect", path).stdout)
+
+
 # chat without a terminal
 
 

@@ -76,7 +76,7 @@ def test_random_orders_differ_from_program_order(built: Build) -> None:
         interpreter = Interpreter(built("plain").path, order)
         trace: list[int] = []
         run = interpreter._evaluator.run
-        interpreter._evaluator.run = lambda i, logits, t=trace, r=run: (t.append(i), r(i, logits))[1]
+        interpreter._evaluator.run = lambda i, *step, t=trace, r=run: (t.append(i), r(i, *step))[1]
         interpreter.score([1])
         runs.append(trace)
     assert len({tuple(r) for r in runs}) == 3

@@ -15,6 +15,8 @@ import pytest
 import tilecompile
 from support import fake_engine as fake
 from tilecompile.errors import EngineBusy, EngineError, EngineStalled, InputError
+from tilecompile.runtime.asynchronous import AsyncTokenStream
+from tilecompile.runtime.sampling import SamplingParams
 
 PROMPT = [1, 2, 3]
 
@@ -56,6 +58,9 @@ def test_a_task_gets_the_tokens_and_text_of_generate(engine: tilecompile.Engine)
         assert (stream.stats.cached_tokens, stream.stats.steps) == (1, 9)
         with pytest.raises(StopAsyncIteration):
             await anext(stream)
+        with pytest.raises(EngineError, match="the stream has begun already or was closed"):
+            await stream.output()
+        assert (await engine.agenerate("Hé", SamplingParams(30, stop=tuple(want.text[3:5])))).text == want.text[:3]
 
     run(work())
 
@@ -73,6 +78,11 @@ def test_the_event_loop_goes_on_meanwhile(engine: tilecompile.Engine) -> None:
     run(work())
 
 
+async def rest(stream: AsyncTokenStream) -> list[int]:
+    """What is left of a stream."""
+    return [token async for token in stream]
+
+
 @pytest.mark.parametrize("how", ["cancel", "timeout", "aclose", "async with", "drop", "leave"])
 def test_a_stream_that_is_given_up_ends_its_request(engine: tilecompile.Engine, how: str) -> None:
     async def work() -> None:
@@ -80,7 +90,7 @@ def test_a_stream_that_is_given_up_ends_its_request(engine: tilecompile.Engine, 
         assert [await anext(stream) for _ in range(3)] == fake.greedy(PROMPT, 3)
         begin = time.perf_counter()
         if how == "cancel":
-            task = asyncio.create_task(stream.output())
+            task = asyncio.create_task(rest(stream))
             await asyncio.sleep(0.03)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -88,7 +98,7 @@ def test_a_stream_that_is_given_up_ends_its_request(engine: tilecompile.Engine, 
         elif how == "timeout":
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.03):
-                    await stream.output()
+                    await rest(stream)
         elif how == "aclose":
             await stream.aclose()
         elif how == "async with":

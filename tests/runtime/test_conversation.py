@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 import tilecompile
 from support import fake_engine as fake
+from support.paths import TINY_CHECKPOINT
 from tilecompile.errors import InputError
 from tilecompile.runtime.conversation import Conversation, _Seen
 from tilecompile.runtime.sampling import SamplingParams
@@ -52,6 +54,24 @@ def test_a_continued_text_keeps_the_ids_that_its_begin_was_made_of(
     whole = said.decode(errors="replace")
     if "\ufffd" not in whole:  # what was said is in it, as it was said
         assert out[: len(ids) + len(answer[:kept])] == [*ids, *answer[:kept]]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text("a e.", max_size=6), st.lists(st.integers(0, 1023), max_size=8), st.text("a e.é", max_size=6))
+def test_any_ids_of_a_trained_tokenizer_are_kept(before: str, answer: list[int], more: str) -> None:
+    text = tiny_text()
+    said = b"".join(text.token_bytes(token, special=True) for token in answer)
+    ids = text.encode(before, special=False)
+    shown = before + said.decode(errors="ignore") + more
+    out = text.continued(shown, before, ids, answer)
+    assert b"".join(text.token_bytes(token, special=True) for token in out) == shown.encode()
+    if answer and said.decode(errors="ignore").encode() == said:
+        assert out[: len(ids) + len(answer)] == [*ids, *answer]
+
+
+@cache
+def tiny_text() -> Text:
+    return Text(TINY_CHECKPOINT / "tokenizer.json")
 
 
 def test_a_text_that_does_not_begin_as_before_is_encoded_anew(text: Text) -> None:

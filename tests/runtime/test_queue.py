@@ -91,6 +91,29 @@ def test_closing_the_engine_ends_who_waits(slow_folder: Path) -> None:
     assert [error.rpartition(": ")[2] for error in errors] == ["the engine is closed"] * 3
 
 
+def test_who_waits_goes_on_waiting_while_the_kernel_is_launched_again(
+    slow: tilecompile.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clear, done = slow.backend.clear, list[str]()
+
+    def slowly() -> None:
+        time.sleep(0.2)
+        clear()
+
+    def use(prompt: list[int]) -> None:
+        try:
+            done.append(str(slow.generate(prompt, 2, wait=True).tokens))
+        except EngineError as error:
+            done.append(type(error).__name__)
+
+    monkeypatch.setattr(slow.backend, "clear", slowly)
+    threads = in_order([lambda p=p: use(p) for p in ([1, 1, 1, fake.VOCAB - 1], [2], [3], [4])])  # type: ignore[misc]
+    for thread in threads:
+        thread.join(10)
+    assert done == ["EngineStalled", *(str(fake.greedy([i], 2)) for i in (2, 3, 4))]
+    assert slow.stats.launches == 2
+
+
 def test_a_claim_that_gives_up_waiting_leaves_the_line() -> None:
     claims, order = Claims(Path("folder")), list[int]()
     first, gave_up = Claim(), threading.Event()

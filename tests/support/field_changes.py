@@ -30,6 +30,9 @@ Tables = dict[str, np.ndarray]
 Results = dict[tuple[str, int], bytes]
 """What a program leaves in memory: the bytes of each buffer that outlives it, by the program's name and the buffer."""
 
+STATEMENTS = ("operators", "bodies", "views", "accesses")
+"""Tables that only the proof reads: what is executed doesn't depend on them."""
+
 POSITION = 40
 """Position of the step's first token: past the number of positions that attention selects."""
 
@@ -73,6 +76,8 @@ class Subject:
 
     def harm(self, tables: Tables) -> str | None:
         """How programs of tables, in random legal orders, differ from the unchanged ones; None if they don't."""
+        if all(tables[name] is self.tables[name] for name in tables if name not in STATEMENTS):
+            return None
         for seed in range(2):
             try:
                 found = run(self, tables, seed)

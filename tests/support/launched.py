@@ -37,10 +37,21 @@ def compute(engine: str, out: str) -> None:
         stream.close()  # aborts it
         e.score(IDS[:5])
         found["rest"] = e.score(IDS[5:], start=5)
+        turn = [*IDS, *found["tokens"], 5]
+        out_of = e.generate(turn, 2)
+        found["turn"] = [out_of.stats.cached_tokens, out_of.stats.steps, *out_of.tokens]
+        kept = e.cached
+        e.save_cache(f"{out}.cache")
+        e.generate([1, 2], 1)
+        e.load_cache(f"{out}.cache")
+        found["kept"], found["gone_on"] = kept, e.score([7, 8], start=len(kept))
         found["buffers"] = sum(a.size for a in e.buffers_after(IDS[:1]).values())
         found["launches"] = e.stats.launches
     with tilecompile.load(engine, stall_seconds=PATIENCE) as e:
         found["again"] = e.score(IDS)
+        found["fresh"] = e.score([*kept, 7, 8])[len(kept) :]
+        e.reset()
+        found["fresh_turn"] = e.generate(turn, 2).tokens
     np.savez(out, **found)
 
 

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import tilecompile
+
 PROMPT = [1, 2, 3]
 
 
@@ -20,6 +22,12 @@ def script(tiny: Path, text: str, *wrapper: str, code: int = 0, timeout: float =
     done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
     assert (done.returncode, done.stderr) == (code, ""), f"ended with {done.returncode}: {done.stderr}"
     return done.stdout
+
+
+def feeding(engine: tilecompile.Engine, count: int, every: bool = False) -> int:
+    """Steps that feed so many ids; with `every`, the logits of all of them are asked for."""
+    tokens = {str(program["name"]): int(program["tokens"]) for program in engine.manifest.data["programs"]}
+    return -(-count // tokens.get("verify" if every else "prefill", 1))
 
 
 def left(folder: Path) -> list[str]:

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from tilecompile.engine.placement_json import read_table
+from tilecompile.runtime.chat import CHAT
 from tilecompile.show.units import size
 
 if TYPE_CHECKING:
@@ -78,11 +79,17 @@ def weights_progress() -> Count | None:
     return progress if sys.stderr.isatty() else None
 
 
+def ms_per_token(stats: Stats) -> float:
+    """Milliseconds between the tokens of a request, the first apart; of a request with one token, those of a step."""
+    later = stats.total_ms - stats.time_to_first_token_ms
+    return later / (stats.tokens - 1) if stats.tokens > 1 and later > 0 else stats.ms_per_step
+
+
 def timings(engine: Engine, stats: Stats) -> str:
     """The figures of one generation, in one line."""
     return (
         f"{stats.tokens} tokens after a prompt of {stats.prompt_tokens} (ended by: {stats.finish}); "
-        f"{stats.ms_per_step:.3f} ms per token, {stats.time_to_first_token_ms:.1f} ms to the first token, "
+        f"{ms_per_token(stats):.3f} ms per token, {stats.time_to_first_token_ms:.1f} ms to the first token, "
         f"{engine.stats.load_ms:.0f} ms to load, {engine.threads} threads"
     )
 
@@ -148,6 +155,7 @@ def print_engine(manifest: Manifest) -> None:
         ("weights", f"{about['weights']}, {size(weights)}, from: {about['weights_source']}"),
         ("memory", ", ".join(f"{key} {size(count)}" for key, count in arenas.items())),
         ("tokenizer", "yes" if manifest.tokenizer else "no"),
+        ("chat template", "yes" if CHAT in manifest.data["files"] else "no"),
         ("compiled", f"in {about['compile_seconds']:.1f} s by tilecompile {about['tilecompile']}"),
     ):
         table.add_row(Text(name), Text(str(value)))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from tilecompile.cli.output import ms_per_token
 from tilecompile.errors import InputError
 from tilecompile.runtime.conversation import Conversation
 from tilecompile.runtime.errors import EngineError
@@ -166,10 +167,10 @@ def show(text: str) -> None:
 
 def figures(stats: Stats) -> str:
     """The figures of an answer, in one line."""
-    later = stats.total_ms - stats.time_to_first_token_ms
+    each = ms_per_token(stats)
     words = [f"{stats.tokens} tokens (ended by: {stats.finish})"]
-    if stats.tokens > 1 and later > 0:
-        words.append(f"{1e3 * (stats.tokens - 1) / later:.0f} tokens/s")
+    if each:
+        words.append(f"{1e3 / each:.0f} tokens/s")
     words.append(f"{stats.time_to_first_token_ms:.1f} ms to the first token")
     if stats.cached_tokens:
         words.append(f"{stats.cached_tokens} of {stats.prompt_tokens} prompt tokens were in the caches")

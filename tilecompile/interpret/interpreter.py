@@ -84,18 +84,18 @@ class Interpreter:
         return read_buffers(self.manifest, self.tables, None, self._evaluator.memory.area)
 
     def buffers_after(self, ids: Iterable[int], operator: str | None = None) -> Arrays:
-        """Feeds ids and returns the buffers that an operator (OP@LAYER, see `find_operator`) writes.
+        """Feeds ids, the last one in a decode step, and returns the buffers that an operator (OP@LAYER) writes.
 
-        The last id's step ends as soon as all tasks of the operator are done. With None: all buffers but the weights,
-        after the whole step. Elements that nothing has written are NaN.
+        `find_operator` says which that is. The last step ends as soon as all tasks of the operator are done. With None:
+        all buffers but the weights, after the whole step. Elements that nothing has written are NaN.
         """
         if operator is None:
-            self._request(self._ids(ids), 0, logits=False)
+            self._feed(self._ids(ids))
             return self.buffers()
         written = writes(self.manifest, self.tables)
         name = find_operator({n: self._evaluator.layers[n] for n in written}, operator)
         names = self.manifest.data["operators"]
-        self._request(self._ids(ids), 0, logits=False, stop_after={i for i, n in enumerate(names) if n == name})
+        self._feed(self._ids(ids), {i for i, n in enumerate(names) if n == name})
         return read_buffers(self.manifest, self.tables, numbers_of(written[name]), self._evaluator.memory.area)
 
     def op(self, operator: str) -> str:
@@ -125,24 +125,33 @@ class Interpreter:
         self._logits: list[npt.NDArray[np.float32]] = []
         self._running = False
 
-    def _request(
-        self, ids: list[int], max_new: int, logits: bool, stop_after: Iterable[int] = (), drafts: int = 0
-    ) -> None:
-        """Runs a request from position 0 to its end, or to the end of some operators in the last id's step."""
+    def _request(self, ids: list[int], max_new: int, logits: bool, drafts: int = 0) -> None:
+        """Runs a request from position 0 to its end."""
         self._reset()
-        self._prompt, self._asked = ids, Asked(0, len(ids), max_new, logits, drafts)
-        stops = set(stop_after)
-        streams = [stream for worker in self._workers for stream in worker.streams.values()]
+        self._run(ids, Asked(0, len(ids), max_new, logits, drafts))
+
+    def _feed(self, ids: list[int], stop_after: Iterable[int] = ()) -> None:
+        """Feeds ids, the last one in a request of its own, to its end or to that of some operators."""
+        self._reset()
+        if len(ids) > 1:
+            self._run(ids, Asked(0, len(ids) - 1, 0, False))
+        self._run(ids, Asked(len(ids) - 1, 1, 0, False), stop_after)
+
+    def _run(self, ids: list[int], asked: Asked, stop_after: Iterable[int] = ()) -> None:
+        """Runs a request, whose ids are those from its position on, to its end or to that of operators of its step."""
+        self._prompt, self._asked = ids, asked
+        stops, first = set(stop_after), first_step(asked, self._limits)
+        streams = [worker.streams[first.program] for worker in self._workers]
         left = sum(self._ops[i] in stops for stream in streams for i in range(*stream))
         self._running = True
-        self._publish(first_step(self._asked, self._limits))
+        self._publish(first)
         with one_thread():
             while self._running:
                 worker = self._pick()
                 instruction, step = worker.pc, self._steps[worker.sequence % 2]
                 worker.pc += 1
                 self._execute(instruction, step)
-                if self._ops[instruction] in stops and step.context == len(ids):
+                if self._ops[instruction] in stops:
                     left -= 1
                     self._running = left > 0
 

@@ -7,7 +7,7 @@ statements again (`verify/bodies.py`). An op whose tiling rule has other bounds 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -15,7 +15,6 @@ from tilecompile.ir.node import View
 from tilecompile.ir.tasks import Ints, TaskGrid
 from tilecompile.ir.tiling import Access, Bound
 from tilecompile.ops.base import TraitError
-from tilecompile.passes.program_tables import Layout
 from tilecompile.passes.table_builder import TableBuilder
 from tilecompile.passes.tile import items_of
 from tilecompile.runtime import format as fmt
@@ -38,9 +37,15 @@ class Bodies:
         self._known: dict[tuple[_Views, _Accesses], int] = {}
 
     def operator(
-        self, grid: TaskGrid, program: int, kind: int, operand_begin: int, arenas: Sequence[str], layout: Layout
+        self,
+        grid: TaskGrid,
+        program: int,
+        kind: int,
+        operand_begin: int,
+        arenas: Sequence[str],
+        weights: Mapping[str, int],
     ) -> None:
-        """Appends the operator of a grid, whose operands are in `arenas`; `layout` has the streamed weights' numbers.
+        """Appends the operator of a grid: `arenas` are those of its operands, `weights` numbers the streamed weights.
 
         TraitError where the tiling rule bounds what a task touches or streams by something else than its coordinates.
         """
@@ -50,7 +55,7 @@ class Bodies:
         names = tiling.weights[0][0][0].tensors if runs else ()
         streams = [(fmt.NONE, 0, 0)] * 5 if not runs else _streams(grid)
         followed = {at for *_, bounds in accesses for at, *_ in bounds} | {at for at, *_ in streams}
-        weight, second = (*(layout.weights[name] for name in names), fmt.NONE, fmt.NONE)[:2]
+        weight, second = (*(weights[name] for name in names), fmt.NONE, fmt.NONE)[:2]
         views = tuple(_view(view, arena) for view, arena in zip(node.operands, arenas, strict=True))
         self.tables["operators"].append(
             program=program,

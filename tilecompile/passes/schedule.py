@@ -175,7 +175,7 @@ class _Scheduler:
                     arenas.append(buffer.arena)
                 self.operators.append(grid.node.name)
                 kind = self.kind_of[program, grid.node.name]
-                self.bodies.operator(grid, index, kind, begin, arenas, self.layout)
+                self.bodies.operator(grid, index, kind, begin, arenas, self.layout.weights)
                 found[grid.index] = _GridRows(grid, kind, base + grid.index, begin, *self.regions(plan, grid))
         return found
 

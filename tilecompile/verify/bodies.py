@@ -29,25 +29,35 @@ def check_bodies(s: Subject) -> int:
 
 def check_runs(s: Subject) -> None:
     """Checks that each weight run is of the tile that its task's coordinates say."""
-    ins, tiles = s.t["instructions"], s.t["tiles"]
-    operator = s.t["operators"][ins["op"]]
-    for i in np.flatnonzero(ins["tape_count"] != operator["runs"])[:1].tolist():
-        raise VerifyError(f"{s.name(i)} has {ins['tape_count'][i]} weight runs, its operator {operator['runs'][i]}")
-    rows, owner = s.rows("tape")
-    run = s.t["tape"][rows]
-    place = expanded(0, ins["tape_count"])
-    of, tile = operator[owner], tiles[run["tile"]]
-    bounds = _bounds(ins["tile"][owner], of)
-    wrong = (tile["tensor"] != of["weight"]) | (tile["second"] != of["second"]) | (run["slot"] != bounds[0] + place)
-    for k, field in enumerate(("begin", "end", "row_begin", "row_end"), 1):
-        wrong |= tile[field] != bounds[k]
+    ins, operators, tiles = s.t["instructions"], s.t["operators"], s.t["tiles"]
+    runs = operators["runs"][ins["op"]]
+    for i in np.flatnonzero(ins["tape_count"] != runs)[:1].tolist():
+        raise VerifyError(f"{s.name(i)} has {ins['tape_count'][i]} weight runs, its operator {runs[i]}")
+    some = np.flatnonzero(runs)  # what the rest is about: the instructions that have any
+    op = ins["op"][some]
+    rows, owner = entries(ins[some], "tape")
+    tile, slot = (s.t["tape"][field][rows] for field in ("tile", "slot"))
+    place = expanded(0, runs[some])
+    bounds = _run_bounds(ins["tile"][some], operators, op)
+    wrong = slot != bounds[0][owner] + place
+    for field, values in zip(("begin", "end", "row_begin", "row_end"), bounds[1:], strict=True):
+        wrong |= tiles[field][tile] != values[owner]
+    for field, to in (("tensor", "weight"), ("second", "second")):
+        wrong |= tiles[field][tile] != operators[to][op][owner]
     for k in np.flatnonzero(wrong)[:1].tolist():
-        slot, begin, end, first, last = (int(b[k]) for b in bounds)
-        want = [s.weight(int(w)) for w in of[k][["weight", "second"]] if w != fmt.NONE]
+        first, begin, end, row, last = (int(b[owner[k]]) for b in bounds)
+        names = [s.weight(int(w)) for w in operators[op[owner[k]]][["weight", "second"]] if w != fmt.NONE]
         raise VerifyError(
-            f"{s.name(int(owner[k]))} reads tile {run['tile'][k]} in slot {run['slot'][k]}, want rows {first}:{last} "
-            f"of matrices {begin}:{end} of {' + '.join(want)} in slot {slot + int(place[k])}"
+            f"{s.name(int(some[owner[k]]))} reads tile {tile[k]} in slot {slot[k]}, want rows {row}:{last} of matrices "
+            f"{begin}:{end} of {' + '.join(names)} in slot {first + int(place[k])}"
         )
+
+
+def _run_bounds(tile: Ints, operators: Any, op: Ints) -> list[Ints]:
+    """The values of the bounds that operators state for tasks with tile coordinates [tasks, 4]: an array each."""
+    coordinates = np.concatenate([tile, np.zeros((len(tile), 1), tile.dtype)], axis=1).astype(np.int64)
+    row, at = np.arange(len(tile)), np.minimum(operators["at"], 4)
+    return [coordinates[row, at[op, k]] * operators["by"][op, k] + operators["add"][op, k] for k in range(at.shape[1])]
 
 
 def _reserved(s: Subject) -> None:
@@ -92,18 +102,19 @@ def _statements(s: Subject) -> None:
 def _instructions(s: Subject) -> None:
     """Checks that instructions are tasks of their operators."""
     ins = s.t["instructions"]
-    operator = s.t["operators"][ins["op"]]
-    body = s.t["bodies"][operator["body"]]
+    operators, op = s.t["operators"], ins["op"]
+    bodies = s.t["bodies"][operators["body"]]
     stated: dict[str, tuple[Any, Any]] = {
-        "program": (s.program, operator["program"]),
-        "device": (s.t["streams"]["device"][s.stream], operator["device"]),
-        "kind": (ins["kind"], operator["kind"]),
-        "flags": (ins["flags"], operator["flags"]),
-        "first operand": (ins["operand_begin"], operator["operand_begin"]),
-        "number of operands": (ins["operand_count"], body["view_count"]),
-        "number of regions": (ins["region_count"], body["access_count"]),
+        "program": (s.program, operators["program"]),
+        "device": (s.t["streams"]["device"][s.stream], operators["device"]),
+        "kind": (ins["kind"], operators["kind"]),
+        "flags": (ins["flags"], operators["flags"]),
+        "first operand": (ins["operand_begin"], operators["operand_begin"]),
+        "number of operands": (ins["operand_count"], bodies["view_count"]),
+        "number of regions": (ins["region_count"], bodies["access_count"]),
     }
-    for what, (found, want) in stated.items():
+    for what, (found, of_operator) in stated.items():
+        want = of_operator[op]
         for i in np.flatnonzero(found != want)[:1].tolist():
             raise VerifyError(f"the {what} of {s.name(i)} is {found[i]}, its operator has {want[i]}")
     # Coordinates that no bound follows are the same for all tasks of an operator.
@@ -114,14 +125,14 @@ def _instructions(s: Subject) -> None:
     followed = used[s.t["operators"]["body"]]
     at = np.minimum(s.t["operators"]["at"], 4)
     followed[owners(np.full(len(at), at.shape[1])), at.ravel()] = True
-    wrong = (ins["tile"] != operator["tile"]) & ~followed[ins["op"], :4]
+    wrong = (ins["tile"] != operators["tile"][op]) & ~followed[op, :4]
     for i, k in np.argwhere(wrong)[:1].tolist():
-        want = operator["tile"][i, k]
+        want = operators["tile"][op[i], k]
         raise VerifyError(f"coordinate {k} of {s.name(i)} is {ins['tile'][i, k]}, its operator has {want}")
 
 
 def _operands(s: Subject) -> None:
-    """Checks that operands are of the type and the width that their bodies are made for."""
+    """Checks that operands are of the type and the width that bodies are made for, and that what is read is at home."""
     operators, bodies = s.t["operators"], s.t["bodies"][s.t["operators"]["body"]]
     rows, owner = entries(bodies, "view")
     view = s.t["views"][rows]
@@ -130,20 +141,32 @@ def _operands(s: Subject) -> None:
     element = np.array([fmt.DTYPE_BYTES[name] for name in fmt.DTYPES])[view["dtype"]].astype(np.uint64)
     wrong = (buffer["dtype"] != view["dtype"]) | ((buffer["cols"] != view["stride"][:, 0]) & (view["rows"] > 1))
     wrong |= (buffer["arena"] != view["arena"]) | (buffer["rows"] < view["rows"]) | (operand["offset"] % element != 0)
-
-    def name(k: int) -> str:
-        op = int(owner[k])
-        return s.names.operators[op] if op < len(s.names.operators) else f"operator-{op}"
-
     for k in np.flatnonzero(operand["rows"] != view["rows"])[:1].tolist():
-        raise VerifyError(f"an operand of {name(k)} has {operand['rows'][k]} rows, want {view['rows'][k]}")
+        name = _operator(s, int(owner[k]))
+        raise VerifyError(f"an operand of {name} has {operand['rows'][k]} rows, want {view['rows'][k]}")
     for k in np.flatnonzero(wrong)[:1].tolist():
-        b = buffer[k]
+        b, name = buffer[k], _operator(s, int(owner[k]))
         raise VerifyError(
-            f"an operand of {name(k)} is {operand['offset'][k]} bytes into {s.buffer(int(operand['buffer'][k]))}: "
+            f"an operand of {name} is {operand['offset'][k]} bytes into {s.buffer(int(operand['buffer'][k]))}: "
             f"{_matrix(b['arena'], b['dtype'], b['rows'], b['cols'])}, want one of "
             f"{_matrix(view['arena'][k], view['dtype'][k], view['rows'][k], view['stride'][k, 0])}"
         )
+
+    access, body = entries(s.t["bodies"], "access")
+    read = np.zeros((len(s.t["bodies"]), int(s.t["bodies"]["view_count"].max(initial=0)) + 1), bool)
+    reads = s.t["accesses"]["mode"][access] == fmt.READ
+    read[body[reads], s.t["accesses"]["operand"][access][reads]] = True
+    away = read[operators["body"][owner], expanded(0, bodies["view_count"])]
+    away &= buffer["device"] != operators["device"][owner]
+    for k in np.flatnonzero(away)[:1].tolist():
+        raise VerifyError(
+            f"{_operator(s, int(owner[k]))} on device {operators['device'][owner[k]]} reads "
+            f"{s.buffer(int(operand['buffer'][k]))} on device {buffer['device'][k]}"
+        )
+
+
+def _operator(s: Subject, op: int) -> str:
+    return s.names.operators[op] if op < len(s.names.operators) else f"operator-{op}"
 
 
 def _matrix(arena: int, dtype: int, rows: int, cols: int) -> str:
@@ -152,53 +175,61 @@ def _matrix(arena: int, dtype: int, rows: int, cols: int) -> str:
     return f"{words[0]} {words[1]} [{rows}, {cols}]"
 
 
-def _bounds(tile: Ints, rows: Any) -> list[Ints]:
-    """The values of the bounds that rows state, [rows] each; `tile` has the coordinates, [rows, 4]."""
-    coordinates = np.concatenate([tile, np.zeros((len(tile), 1), tile.dtype)], axis=1).astype(np.int64)
-    row, at = np.arange(len(tile)), np.minimum(rows["at"], 4)
-    return [coordinates[row, at[:, k]] * rows["by"][:, k] + rows["add"][:, k] for k in range(at.shape[1])]
-
-
 def _regions(s: Subject) -> int:
-    """Checks every region against the access that it is."""
-    ins = s.t["instructions"]
-    body = s.t["bodies"][s.t["operators"]["body"][ins["op"]]]
-    rows, owner = s.rows("region")
-    found = s.t["regions"][rows]
-    place = expanded(body["access_begin"], body["access_count"])
-    access = s.t["accesses"][place]
-    view = s.t["views"][body["view_begin"][owner] + access["operand"]]
-    operand = s.t["operands"][ins["operand_begin"][owner].astype(np.int64) + access["operand"]]
-    element = np.array([fmt.DTYPE_BYTES[name] for name in fmt.DTYPES])[view["dtype"]]
-    bounds = _bounds(ins["tile"][owner], access)
-    there = np.ones(len(found), bool)
-    item = np.flatnonzero(access["item"] != fmt.NONE)
-    one = bounds[2][item] + access["item"][item]
-    there[item] = one < bounds[3][item]
-    bounds[2][item], bounds[3][item] = one, one + 1
-    offset = operand["offset"].astype(np.int64) // element
-    stride = view["stride"].astype(np.int64)
-    begin = offset + sum(bounds[2 * d] * stride[:, d] for d in (1, 2, 3))
-    end = offset + sum((bounds[2 * d + 1] - 1) * stride[:, d] for d in (1, 2, 3)) + 1
-    boxes = {"row_begin": bounds[0], "row_end": bounds[1], "col_begin": begin, "col_end": end}
-    wrong = (found["buffer"] != operand["buffer"]) | (found["mode"] != access["mode"]) | (bounds[1] > view["rows"])
-    for field, values in boxes.items():
-        wrong |= found[field] != np.where(there, values, 0)
-    for k in np.flatnonzero(wrong)[:1].tolist():
-        want = found[k].copy()
-        want["buffer"], want["mode"] = operand["buffer"][k], access["mode"][k]
-        for field, values in boxes.items():
-            want[field] = min(max(0, int(values[k])), fmt.NONE) if there[k] else 0
-        does = ["reads", "writes"]
-        raise VerifyError(
-            f"{s.name(int(owner[k]))} declares that it {does[int(found['mode'][k])]} {s.box(found[k])}, its body "
-            f"{does[min(int(want['mode']), 1)]} {s.box(want)}"
-        )
-    return len(found)
+    """Checks every region against the access that it is, body by body; returns their number."""
+    ins, operands, t = s.t["instructions"], s.t["operands"], s.t
+    body = t["operators"]["body"][ins["op"]]
+    element = np.array([fmt.DTYPE_BYTES[name] for name in fmt.DTYPES])[t["buffers"]["dtype"][operands["buffer"]]]
+    offset = operands["offset"].astype(np.int64) // element
+    order = np.argsort(body, kind="stable")
+    found = 0
+    for number, members in enumerate(np.split(order, np.searchsorted(body[order], np.arange(1, len(t["bodies"]))))):
+        if not len(members):
+            continue
+        about, tile = t["bodies"][number], ins["tile"][members].astype(np.int64)
+        first, operand = (ins[field][members].astype(np.int64) for field in ("region_begin", "operand_begin"))
+        for j in range(int(about["access_count"])):
+            access = t["accesses"][int(about["access_begin"]) + j]
+            view = t["views"][int(about["view_begin"]) + int(access["operand"])]
+            of, region = operand + int(access["operand"]), t["regions"][first + j]
+            box = _box(access, view, tile, offset[of])
+            wrong = (region["buffer"] != operands["buffer"][of]) | (region["mode"] != access["mode"])
+            wrong |= box[1] > view["rows"]
+            for field, values in zip(("row_begin", "row_end", "col_begin", "col_end"), box, strict=True):
+                wrong |= region[field] != values
+            for k in np.flatnonzero(wrong)[:1].tolist():
+                bounds = [min(max(0, int(np.broadcast_to(values, len(members))[k])), fmt.NONE) for values in box]
+                want = np.array((operands["buffer"][of[k]], access["mode"], *bounds), t["regions"].dtype)
+                does = [("reads", "writes")[min(int(mode), 1)] for mode in (region["mode"][k], access["mode"])]
+                raise VerifyError(
+                    f"{s.name(int(members[k]))} declares that it {does[0]} {s.box(region[k])}, its body {does[1]} "
+                    f"{s.box(want)}"
+                )
+        found += len(members) * int(about["access_count"])
+    return found
+
+
+def _box(access: Any, view: Any, tile: Ints, offset: Ints) -> list[Any]:
+    """The region of an access for tasks with tile coordinates [tasks, 4], of operands at offsets (in elements).
+
+    Rows and columns, begin and end of each: numbers, or an array with one for each task.
+    """
+    bounds: list[Any] = [
+        int(add) if at >= tile.shape[1] else tile[:, int(at)] * int(by) + int(add)
+        for at, by, add in zip(access["at"], access["by"], access["add"], strict=True)
+    ]
+    there: Any = True
+    if access["item"] != fmt.NONE:
+        item = bounds[2] + int(access["item"])
+        there, bounds[2], bounds[3] = item < bounds[3], item, item + 1
+    stride = view["stride"].tolist()
+    begin, end = (offset + sum((bounds[2 * d + i] - i) * stride[d] for d in (1, 2, 3)) + i for i in (0, 1))
+    box = [bounds[0], bounds[1], begin, end]
+    return box if there is True else [np.where(there, values, 0) for values in box]
 
 
 def check_placement(s: Subject) -> None:
-    """Checks that workers are numbered through the devices, and that tasks wait and read on their own device."""
+    """Checks that workers are numbered through the devices, and that tasks wait on their own device."""
     streams = s.t["streams"]
     first = streams[streams["agent"] == 0]
     workers, devices = int(streams["worker"].max()) + 1, int(streams["device"].max()) + 1
@@ -225,12 +256,6 @@ def check_placement(s: Subject) -> None:
         raise VerifyError(
             f"{s.name(int(owner[k]))} notifies event {notify['event'][k]} with scope {notify['scope'][k]}, want "
             f"{int(scope[k])}"
-        )
-    at = s.t["buffers"]["device"][s.touched["buffer"]]
-    for k in np.flatnonzero((s.touched["mode"] == fmt.READ) & (at != device[s.toucher]))[:1].tolist():
-        where = f"on device {at[k]}"
-        raise VerifyError(
-            f"{s.name(int(s.toucher[k]))} on device {device[s.toucher[k]]} reads {s.box(s.touched[k])} {where}"
         )
     prefetch = s.t["instructions"]["prefetch"]
     for i in np.flatnonzero((prefetch != fmt.NONE) & (prefetch >= len(s.t["tape"])))[:1].tolist():

@@ -74,8 +74,14 @@ def _tile_bytes(tiles: dict[str, Ints], matrices: Ints, dtype: Ints, layout: str
     """Bytes of one copy of each tile, which holds so many matrices, of one or two tensors."""
     panels = -(-(tiles["row_end"] - tiles["row_begin"]) // fmt.PANEL) * matrices
     shapes = np.stack([panels, tiles["cols"], tiles["col_begin"], dtype], 1)
-    distinct, which = np.unique(shapes, axis=0, return_inverse=True)
-    each = [format_of(code).tile_bytes(n, cols, begin, layout) for n, cols, begin, code in distinct.tolist()]
+    which = np.zeros(len(shapes), np.int64)
+    for column in shapes.T:  # numbers the distinct shapes, a column at a time: numpy's way with rows is slow
+        values = np.unique(column)
+        which = which * len(values) + np.searchsorted(values, column)
+        which = np.searchsorted(np.unique(which), which)
+    one = np.zeros(int(which.max()) + 1, np.int64)  # a tile of each shape
+    one[which] = np.arange(len(which))
+    each = [format_of(code).tile_bytes(n, cols, begin, layout) for n, cols, begin, code in shapes[one].tolist()]
     return np.array(each, np.int64)[which]
 
 

@@ -88,10 +88,15 @@ def same_as_cpus(found: dict[str, Any], cpu: Path) -> None:
 
 
 def repeats(found: dict[str, Any]) -> None:
-    """The same request gives the same bits, in pieces, after an abort and loaded anew too."""
+    """The same request gives the same bits, in pieces, after an abort, in a second turn, and loaded anew too."""
     assert found["logits"].tobytes() == found["again"].tobytes()
     assert found["logits"][5:].tobytes() == found["rest"].tobytes()
     assert found["tokens"].tolist()[:2] == found["begun"].tolist()
+    cached, steps, *tokens = found["turn"].tolist()
+    assert (cached, steps) == (len(IDS), NEW + 2)  # the score before it was of IDS
+    assert tokens == found["fresh_turn"].tolist()
+    assert len(found["kept"]) == len(IDS) + NEW + 2
+    assert found["gone_on"].tobytes() == found["fresh"].tobytes()
     assert found["launches"] == 1
 
 

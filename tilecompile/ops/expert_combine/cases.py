@@ -8,6 +8,7 @@ import torch
 
 from tilecompile.ir.node import OpNode, View
 from tilecompile.ops.testing import Case, normal
+from tilecompile.runtime.format import MAX_TOKENS
 
 
 def cases(generator: torch.Generator) -> Iterator[Case]:
@@ -19,7 +20,7 @@ def cases(generator: torch.Generator) -> Iterator[Case]:
         (1, 48, 64, "f32", [1, 4]),
         (3, 37, 53, "bf16", [0, 2, 3, -1, -1]),
         (1, 100, 203, "bf16", [0, 1, 4]),
-        (8, 16, 9, "f32", [2, 3, -1]),
+        (MAX_TOKENS, 16, 9, "f32", [2, 3, -1]),
     ):
         slots = len(experts)
         x = View("x", (tokens, slots, cols), ((slots + 1) * cols, cols, 1), cols, "f32")

@@ -8,6 +8,7 @@ import torch
 
 from tilecompile.ir.node import OpNode, View
 from tilecompile.ops.testing import Case, normal
+from tilecompile.runtime.format import MAX_TOKENS
 
 
 def cases(generator: torch.Generator) -> Iterator[Case]:
@@ -19,7 +20,7 @@ def cases(generator: torch.Generator) -> Iterator[Case]:
         (1, 48, 64, "f32", [1, 4]),
         (3, 37, 53, "bf16", [0, 2, 3, -1, -1]),
         (1, 100, 203, "bf16", [0, 1, 4]),
-        (8, 16, 9, "f32", [3, -1]),
+        (MAX_TOKENS, 16, 9, "f32", [3, -1]),
     ):
         slots = len(experts)
         x = View("x", (tokens, cols), (cols + 5, 1), 5, "f32")
@@ -31,7 +32,7 @@ def cases(generator: torch.Generator) -> Iterator[Case]:
         tensors["x"] = normal(generator, View.of("x", (tokens, cols + 5), "f32"))
         tensors["expert"] = torch.tensor([experts], dtype=torch.int32)
         used = torch.rand((tokens, slots), generator=generator) < 0.5
-        used[0] = True  # every slot that holds an expert
+        used[0, 0], used[-1, 0], used[tokens // 2] = False, False, True  # each slot that holds an expert has a token
         used &= tensors["expert"] >= 0
         tensors["weight"] = normal(generator, weight) * used
         written = used[:, :, None].expand(y.shape)

@@ -8,15 +8,16 @@ import torch
 
 from tilecompile.ir.node import OpNode, View
 from tilecompile.ops.testing import Case, normal
+from tilecompile.runtime.format import MAX_TOKENS
 
 
 def cases(generator: torch.Generator) -> Iterator[Case]:
-    """Shapes with odd sizes, T = 1 and 3, both weight types."""
+    """Shapes with odd sizes, T = 1, 3 and the most, both weight types."""
     for tokens, rows, cols, dtype in (
         (1, 48, 64, "f32"),
         (3, 37, 53, "bf16"),
         (1, 200, 203, "bf16"),
-        (8, 16, 9, "f32"),
+        (MAX_TOKENS, 16, 9, "f32"),
     ):
         x, y = View.of("x", (tokens, cols), "f32"), View.of("y", (tokens, rows), "f32")
         w, u = (View.of(name, (rows, cols), dtype) for name in "wu")

@@ -27,76 +27,93 @@ struct Tokens {
   }
 };
 
-// One panel times B tokens. `next` is what will be read after the panel, into which the prefetches run on; without it,
-// what is stored after the panel. Nothing is prefetched for a block whose panel is in the cache already: `fetch`.
+// `panels` panels one after the other, each times B tokens, to out[panel][token]. `after` is what will be read after them,
+// into which the prefetches run on; without it, what is stored after them. Nothing is prefetched for a block of tokens
+// whose panels are in the cache already: `fetch`.
 template <int B, class W>
-[[gnu::noinline]] static void block_dot(const W* w, const float* const* x, int K, v16* out, bool fetch, const W* next) {
+[[gnu::noinline]] static void block_dot(const W* w, const float* const* x, int K, int panels, v16* out, bool fetch,
+                                        const W* after) {
   constexpr int WIDTH = B == 1 ? PARTS : 1;  // registers of a column at a time; of several, the sums would be too many
-  const int64_t bytes = int64_t(K) * PANEL * sizeof(W);
-  const char* here = reinterpret_cast<const char*>(w) + PREFETCH_BYTES;
-  const char* there = next ? reinterpret_cast<const char*>(next) + PREFETCH_BYTES - bytes : here;
+  const int whole = K / 4 * 4, prefetched = int(PREFETCH_BYTES / (PANEL * sizeof(W)));
   const float* row[B];
   for (int t = 0; t < B; ++t) row[t] = x[t];
-  for (int part = 0; part < PARTS; part += WIDTH) {
-    vf s[B][4][WIDTH];
-    repeat<B * 4 * WIDTH>([&](int i) INLINED { s[i / (4 * WIDTH)][i / WIDTH % 4][i % WIDTH] = vf{}; });
-    const auto add_pair = [&](int k, int q) INLINED {
-      vf even[WIDTH], odd[WIDTH];
-      repeat<WIDTH>([&](int p) INLINED { load_pair(w + k * PANEL, part + p, even[p], odd[p]); });
-      repeat<B * WIDTH>([&](int i) INLINED {
-        const int t = i / WIDTH, p = i % WIDTH;
-        s[t][q][p] = even[p] * row[t][k] + s[t][q][p];
-        s[t][q + 1][p] = odd[p] * row[t][k + 1] + s[t][q + 1][p];
-      });
-    };
-    int k = 0;
-    for (; k + 4 <= K; k += 4) {
-      if (B == 1 || (fetch && part == 0)) {
-        const int64_t done = int64_t(k) * PANEL * sizeof(W);
-        const char* ahead = (done + PREFETCH_BYTES < bytes ? here : there) + done;
-        for (int b = 0; b < int(4 * PANEL * sizeof(W)); b += 64) prefetch(ahead + b);
+  for (; panels > 0; --panels, w += size_t(K) * PANEL, out += B) {
+    const W* next = panels > 1 ? nullptr : after;
+    for (int part = 0; part < PARTS; part += WIDTH) {
+      vf s[B][4][WIDTH];
+      repeat<B * 4 * WIDTH>([&](int i) INLINED { s[i / (4 * WIDTH)][i / WIDTH % 4][i % WIDTH] = vf{}; });
+      const auto add_pair = [&](const W* at, int k, int q) INLINED {
+        vf even[WIDTH], odd[WIDTH];
+        repeat<WIDTH>([&](int p) INLINED { load_pair(at, part + p, even[p], odd[p]); });
+        repeat<B * WIDTH>([&](int i) INLINED {
+          const int t = i / WIDTH, p = i % WIDTH;
+          s[t][q][p] = even[p] * row[t][k] + s[t][q][p];
+          s[t][q + 1][p] = odd[p] * row[t][k + 1] + s[t][q + 1][p];
+        });
+      };
+      const auto add_last = [&](int q) INLINED {
+        repeat<WIDTH>([&](int p) INLINED {
+          const vf last = load_part(w + (K - 1) * PANEL, part + p);
+          repeat<B>([&](int t) INLINED { s[t][q][p] = last * row[t][K - 1] + s[t][q][p]; });
+        });
+      };
+      const auto add_columns = [&](int begin, int end, const char* ahead) INLINED {
+        const W* at = w + begin * PANEL;
+        for (int k = begin; k < end; k += 4, at += 4 * PANEL) {
+          if (ahead) {
+            for (int b = 0; b < int(4 * PANEL * sizeof(W)); b += 64) prefetch(ahead + b);
+            ahead += 4 * PANEL * sizeof(W);
+          }
+          repeat<2>([&](int pair) INLINED { add_pair(at + 2 * pair * PANEL, k + 2 * pair, 2 * pair); });
+        }
+      };
+      if (B > 1 && (!fetch || part > 0)) {
+        add_columns(0, whole, nullptr);
+      } else {  // the last columns fetch what comes after the panel
+        const int own = !next ? whole : whole > prefetched ? whole - prefetched : 0;
+        add_columns(0, own, reinterpret_cast<const char*>(w) + PREFETCH_BYTES);
+        add_columns(own, whole, reinterpret_cast<const char*>(next));
       }
-      repeat<2>([&](int pair) INLINED { add_pair(k + 2 * pair, 2 * pair); });
-    }
-    const auto add_last = [&](int q) INLINED {
-      repeat<WIDTH>([&](int p) INLINED {
-        const vf last = load_part(w + (K - 1) * PANEL, part + p);
-        repeat<B>([&](int t) INLINED { s[t][q][p] = last * row[t][K - 1] + s[t][q][p]; });
+      if (K % 4 >= 2) add_pair(w + whole * PANEL, whole, 0);
+      if (K % 4 == 1) add_last(0);
+      if (K % 4 == 3) add_last(2);
+      repeat<B * WIDTH>([&](int i) INLINED {
+        const auto sum = [&](int q) INLINED { return s[i / WIDTH][q][i % WIDTH]; };
+        out[i / WIDTH].p[part + i % WIDTH] = (sum(0) + sum(1)) + (sum(2) + sum(3));
       });
-    };
-    if (K % 4 >= 2) add_pair(k, 0);
-    if (K % 4 == 1) add_last(0);
-    if (K % 4 == 3) add_last(2);
-    repeat<B * WIDTH>([&](int i) INLINED {
-      const auto sum = [&](int q) INLINED { return s[i / WIDTH][q][i % WIDTH]; };
-      out[i / WIDTH].p[part + i % WIDTH] = (sum(0) + sum(1)) + (sum(2) + sum(3));
-    });
+    }
   }
 }
 
-// One panel times B tokens, 1 to BLOCK_TOKENS.
+// The same for B tokens, 1 to BLOCK_TOKENS.
 template <class W>
-inline void block_dot(int B, const W* w, const float* const* x, int K, v16* out, bool fetch, const W* next) {
+inline void block_dot(int B, const W* w, const float* const* x, int K, int panels, v16* out, bool fetch,
+                      const W* after) {
   [&]<int... N>(std::integer_sequence<int, N...>) {
-    ((B == N + 1 ? block_dot<N + 1>(w, x, K, out, fetch, next) : void()), ...);
+    ((B == N + 1 ? block_dot<N + 1>(w, x, K, panels, out, fetch, after) : void()), ...);
   }(std::make_integer_sequence<int, BLOCK_TOKENS>());
 }
 
 // Rows row_begin..row_end of N weights; `epilogue(acc, t, row, n)` gets the N results of 16 rows and token t, and stores
-// them. `after` is what will be read after the tile; without it, what is stored after the tile.
+// them. `after` is what will be read after the tile; without it, what is stored after the tile. Where all tokens are one
+// block, it takes several panels at a time; else each panel stays in the cache until all blocks have taken it.
 template <int N, class W, class Epilogue>
 inline void linear_rows(const W* w, const Tokens& tokens, int K, int row_begin, int row_end, Epilogue&& epilogue,
                         const W* after = nullptr) {
-  for (int row = row_begin; row < row_end; row += PANEL, w += N * size_t(K) * PANEL) {
-    const W* next = row + PANEL < row_end ? nullptr : after;
+  constexpr int ROOM = N * BLOCK_TOKENS > 16 ? N * BLOCK_TOKENS : 16;
+  const int most = tokens.count == 0 || tokens.count > BLOCK_TOKENS ? 1 : ROOM / (N * tokens.count);
+  for (int row = row_begin, panels; row < row_end; row += panels * PANEL, w += size_t(panels) * N * K * PANEL) {
+    panels = (row_end - row + PANEL - 1) / PANEL;
+    if (panels > most) panels = most;
+    const W* next = row + panels * PANEL < row_end ? nullptr : after;
     for (Block b(tokens.count, BLOCK_TOKENS); b.size > 0; b.advance()) {
-      v16 acc[N][BLOCK_TOKENS];
-      for (int i = 0; i < N; ++i)
-        block_dot(b.size, w + i * size_t(K) * PANEL, tokens.x + b.begin, K, acc[i], b.begin == 0, i == N - 1 ? next : nullptr);
-      for (int t = 0; t < b.size; ++t) {
+      v16 acc[ROOM];
+      block_dot(b.size, w, tokens.x + b.begin, K, N * panels, acc, b.begin == 0, next);
+      for (int i = 0; i < panels * b.size; ++i) {
+        const int at = row + i / b.size * PANEL, t = i % b.size;
         v16 a[N];
-        for (int i = 0; i < N; ++i) a[i] = acc[i][t];
-        epilogue(a, tokens.token[b.begin + t], row, row_end - row < PANEL ? row_end - row : PANEL);
+        for (int m = 0; m < N; ++m) a[m] = acc[(i / b.size * N + m) * b.size + t];
+        epilogue(a, tokens.token[b.begin + t], at, row_end - at < PANEL ? row_end - at : PANEL);
       }
     }
   }

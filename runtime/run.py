@@ -68,8 +68,9 @@ class Ask:
 
     ids: those of all positions from 0 on. The first `position` are in the caches; the others, at least one, are
     computed. max_new: tokens to generate at most. logits: where those of the computed ids go, f32 [n, vocab], or None.
-    drafts: tokens that a round of speculation drafts at most. sampler: the parameters for sampling; None: greedily,
-    with the engine's stop ids.
+    drafts: tokens that a round of speculation drafts at most, or AUTO_DRAFTS. script: for measurements, ids i32
+    [max_new + MAX_DRAFTS] that take the place of drafts: number i that of token i, whatever the model drafts.
+    sampler: the parameters for sampling; None: greedily, with the engine's stop ids.
     """
 
     ids: Ids
@@ -78,6 +79,7 @@ class Ask:
     logits: npt.NDArray[np.float32] | None = None
     drafts: int = 0
     sampler: Sampler | None = None
+    script: Ids | None = None
 
 
 class Aborted(Exception):
@@ -134,6 +136,7 @@ class Run:
         request["ids"], request["count"] = address(self._new), len(self._new)
         request["position"], request["max_new"] = ask.position, ask.max_new
         request["drafts"] = ask.drafts
+        request["script"] = 0 if ask.script is None else address(ask.script)
         request["logits"] = 0 if ask.logits is None else address(ask.logits)
         if ask.sampler is not None:
             ask.sampler.state(request)

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tilecompile.runtime.errors import InputError
-from tilecompile.runtime.folder.manifest import Manifest
-from tilecompile.runtime.format import MAX_DRAFTS, MAX_LOGPROBS, MAX_STOP_IDS
+from tilecompile.runtime.folder.manifest import KERNEL, Manifest
+from tilecompile.runtime.format import AUTO_DRAFTS, MAX_DRAFTS, MAX_LOGPROBS, MAX_STOP_IDS
 from tilecompile.runtime.validate import Number
 
 MAX_STOPS, MAX_STOP_LENGTH = 64, 1024
@@ -75,7 +75,8 @@ class SamplingParams:
     - `logprobs`: with every token come its log-probability and those of this many likeliest ids, by the model alone.
     - `min_tokens`: before so many tokens no stop id can be chosen. `stop`: texts that end the generation, and are left
       out unless `include_stop`; `stop_token_ids`: ids that do, besides the model's; `ignore_eos` ignores the model's.
-    - `drafts`: tokens that are drafted a step, 0 to 7, or "auto"; None is the engine's choice. Never changes the text.
+    - `drafts`: most tokens that a round of speculation drafts, 0 to 7; None or "auto": as many as pay, which the engine
+      measures. Never changes the text.
     - `allowed_tokens`: called before each token (`NextMask`), for grammars.
     """
 
@@ -173,10 +174,17 @@ class SamplingParams:
             )
 
     def depth(self, manifest: Manifest) -> int:
-        """Tokens that a round of speculation drafts at most; none where each token has a mask of its own."""
+        """Tokens that a round of speculation drafts at most, as kernels take it.
+
+        Left to the engine, a kernel for CPUs finds the depth that pays; one for GPUs drafts as many as it can.
+        None are drafted where each token has a mask of its own.
+        """
         if self.allowed_tokens is not None:
             return 0
-        return self.drafts if isinstance(self.drafts, int) else 0
+        if isinstance(self.drafts, int):
+            return self.drafts
+        most = manifest.programs.drafts
+        return AUTO_DRAFTS if most and manifest.kernel == KERNEL else most
 
     @property
     def max_new(self) -> int:

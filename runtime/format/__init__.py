@@ -56,6 +56,7 @@ from tilecompile.runtime.format.block import (
 from tilecompile.runtime.format.constants import (
     ALIGN,
     ARENAS,
+    AUTO_DRAFTS,
     COMMIT_KIND,
     CONDITIONAL,
     DTYPE_BYTES,
@@ -151,6 +152,7 @@ __all__ = [
     "ACCESS",
     "ALIGN",
     "ARENAS",
+    "AUTO_DRAFTS",
     "BIASED",
     "BLOCK",
     "BOARD_BYTES",

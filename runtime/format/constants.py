@@ -18,6 +18,9 @@ MAX_DRAFTS = 7
 NONE = 0xFFFFFFFF
 """An absent index in a u32 field."""
 
+AUTO_DRAFTS = NONE
+"""`Request.drafts`: as many as pay, by what the kernel itself measures (`targets/draft_depth.h`)."""
+
 COMMIT_KIND = 0
 """Task kind of the sink, which every kernel implements in its loop."""
 

@@ -19,7 +19,8 @@ ENUMS: tuple[type[IntEnum], ...] = (constants.State, constants.Reason)
 
 CONSTANTS = {
     **dict.fromkeys(
-        ("NONE", "FORMAT_VERSION", "READ", "WRITE", "PREDICATED", "CONDITIONAL", "NEEDS_LOGITS"), "uint32_t"
+        ("NONE", "AUTO_DRAFTS", "FORMAT_VERSION", "READ", "WRITE", "PREDICATED", "CONDITIONAL", "NEEDS_LOGITS"),
+        "uint32_t",
     ),
     **dict.fromkeys(("REMOTE", "BOARD_BYTES", "LEAVE_OFFSET"), "uint32_t"),
     **dict.fromkeys(("FILL_BF16", "FILL_F32", "FILL_E4M3"), "uint32_t"),

@@ -56,7 +56,7 @@ LAUNCH = Record(
 
 REQUEST = Record(
     "Request",
-    88,
+    96,
     (
         Field("ids", "u8", "address of the prompt's ids, i4"),
         Field("logits", "u8", "address for the logits of every prompt position, f32 [count, vocab], or 0"),
@@ -66,10 +66,11 @@ REQUEST = Record(
         Field("biases", "u8", "address of their biases, f4"),
         Field("allowed", "u8", "address of bits [vocab]: ids that can come first; 0 without a mask before each token"),
         Field("logprobs", "u8", "address for each token's log-probabilities, 1 + 2 logprob_count words; or 0"),
+        Field("script", "u8", "address of ids that take the place of drafts, by the number of the token, i4; or 0"),
         Field("count", "u4", "ids in the prompt, at least 1"),
         Field("position", "u4", "position of the first id"),
         Field("max_new", "u4", "tokens to generate at most; 0 to only feed the prompt"),
-        Field("drafts", "u4", "tokens to draft in each round of speculation at most; 0: none"),
+        Field("drafts", "u4", "tokens to draft in each round of speculation at most; 0: none; or AUTO_DRAFTS"),
         Field("bias_count", "u4", "entries in `bias_ids`"),
         Field("logprob_count", "u4", "likeliest ids that come with each token's log-probability"),
     ),

@@ -22,6 +22,7 @@ FORMAT = "runtime/format/"
 OWNED = {
     *(
         "NONE",
+        "AUTO_DRAFTS",
         "FORMAT_VERSION",
         "COMMIT_KIND",
         "MAX_TOKENS",

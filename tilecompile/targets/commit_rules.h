@@ -143,6 +143,12 @@ TC_RULE uint32_t known_follower(const Step& step, const Asked& asked, const Limi
   return decide(step, asked, limits, none, none, none).program;
 }
 
+// Most drafts of a round.
+TC_RULE uint32_t most_drafts(const Limits& limits) {
+  const uint32_t verify = limits.programs[limits.first_program].on_verify;
+  return verify == NONE ? 0 : limits.programs[verify].tokens - 1;
+}
+
 // Whether a step goes on with what the MTP layer's caches hold, `extended` positions: then they hold its positions too.
 TC_RULE bool extends(const Limits& limits, const Step& step, uint32_t extended) {
   return step.program == limits.programs[step.program].on_taken && step.position <= extended;

@@ -1,54 +1,52 @@
 // How many tokens a round of speculation drafts, where the request leaves it to the engine.
 //
 // The depth with the most tokens a second, by what the request itself has shown: how often the draft at each depth was
-// accepted, and how long the steps of each program took. Averages forget, so that they follow the text. A depth that has
-// not been tried counts as good as the last one that was, and now and then a round goes one deeper than the best depth,
-// so that a text that becomes easier to predict is noticed. The text is the same at any depth.
+// accepted, and how long the steps of each program took. Averages forget, so that they follow the text. A draft that has
+// not been tried counts as good as the one before it. Now and then some rounds go one deeper than the best depth, and a
+// request that does without drafts tries some rounds again, so that a text that becomes easier is noticed. The text is
+// the same at any depth.
 #pragma once
 
 class DraftDepth {
  public:
-  static constexpr uint32_t AUTO = 0xFFFFFFFF;  // `Request::drafts`
-  static constexpr uint32_t PROBE = 24;         // rounds between two that go deeper
-  static constexpr uint32_t REST = 48;          // tokens without speculation before a round is tried again
-  static constexpr uint32_t FIRST = 4;          // rounds before a step without drafts, in an engine's first request
+  static constexpr uint32_t PROBE = 48;  // rounds between trials of one more draft
+  static constexpr uint32_t REST = 96;   // tokens without speculation between trials of a round
+  static constexpr uint32_t TRIAL = 4;   // rounds of a trial
+  static constexpr uint32_t FIRST = 4;   // rounds before a step without drafts, in an engine's first request
+  static constexpr uint32_t MEMORY = 16; // samples that an average remembers, about; while it is tried again, MEMORY / 4
 
   // Begins a request whose rounds draft `most` tokens at most. What steps cost is kept from the request before.
   void begin(uint32_t most) {
     most_ = most < MAX_DRAFTS ? most : MAX_DRAFTS;
-    for (double& a : accepted_) a = -1;
+    for (Mean& a : accepted_) a = {};
     depth_ = most_;
-    rounds_ = plain_ = 0;
+    rounds_ = plain_ = trial_ = 0;
   }
 
-  // A step has run: its kind, the drafts that it verified, and its time in ns.
+  // A step without drafts has run in `ns`.
   void decoded(double ns) {
-    learn(decode_, ns);
-    ++plain_;
-    if (depth_ == 0 && plain_ >= REST) {
+    decode_.learn(ns);
+    if (depth_ == 0 && ++plain_ >= REST) {
       plain_ = 0;
-      const uint32_t found = best();
-      depth_ = found ? found : 1;
+      try_at(best() ? best() : 1);
     }
   }
-  void extended(double ns) { learn(extend_, ns); }
-  void drafted(double ns) { learn(draft_, ns); }
+  void extended(double ns) { extend_.learn(ns); }
+  void drafted(double ns) { draft_.learn(ns); }
 
-  // A round is over that verified `drafts` tokens, of which `taken` were accepted.
+  // A round is over that verified `drafts` tokens in `ns`, of which `taken` were accepted.
   void verified(uint32_t drafts, uint32_t taken, double ns) {
-    learn(verify_[drafts], ns);
-    for (uint32_t i = 0; i < drafts; ++i) {
-      double& a = accepted_[i];
-      const double seen = taken > i;
-      a = a < 0 ? seen : a + (seen - a) * RATE;
-    }
-    ++rounds_;
-    if (decode_ == 0 && rounds_ == FIRST) {  // what a step without drafts costs must be seen once
+    verify_[drafts].learn(ns);
+    for (uint32_t i = 0; i < drafts; ++i) accepted_[i].learn(taken > i);
+    if (++rounds_ == FIRST && !decode_.count) {  // what a step without drafts costs must be seen once
       depth_ = 0;
       plain_ = REST - 2;
-    } else if (decode_ > 0) {
+    } else if (trial_ > 0) {
+      --trial_;
+      if (trial_ == 0) depth_ = best();
+    } else if (decode_.count) {
       depth_ = best();
-      if (rounds_ % PROBE == 0 && depth_ < most_) ++depth_;
+      if (rounds_ % PROBE == 0 && depth_ < most_) try_at(depth_ + 1);
     }
   }
 
@@ -56,39 +54,48 @@ class DraftDepth {
   uint32_t depth() const { return depth_; }
 
  private:
-  static constexpr double RATE = 1.0 / 16;
+  // An average that forgets.
+  struct Mean {
+    double value = 0;
+    uint32_t count = 0;
+    void learn(double seen) {
+      if (count < MEMORY) ++count;
+      value += (seen - value) / count;
+    }
+  };
 
-  static void learn(double& mean, double ns) { mean = mean == 0 ? ns : mean + (ns - mean) * RATE; }
+  void try_at(uint32_t depth) {
+    depth_ = depth;
+    trial_ = TRIAL;
+    for (Mean& a : accepted_)
+      if (a.count > MEMORY / 4) a.count = MEMORY / 4;
+  }
 
   // ns of a step that verifies `drafts` tokens: as measured, or in line with the nearest depths that were.
   double verify(uint32_t drafts) const {
-    if (verify_[drafts] > 0) return verify_[drafts];
-    double below = decode_, above = 0;
+    if (verify_[drafts].count) return verify_[drafts].value;
+    double below = decode_.value, above = 0;
     uint32_t lower = 0, upper = 0;
     for (uint32_t d = 1; d <= most_; ++d) {
-      if (verify_[d] <= 0) continue;
-      if (d < drafts) below = verify_[d], lower = d;
-      if (d > drafts && above == 0) above = verify_[d], upper = d;
+      if (!verify_[d].count) continue;
+      if (d < drafts) below = verify_[d].value, lower = d;
+      if (d > drafts && !upper) above = verify_[d].value, upper = d;
     }
-    if (above == 0) return below;
-    if (below == 0) return above;
-    return below + (above - below) * (drafts - lower) / (upper - lower);
+    return upper ? below + (above - below) * (drafts - lower) / (upper - lower) : below;
   }
 
   uint32_t best() const {
     uint32_t found = 0;
-    double fastest = 1 / decode_, tokens = 1, last = 1;
+    double fastest = 1 / decode_.value, tokens = 1, last = 1;
     for (uint32_t d = 1; d <= most_; ++d) {
-      const double a = accepted_[d - 1];
-      last = a >= 0 ? a : last;
+      if (accepted_[d - 1].count) last = accepted_[d - 1].value;
       tokens += last;
-      const double rate = tokens / (verify(d) + extend_ + (d - 1) * draft_);
+      const double rate = tokens / (verify(d) + extend_.value + (d - 1) * draft_.value);
       if (rate > fastest) fastest = rate, found = d;
     }
     return found;
   }
 
-  uint32_t most_ = 0, depth_ = 0, rounds_ = 0, plain_ = 0;
-  double accepted_[MAX_DRAFTS] = {}, verify_[MAX_DRAFTS + 1] = {};
-  double decode_ = 0, extend_ = 0, draft_ = 0;
+  uint32_t most_ = 0, depth_ = 0, rounds_ = 0, plain_ = 0, trial_ = 0;
+  Mean accepted_[MAX_DRAFTS], verify_[MAX_DRAFTS + 1], decode_, extend_, draft_;
 };

@@ -90,6 +90,8 @@ int32_t tc_submit(void* handle, const Request* request) {
   e->prompt.assign(ids, ids + request->count);
   e->fed = e->generated = e->reason = e->abort = 0;
   e->drafted = 0;
+  e->depth.begin(most_drafts(e->limits()));
+  e->committed = std::chrono::steady_clock::now();
   e->extended = request->position;
   for (auto& steps : e->program_steps) steps = 0;
   for (uint32_t i = 0; i < MAX_DRAFTS; ++i) e->proposed[i] = e->accepted[i] = 0;

@@ -24,6 +24,9 @@ HERE = Path(__file__).parent
 RULES = HERE.parent / "commit_rules.h"
 """What follows a step of a request, for all targets."""
 
+DEPTH = HERE.parent / "draft_depth.h"
+"""How many tokens a round of speculation drafts."""
+
 KIT = Path(__file__).parents[2] / "ops" / "kit" / "cpu"
 
 FRONT = ("simd.h", "call.h")
@@ -77,7 +80,7 @@ def bodies_source(kinds: list[Kind]) -> str:
 
 def kernel_source(kinds: list[Kind], title: str, contract: Mapping[str, Any]) -> str:
     """The whole kernel: bodies, resident loop, what the runtime calls, and what it is for (`folder/contract.py`)."""
-    tail = [path.read_text().replace("#pragma once\n", "") for path in (RULES, *(HERE / name for name in LOOP))]
+    tail = [path.read_text().replace("#pragma once\n", "") for path in (RULES, DEPTH, *(HERE / name for name in LOOP))]
     head = f"// {title}\n// One resident megakernel: task bodies specialised to shapes, and the loop over the tables.\n"
     stated = json.dumps(MARK + json.dumps(contract))
     about = f'extern "C" {{\nextern const char tc_contract[];\nconst char tc_contract[] = {stated};\n}}\n'

@@ -29,6 +29,8 @@ struct Engine {
   uint32_t drafted = 0;
   Sampler sampler;
   Next pending = {};  // the step that follows once a PAUSED request has its mask
+  DraftDepth depth;  // of a request that leaves it to the engine
+  std::chrono::steady_clock::time_point committed;  // when the step before ended
   std::atomic<uint32_t> extended{0};
   std::atomic<uint32_t> program_steps[MAX_PROGRAMS] = {}, proposed[MAX_DRAFTS] = {}, accepted[MAX_DRAFTS] = {};
   std::atomic<uint64_t> step_count{0};
@@ -62,7 +64,7 @@ struct Engine {
             request.count,
             request.max_new,
             request.logits != 0,
-            request.drafts,
+            request.drafts == AUTO_DRAFTS ? depth.depth() : request.drafts,
             generated.load(std::memory_order_relaxed),
             drafted,
             abort.load(std::memory_order_relaxed)};
@@ -124,6 +126,23 @@ struct Engine {
     memcpy(out, table<float>(program.logits), size_t(done - before) * launch.vocab * sizeof(float));
   }
 
+  // Notes how long a step took, and what became of the drafts that it verified.
+  void learn(const Step& s, const Asked& now, const Next& next) {
+    if (request.drafts != AUTO_DRAFTS) return;
+    const auto before = std::exchange(committed, std::chrono::steady_clock::now());
+    const double ns = double(std::chrono::nanoseconds(committed - before).count());
+    const StepProgram& of = program(s.program);
+    if (s.program == of.on_taken) {
+      if (s.flags & NEEDS_LOGITS) depth.extended(ns);
+    } else if (of.drafts) {
+      depth.drafted(ns);
+    } else if (now.drafted) {
+      depth.verified(now.drafted, next.taken ? next.taken - 1 : 0, ns);
+    } else if (s.tokens == 1) {
+      depth.decoded(ns);
+    }
+  }
+
   // The sink: every other instruction of the step is done. Takes what was sampled, and starts what comes next.
   void commit(const Step& s) {
     step_count.fetch_add(1, std::memory_order_relaxed);
@@ -137,7 +156,11 @@ struct Engine {
         [&](uint32_t i) { return stop(i); });
     count(program_steps[s.program]);
     if (extends(limits(), s, extended.load(std::memory_order_relaxed))) extended.store(s.context, std::memory_order_relaxed);
-    if (next.drafted > drafted) drafts[drafted] = draft_of(limits(), sampled[next.row]);
+    learn(s, now, next);
+    if (next.drafted > drafted) {
+      const int32_t* script = table<int32_t>(request.script);
+      drafts[drafted] = draft_of(limits(), script ? script[now.generated + drafted] : sampled[next.row]);
+    }
     drafted = next.drafted;
     if (next.taken) {
       for (uint32_t i = 0; i < now.drafted; ++i) {

@@ -60,7 +60,7 @@ def test_speculation_times_follow_from_the_acceptance(model: Path, tmp_path: Pat
     assert half["draft_ms"] > 0
     assert half["token_ms"] == half["round_ms"] / 1.75
     assert "drafts no tokens" in run("simulate", *args[:-1], "0", "--acceptance", "0.9").stderr
-    text = run("simulate", *args, "--acceptance", "0.5").stdout
+    text = " ".join(run("simulate", *args, "--acceptance", "0.5").stdout.split())
     assert "drafts accepted at 0.5" in text
 
 

@@ -309,7 +309,7 @@ MISTAKES = {
             "step_at(program.on_prompt, newest, 1, true);\n  next.row",
         )
     ],
-    "requests begin with program 0": [("limits.programs[limits.first_program]", "limits.programs[0]")],
+    "requests begin with program 0": [("programs[limits.first_program], asked", "programs[0], asked")],
     "ids behind the prompt": [("left < most ? left : most", "most")],
     "more ids than a program takes": [("left < most ? left : most", "left")],
     "one id like several": [("left == 1 ? from.on_single : ", "")],

@@ -187,8 +187,8 @@ def _event_tensors(tables: Mapping[str, Table]) -> dict[int, Line]:
     of_events, of_tensors = (repeats[repeats["line"] == LINES.index(name)] for name in ("events", "event_tensors"))
     for events, tensors in zip(of_events, of_tensors, strict=True):
         if events["begin"] < events["end"]:
-            bounds = (np.array([int(tensors[field])]) for field in ("begin", "end"))
-            found[int(tables["events"]["program"][events["begin"]])] = Line(*bounds, int(tensors["times"]))
+            begin, end = (np.array([int(tensors[field])]) for field in ("begin", "end"))
+            found[int(tables["events"]["program"][events["begin"]])] = Line(begin, end, int(tensors["times"]))
     return found
 
 

@@ -122,7 +122,9 @@ def fill(engine: Subject, tables: Tables, evaluator: Evaluator) -> None:
             continue
         rng, target = np.random.default_rng(b), memory.buffer(b)
         values = rng.standard_normal(target.numel()).astype(np.float32)
-        if target.dtype.is_floating_point:
+        if about["tensor"].split("@")[0] in fmt.SAMPLING_INPUTS:
+            target.zero_()  # greedily: a drawn record would say nothing that a request could
+        elif target.dtype.is_floating_point:
             target.copy_(memory.buffer(b).new_tensor(values))
         else:
             position = about["tensor"].split("@")[0] == "position"

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from tilecompile.runtime.errors import InputError
 from tilecompile.runtime.folder.manifest import KERNEL, Manifest
-from tilecompile.runtime.format import AUTO_DRAFTS, MAX_DRAFTS, MAX_LOGPROBS, MAX_STOP_IDS
+from tilecompile.runtime.format import AUTO_DRAFTS, MAX_DRAFTS, MAX_LOGPROBS, MAX_STOP_IDS, RECOMMENDED
 from tilecompile.runtime.validate import Number
 
 MAX_STOPS, MAX_STOP_LENGTH = 64, 1024
@@ -56,7 +56,7 @@ NUMBERS: dict[str, Number] = {
 OPTIONAL = frozenset({"temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "logprobs"})
 """Those of them that may be None."""
 
-DEFAULTS: dict[str, float] = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
+DEFAULTS: dict[str, float] = dict(zip(RECOMMENDED, (0.0, 0, 1.0, 0.0, 1.0), strict=True))
 """What holds where neither the request nor the model's `generation_config.json` says anything: greedy decoding."""
 
 

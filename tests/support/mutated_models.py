@@ -29,6 +29,7 @@ MODELS: dict[str, tuple[dict[str, Any], bool]] = {
     "tiny reusing": ({}, True),
     "odd": ({**ODD, "num_hidden_layers": 3}, False),
     "odd reusing": ({**ODD, "num_nextn_predict_layers": 0}, True),
+    "every program": ({"num_hidden_layers": 1}, False),
     "shared": ({"num_hidden_layers": 4, "index_topk_pattern": "FSFS", "num_nextn_predict_layers": 0}, False),
 }
 """What differs from `small.GLM5`, and whether buffers are written more than once: see `spared` and `reusing`."""
@@ -38,7 +39,7 @@ MODELS: dict[str, tuple[dict[str, Any], bool]] = {
 def graphs(model: str) -> tuple[OpGraph, ...]:
     """The step programs of a model."""
     config = Glm5Config.from_dict({**GLM5, **MODELS[model][0]})
-    out = traced_programs(config, Storage(32))
+    out = traced_programs(config, Storage(32), every=model == "every program")
     return tuple(reusing(spared(fuse(g))) if MODELS[model][1] else fuse(g) for g in out)
 
 

@@ -108,11 +108,11 @@ def traced(middle: Middle, tokens: int = 2) -> OpGraph:
     return trace_step(module, tokens)
 
 
-def traced_programs(config: ModelConfig, storage: Storage) -> list[OpGraph]:
-    """The unfused programs of a model that take one token a step."""
+def traced_programs(config: ModelConfig, storage: Storage, every: bool = False) -> list[OpGraph]:
+    """The unfused programs of a model that take one token a step, or `every` one."""
     spec = spec_of(config)
     steps = STEPS if spec.drafts(config) else Steps()
-    found = [step for step in spec.programs(config, steps) if step.tokens == 1]
+    found = [step for step in spec.programs(config, steps) if every or step.tokens == 1]
     return [trace_program(step, config, storage, steps) for step in found]
 
 

@@ -16,6 +16,8 @@ from tilecompile.verify.window import Window
 from tilecompile.verify.windows import Proved
 
 SAMPLE = (("tiny", 2), ("tiny reusing", 3), ("tiny reusing", 4), ("odd reusing", 2), ("shared", 3))
+PROGRAMS = ("every program", 2)
+"""An engine whose requests move between all step programs."""
 ALL = (*((model, workers) for model in MODELS for workers in (2, 3, 8)), ("tiny reusing", 4), ("odd reusing", 4))
 
 Table = dict[tuple[str, str], Counter[str]]
@@ -71,7 +73,7 @@ def check(table: Table) -> None:
             assert not table[case]["redundant"], case
 
 
-@pytest.mark.parametrize(("model", "workers"), SAMPLE)
+@pytest.mark.parametrize(("model", "workers"), (*SAMPLE, PROGRAMS))
 def test_the_oracle_and_the_proof_accept_compiled_engines(model: str, workers: int) -> None:
     tables = put_together(engine(model, workers).parts)
     assert wrong(tables, unroll=False) is None
@@ -82,6 +84,13 @@ def test_mutations_of_compiled_engines_are_refused_or_harmless() -> None:
     table = run(SAMPLE, 4, 0)
     assert show(table) >= 300
     check(table)
+
+
+@pytest.mark.slow
+def test_mutations_of_an_engine_with_every_program_are_refused_or_harmless() -> None:
+    """Edges of states and caches are among them: what a program hands to another, and rows that another overwrites."""
+    table = run((PROGRAMS,), 25, 0)
+    assert show(table) >= 500
 
 
 @pytest.mark.slow

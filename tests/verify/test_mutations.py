@@ -73,7 +73,7 @@ def check(table: Table) -> None:
             assert not table[case]["redundant"], case
 
 
-@pytest.mark.parametrize(("model", "workers"), (*SAMPLE, PROGRAMS))
+@pytest.mark.parametrize(("model", "workers"), [*SAMPLE, PROGRAMS])
 def test_the_oracle_and_the_proof_accept_compiled_engines(model: str, workers: int) -> None:
     tables = put_together(engine(model, workers).parts)
     assert wrong(tables, unroll=False) is None

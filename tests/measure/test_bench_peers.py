@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from support.bench import refused, run
+from support.bench import refused, run, shorten_requests
 from support.engines import Built
 from support.paths import EXAMPLES, ROOT
 from tilecompile.errors import InputError
@@ -30,6 +30,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short measurements."""
     monkeypatch.setattr(roof, "SECONDS", 5e-4)
     monkeypatch.setattr(rounds, "ROUND_MS", 3.0)
+    shorten_requests(monkeypatch)
 
 
 def python(code: str, *arguments: str) -> str:
@@ -202,7 +203,7 @@ def test_peers_on_a_gpu_run_after_the_engine_is_closed(
     closed: list[bool] = []
 
     def bench(name: str, **rest: Any) -> dict[str, Any]:
-        closed.append(on_gpu[-1]._kernel.closed)
+        closed.append(on_gpu[-1]._requests.kernel.closed)
         return {"name": name, "ms_per_step": 8.0, "spread": [7.0, 9.0], "settings": {}}
 
     monkeypatch.setattr(peers, "bench", bench)

@@ -1,4 +1,4 @@
-"""Step programs in real requests: drafts and chunks never change the text, and a second turn goes on where one ended."""
+"""Step programs in requests: drafts and chunks never change the text, a second turn goes on where the first ended."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_a_request_ends_within_a_round(loaded: tilecompile.Engine) -> None:
 
 
 def test_more_drafts_than_the_engine_has_are_refused(loaded: tilecompile.Engine) -> None:
-    with pytest.raises(InputError, match="drafts is 4, and .* drafts 3 at most"):
+    with pytest.raises(InputError, match=r"drafts is 4, and .* drafts 3 at most"):
         loaded.generate([1], SamplingParams(drafts=4))
 
 

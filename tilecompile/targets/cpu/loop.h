@@ -94,7 +94,7 @@ struct Engine {
     for (uint32_t i = 0; i < next.tokens; ++i) ids[i] = id_at(first + i);
     buffer<int32_t>(launch.position_buffer)[0] = int32_t(next.position);
     TC_CHAOS("before a step begins")
-    TC_PROFILED(profile.publish(n);)
+    TC_PROFILED(profile.publish(n, s);)
     sequence.store(n, std::memory_order_seq_cst);
     TC_CHAOS("before parked threads wake")
     if (parked.load(std::memory_order_seq_cst)) sequence.notify_all();

@@ -75,6 +75,15 @@ class GatedMlp(nn.Module):
         return y
 
 
+def next_ids(logits: Tensor, ids: Tensor, position: Tensor, sampling: tuple[Tensor, ...], shift: int = 0) -> Tensor:
+    """The id after each row of the logits [R, vocab], i32 [R]: chosen by SAMPLING, or the likeliest without it.
+
+    ids [T] are the step's, the first of them `shift` positions behind position [1].
+    """
+    y: Tensor = ops.sample(logits, ids, position, *sampling, shift) if sampling else ops.argmax(logits)
+    return y
+
+
 def inverse_frequencies(width: int, theta: float) -> Tensor:
     """Radians per position of each rotated pair of `width` elements, with the base `theta`: f32 [width / 2]."""
     exponents = torch.arange(0, width, 2, dtype=torch.float32) / width

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, Self, TypeVar
 
-from tilecompile.runtime.format import LOOP_INPUTS, PROGRAMS
+from tilecompile.runtime.format import LOOP_INPUTS, PROGRAMS, SAMPLING_INPUTS, SAMPLING_WORDS
 from tilecompile.runtime.weight_formats import FORMATS
 
 if TYPE_CHECKING:
@@ -142,13 +142,15 @@ class StepProgram(Generic[C]):
     """One step program: a module whose `forward` takes INPUTS in their order and returns LOOP_OUTPUTS.
 
     `module(config, storage, steps, tokens)` makes it for steps of `tokens` tokens, with parameters named as in the
-    parameter table. `states` are its buffers that step programs hand to each other.
+    parameter table. `states` are its buffers that step programs hand to each other. One that `samples` takes
+    SAMPLING too, where the target's kernel writes them, and chooses ids by them; without them it takes the likeliest.
     """
 
     name: str
     tokens: int
     module: Callable[[C, Storage, Steps, int], nn.Module]
     states: tuple[str, ...] = ()
+    samples: bool = False
 
     def __post_init__(self) -> None:
         if self.name not in PROGRAMS:
@@ -160,6 +162,17 @@ INPUTS = {"ids": Input(("tokens",)), "position": Input((1,))}
 
 if tuple(INPUTS) != LOOP_INPUTS:
     raise AssertionError(f"step programs have inputs {tuple(INPUTS)}, want {LOOP_INPUTS}")
+
+
+SAMPLING = {
+    "sampling": Input((SAMPLING_WORDS,)),
+    "bias": Input(("vocab_size",), "f32"),
+    "counts": Input(("vocab_size",)),
+}
+"""The further inputs of a step program that samples, in the order of SAMPLING_INPUTS."""
+
+if tuple(SAMPLING) != SAMPLING_INPUTS:
+    raise AssertionError(f"step programs sample with {tuple(SAMPLING)}, want {SAMPLING_INPUTS}")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Self
 from tilecompile.runtime.errors import EngineError
 from tilecompile.runtime.generate import Output, TokenStream
 from tilecompile.runtime.run import Stats
+from tilecompile.runtime.sampler import Logprobs
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,8 @@ class _End:
     error: BaseException | None
 
 
-_Item = tuple[int, str] | _End
-"""A token and the piece that came with it, or the end."""
+_Item = tuple[int, str, Logprobs | None] | _End
+"""A token with the fields of the stream that came with it, or the end."""
 
 
 class AsyncTokenStream(AsyncIterator[int]):
@@ -42,17 +43,18 @@ class AsyncTokenStream(AsyncIterator[int]):
         self._ended: asyncio.Future[None] | None = None
         self._closed = False
         self.piece = ""
+        self.logprobs: Logprobs | None = None
         self.stats: Stats | None = None
 
     async def __anext__(self) -> int:
-        self.piece = ""
+        self.piece, self.logprobs = "", None
         if self._closed:
             raise StopAsyncIteration
         item = await self._next(each=True)
         if isinstance(item, _End):
             self.piece = item.piece
             raise StopAsyncIteration
-        token, self.piece = item
+        token, self.piece, self.logprobs = item
         return token
 
     async def output(self) -> Output:
@@ -127,7 +129,7 @@ def _run(
             with stream:
                 if each:
                     for token in stream:
-                        loop.call_soon_threadsafe(items.put_nowait, (token, stream.piece))
+                        loop.call_soon_threadsafe(items.put_nowait, (token, stream.piece, stream.logprobs))
                 else:
                     output = stream.output()
         except BaseException as found:  # whatever it is: who waits gets it

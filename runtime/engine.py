@@ -54,15 +54,15 @@ class Engine(LoadedEngine):
         asked = params_of(params, max_new_tokens).resolved(self.manifest)
         if asked.stop:
             return self._streamed(prompt, asked, wait).output()
-        ids, max_new, text = self._ids(prompt), asked.max_new, self.text
+        ids, text = self._ids(prompt), self.text
 
         def work() -> Output:
-            with self._requests.start(self._requests.reusing(ids, max_new, asked.depth(self.manifest))) as run:
+            with self._requests.start(self._requests.reusing(ids, asked)) as run:
                 if run.wait(0):
-                    run.wait(max_new)
-                tokens, stats = run.tokens(), run.stats()
+                    run.wait(asked.max_new)
+                tokens, stats, logprobs = run.tokens(), run.stats(), run.logprobs()
             shown = tokens[:-1] if tokens and tokens[-1] in asked.stop_token_ids else tokens
-            return Output(tokens, text.decode(shown) if text else None, stats)
+            return Output(tokens, text.decode(shown) if text else None, stats, logprobs)
 
         return self._requests.held(work, wait)
 
@@ -82,11 +82,11 @@ class Engine(LoadedEngine):
         return self._streamed(prompt, params_of(params, max_new_tokens).resolved(self.manifest), wait)
 
     def _streamed(self, prompt: Prompt, asked: SamplingParams, wait: bool) -> TokenStream:
-        ids, max_new, drafts = self._ids(prompt), asked.max_new, asked.depth(self.manifest)
+        ids = self._ids(prompt)
         if asked.stop and self.text is None:
             raise InputError(f"{self.manifest.folder}: the engine has no tokenizer, so it can't stop at texts")
         text = ShownText(self.text.pieces(), asked) if self.text else None
-        return TokenStream(lambda abort: self._requests.begin(ids, max_new, abort, wait, drafts), text)
+        return TokenStream(lambda abort: self._requests.begin(ids, asked, abort, wait), text)
 
     async def agenerate(
         self,

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from tilecompile.runtime.errors import EngineError, InputError
 from tilecompile.runtime.requests import Begin, Held
 from tilecompile.runtime.run import Abort, Aborted, Stats
+from tilecompile.runtime.sampler import Logprobs
 from tilecompile.runtime.stops import ShownText
 
 
@@ -22,12 +23,14 @@ class Output:
     """What `Engine.generate` returns.
 
     `tokens` are the generated ids, with the stop id if one ended the generation. `text` is their text without that
-    stop id and without special tokens; None in an engine without tokenizer.
+    stop id and without special tokens; None in an engine without tokenizer. `logprobs` are those of each token, if the
+    request asked for them.
     """
 
     tokens: list[int]
     text: str | None
     stats: Stats
+    logprobs: list[Logprobs] | None = None
 
 
 def check_ids(prompt: Iterable[Any], vocab: int, max_seq_len: int) -> npt.NDArray[np.int32]:
@@ -75,6 +78,8 @@ class TokenStream(Iterator[int]):
         self.piece = ""
         self.stats: Stats | None = None
         """Figures of the request, once it has ended."""
+        self.logprobs: Logprobs | None = None
+        """Those of the latest token, if the request asked for them."""
 
     def __next__(self) -> int:
         self.piece = ""
@@ -92,6 +97,7 @@ class TokenStream(Iterator[int]):
                 self.piece = self._text.finish() if self._text else ""
                 raise StopIteration
             token = self._ready.pop()
+            self.logprobs = run.logprobs_of(self._count)
             self._count += 1
             if self._text:
                 self.piece = self._text.push(token)
@@ -122,14 +128,16 @@ class TokenStream(Iterator[int]):
         """All of it, as `Engine.generate` returns it."""
         tokens: list[int] = []
         said: list[str] = []
+        logprobs: list[Logprobs] = []
         with self:
             for token in self:
                 tokens.append(token)
                 said.append(self.piece)
+                logprobs += [self.logprobs] if self.logprobs else []
             said.append(self.piece)
         if self.stats is None:
             raise EngineError("the stream was closed before it began")
-        return Output(tokens, "".join(said) if self._text else None, self.stats)
+        return Output(tokens, "".join(said) if self._text else None, self.stats, logprobs or None)
 
     def __enter__(self) -> Self:
         return self

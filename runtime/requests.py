@@ -19,6 +19,8 @@ from tilecompile.runtime.format import State
 from tilecompile.runtime.kernel import Resident
 from tilecompile.runtime.launches import Launches
 from tilecompile.runtime.run import Abort, Ask, Run, settle
+from tilecompile.runtime.sampler import Sampler
+from tilecompile.runtime.sampling import SamplingParams
 
 Result = TypeVar("Result")
 
@@ -109,21 +111,27 @@ class Requests:
                 self.kernel.abort()
             raise
 
-    def begin(self, ids: Ids, max_new: int, abort: Abort, wait: bool = False, drafts: int = 0) -> Held:
+    def begin(self, ids: Ids, params: SamplingParams, abort: Abort, wait: bool = False) -> Held:
         """Takes the engine and starts a generation for a holder that gives it up itself; Aborted as in `held`."""
         claim = Claim()
         claim.acquire()
         try:
             self._take(claim, wait, abort)
-            return Held(self.start(self.reusing(ids, max_new, drafts), abort), claim, self._claims.pass_on)
+            return Held(self.start(self.reusing(ids, params), abort), claim, self._claims.pass_on)
         except BaseException:
             claim.release()
             self._claims.pass_on()
             raise
 
-    def reusing(self, ids: Ids, max_new: int, drafts: int = 0) -> Ask:
-        """A generation that computes no position that the caches hold, and drafts up to `drafts` tokens a round."""
-        return Ask(ids, self.cached.reusable(ids, drafts > 0), max_new, drafts=drafts)
+    def reusing(self, ids: Ids, params: SamplingParams) -> Ask:
+        """A generation by resolved parameters that computes no position that the caches hold."""
+        drafts = params.depth(self.manifest)
+        position = self.cached.reusable(ids, drafts > 0)
+        sampler = None
+        if self.manifest.samples:
+            most = min(params.max_new, self.manifest.max_seq_len - len(ids) + 1)
+            sampler = Sampler(params, ids, most, self.manifest.vocab_size)
+        return Ask(ids, position, params.max_new, None, drafts, sampler)
 
     def count(self, prompt_tokens: int, cached_tokens: int = 0, tokens: int = 0) -> None:
         """Adds a request to the counts."""

@@ -17,11 +17,22 @@ from tilecompile.runtime.cpu.memory import address
 from tilecompile.runtime.errors import EngineError
 from tilecompile.runtime.format import REQUEST, Reason, State
 from tilecompile.runtime.kernel import REASONS, Resident
+from tilecompile.runtime.sampler import Logprobs, Sampler
 
 POLL_MS = 50
 """Longest time of one wait in the kernel, so that Ctrl-C is noticed."""
 
 UNLIMITED = 0xFFFFFFFF
+
+ACTIVE = (State.RUNNING, State.PAUSED)
+"""States of a kernel that has a request."""
+
+FAULTS = {
+    Reason.BAD_ID: "the kernel chose an id outside the vocabulary {}; compile the model again",
+    Reason.NOT_FINITE: "the logits {} are not all finite numbers",
+    Reason.NOTHING_ALLOWED: "no id is allowed {}: the mask and min_tokens forbid all",
+}
+"""Reasons for which a request ends with an error; what comes in the gap says where."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +45,7 @@ class Stats:
     the number of tokens that a round of speculation gave on average, 0 without one, and `acceptance` by depth the
     fraction of the drafts that were accepted; a draft behind a rejected one counts as rejected. `ms_per_step` is the
     time from the first generated token to the end over the steps in between; of a request with one token, the time to
-    it over all steps.
+    it over all steps. A request with the same `seed` gets the same noise, also where the seed was drawn for this one.
     """
 
     prompt_tokens: int
@@ -48,6 +59,7 @@ class Stats:
     time_to_first_token_ms: float
     ms_per_step: float
     total_ms: float
+    seed: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +70,7 @@ class Ask:
     computed. max_new: tokens to generate at most. logits: where those of the computed ids go, f32 [n, vocab], or None.
     drafts: tokens that a round of speculation drafts at most, or AUTO_DRAFTS. script: for measurements, ids i32
     [max_new + MAX_DRAFTS] that take the place of drafts: number i that of token i, whatever the model drafts.
+    sampler: the parameters for sampling; None: greedily, with the engine's stop ids.
     """
 
     ids: Ids
@@ -65,6 +78,7 @@ class Ask:
     max_new: int = 0
     logits: npt.NDArray[np.float32] | None = None
     drafts: int = 0
+    sampler: Sampler | None = None
     script: Ids | None = None
 
 
@@ -124,11 +138,13 @@ class Run:
         request["drafts"] = ask.drafts
         request["script"] = 0 if ask.script is None else address(ask.script)
         request["logits"] = 0 if ask.logits is None else address(ask.logits)
+        if ask.sampler is not None:
+            ask.sampler.state(request)
         self._first_steps, self._begin = kernel.field("steps"), time.perf_counter()
         self._first = self._last = self._begin
         self._first_at = 0
         self._final: Stats | None = None
-        if kernel.submit(request, ask.logits):
+        if kernel.submit(request, ask.logits, ask.sampler):
             raise EngineError("the kernel takes no request: another one runs, or it has stalled")
         self._abort.attach(kernel)
 
@@ -141,9 +157,12 @@ class Run:
         more = self._kernel.field("generated") > generated
         if state == State.STALLED and not more:
             raise self._stalled(self._kernel)
-        if self._kernel.field("reason") == Reason.BAD_ID and not more:
-            raise EngineError("the kernel chose an id outside the vocabulary; compile the model again")
-        return more or state != State.RUNNING
+        if not more and (reason := Reason(self._kernel.field("reason"))) in FAULTS:
+            last = len(self.ask.ids) + self._kernel.field("generated") - 1
+            raise EngineError(FAULTS[reason].format(f"after position {last} (step {self._steps()} of the request)"))
+        if state == State.PAUSED and self.ask.sampler is not None:
+            self._kernel.allow(self.ask.sampler.mask(self.tokens()))
+        return more or state not in ACTIVE
 
     def wait(self, generated: int) -> int:
         """Waits until there are more than `generated` tokens or the request has ended; returns how many there are."""
@@ -154,6 +173,17 @@ class Run:
         if count and self._first == self._begin:
             self._first, self._first_at = self._last, self._kernel.field("steps")
         return count
+
+    def logprobs(self) -> list[Logprobs] | None:
+        """Those of the generated ids that have been waited for; None if they weren't asked for."""
+        sampler = self.ask.sampler
+        if sampler is None or sampler.logprobs is None:
+            return None
+        return [one for i in range(self._kernel.field("generated")) if (one := sampler.logprobs_of(i))]
+
+    def logprobs_of(self, token: int) -> Logprobs | None:
+        """Those of one of them."""
+        return None if self.ask.sampler is None else self.ask.sampler.logprobs_of(token)
 
     def tokens(self, begin: int = 0) -> list[int]:
         """Generated ids that have been waited for, from the given one on."""
@@ -166,7 +196,7 @@ class Run:
         """
         if self._kernel.closed or self._kernel.field("state") == State.STALLED:
             return None
-        if self._kernel.field("reason") == Reason.BAD_ID:
+        if self._kernel.field("reason") in FAULTS:
             return []
         return [*self._new[: self._kernel.field("fed")].tolist(), *self.tokens()[:-1]]
 
@@ -186,7 +216,7 @@ class Run:
         """Figures of the request up to now, or to its end."""
         if self._final is not None:
             return self._final
-        steps = self._kernel.field("steps") - self._first_steps
+        steps = self._steps()
         tokens = self._kernel.field("generated")
         first, total = 1e3 * (self._first - self._begin), 1e3 * (self._last - self._begin)
         later = self._kernel.field("steps") - self._first_at if tokens else 0
@@ -203,7 +233,11 @@ class Run:
             first_ms,
             each,
             total,
+            0 if self.ask.sampler is None else self.ask.sampler.seed,
         )
+
+    def _steps(self) -> int:
+        return self._kernel.field("steps") - self._first_steps
 
     def _speculation(self) -> tuple[tuple[int, ...], float, tuple[float, ...]]:
         """Steps by program, tokens that a round gave on average, and by depth the drafts that were accepted."""
@@ -227,7 +261,7 @@ class Run:
 
 def settle(kernel: Resident) -> None:
     """Aborts the request that runs, if any, and waits for its end."""
-    if kernel.wait(0, 0) == State.RUNNING:
+    if kernel.wait(0, 0) in ACTIVE:
         kernel.abort()
-        while kernel.wait(UNLIMITED, POLL_MS) == State.RUNNING:
+        while kernel.wait(UNLIMITED, POLL_MS) in ACTIVE:
             pass

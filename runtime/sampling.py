@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from tilecompile.runtime.errors import InputError
 from tilecompile.runtime.folder.manifest import KERNEL, Manifest
-from tilecompile.runtime.format import AUTO_DRAFTS, MAX_DRAFTS, MAX_LOGPROBS, MAX_STOP_IDS
+from tilecompile.runtime.format import AUTO_DRAFTS, MAX_DRAFTS, MAX_LOGPROBS, MAX_STOP_IDS, RECOMMENDED
 from tilecompile.runtime.validate import Number
 
 MAX_STOPS, MAX_STOP_LENGTH = 64, 1024
@@ -28,6 +28,9 @@ MAX_BIASES = 4096
 
 BIAS = Number(-1e4, most=1e4)
 """Limits of a bias."""
+
+LEAST_TEMPERATURE = 0.001
+"""Below it, other than 0, quotients could exceed the range of f32."""
 
 MAX_NUMBER = 0xFFFFFFFF
 """What stands for "no limit" of the tokens to generate."""
@@ -53,7 +56,7 @@ NUMBERS: dict[str, Number] = {
 OPTIONAL = frozenset({"temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "logprobs"})
 """Those of them that may be None."""
 
-DEFAULTS: dict[str, float] = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
+DEFAULTS: dict[str, float] = dict(zip(RECOMMENDED, (0.0, 0, 1.0, 0.0, 1.0), strict=True))
 """What holds where neither the request nor the model's `generation_config.json` says anything: greedy decoding."""
 
 
@@ -110,6 +113,8 @@ class SamplingParams:
             checked["max_new_tokens"] = value
         for name, limits in NUMBERS.items():
             checked[name] = _number(name, getattr(self, name), limits)
+        if 0 < (checked["temperature"] or 0) < LEAST_TEMPERATURE:
+            raise InputError(f"temperature is {self.temperature!r}, want 0 or at least {LEAST_TEMPERATURE}")
         checked["logit_bias"] = _biases(self.logit_bias)
         checked["stop"] = _strings(self.stop)
         checked["stop_token_ids"] = _ids("stop_token_ids", self.stop_token_ids, MAX_STOP_IDS)
@@ -172,7 +177,10 @@ class SamplingParams:
         """Tokens that a round of speculation drafts at most, as kernels take it.
 
         Left to the engine, a kernel for CPUs finds the depth that pays; one for GPUs drafts as many as it can.
+        None are drafted where each token has a mask of its own.
         """
+        if self.allowed_tokens is not None:
+            return 0
         if isinstance(self.drafts, int):
             return self.drafts
         most = manifest.programs.drafts

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from tilecompile.models.glm5.config import ARCHITECTURE, MODEL_TYPE, Glm5Config
@@ -47,13 +48,14 @@ def _draft(config: Glm5Config, storage: Storage, steps: Steps, tokens: int) -> n
 
 
 def _programs(config: Glm5Config, steps: Steps) -> tuple[StepProgram[Glm5Config], ...]:
-    found = [StepProgram("decode", 1, _step, STATES)]
+    program = partial(StepProgram[Glm5Config], states=STATES, samples=True)
+    found = [program("decode", 1, _step)]
     if steps.drafts:
-        found.append(StepProgram("verify", 1 + steps.drafts, _step, STATES))
+        found.append(program("verify", 1 + steps.drafts, _step))
     if steps.prefill > 1:
-        found.append(StepProgram("prefill", steps.prefill, _prefill, STATES))
+        found.append(program("prefill", steps.prefill, _prefill))
     if steps.drafts:
-        found += [StepProgram("extend", steps.most, _extend, STATES), StepProgram("draft", 1, _draft, STATES)]
+        found += [program("extend", steps.most, _extend), program("draft", 1, _draft)]
     return tuple(found)
 
 

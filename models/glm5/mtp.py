@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from tilecompile import ops
 from tilecompile.models.glm5.config import Glm5Config
 from tilecompile.models.glm5.step import ONE, Layer, Trunk
-from tilecompile.models.modules import Matrix, RmsNorm
+from tilecompile.models.modules import Matrix, RmsNorm, next_ids
 from tilecompile.models.spec import Steps, Storage
 
 
@@ -44,8 +44,12 @@ class MtpStep(nn.Module):
         self.model = Trunk(config, layers, storage, norm=False, states=states)
         self.lm_head = Matrix(config.vocab_size, config.hidden_size, dtype=storage.exact)
 
-    def forward(self, ids: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
-        """ids i32 [T], position i32 [1] -> logits [1, vocab] after the last token and the likeliest id, i32 [1]."""
+    def forward(self, ids: Tensor, position: Tensor, *sampling: Tensor) -> tuple[Tensor, Tensor]:
+        """ids i32 [T], position i32 [1], SAMPLING or nothing -> logits [1, vocab] after the last token and the draft.
+
+        The draft is chosen with the noise that the main model's step will have for its position: where the two models
+        agree, so do their draws.
+        """
         (layer,) = self.model.layers.values()
         assert isinstance(layer, MtpLayer)
         hidden = self.model.hidden if self.extend else self.model.draft_hidden
@@ -56,4 +60,4 @@ class MtpStep(nn.Module):
         x = ops.last_token(x)
         ops.keep(self.model.draft_hidden, layer.shared_head["norm"](x))
         logits = self.lm_head(layer.shared_head["norm"](x))
-        return logits, ops.argmax(logits)
+        return logits, next_ids(logits, ids, position, sampling, shift=1)

@@ -20,7 +20,7 @@ from tilecompile import ops
 from tilecompile.models.glm5.attention import Attention
 from tilecompile.models.glm5.config import Glm5Config
 from tilecompile.models.glm5.moe import Moe
-from tilecompile.models.modules import GatedMlp, Matrix, RmsNorm, inverse_frequencies
+from tilecompile.models.modules import GatedMlp, Matrix, RmsNorm, inverse_frequencies, next_ids
 from tilecompile.models.spec import Steps, Storage
 
 
@@ -88,8 +88,8 @@ class Glm5Step(nn.Module):
         self.model = Trunk(config, layers, storage, norm=True, states={"hidden": steps.most} if self.keeps else {})
         self.lm_head = Matrix(config.vocab_size, config.hidden_size, dtype=storage.exact)
 
-    def forward(self, ids: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
-        """ids i32 [T], position i32 [1] -> logits [R, vocab] and the likeliest next token of each, i32 [R].
+    def forward(self, ids: Tensor, position: Tensor, *sampling: Tensor) -> tuple[Tensor, Tensor]:
+        """ids i32 [T], position i32 [1], SAMPLING or nothing -> logits [R, vocab] and the id after each, i32 [R].
 
         R is T, or 1 with `last`.
         """
@@ -103,4 +103,4 @@ class Glm5Step(nn.Module):
             ops.keep(model.hidden, model.norm(x))
         # The norm comes once more before the lm_head, into which it is folded.
         logits = self.lm_head(model.norm(ops.last_token(x) if self.last else x))
-        return logits, ops.argmax(logits)
+        return logits, next_ids(logits, ids, position, sampling)

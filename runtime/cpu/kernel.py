@@ -23,6 +23,7 @@ _FUNCTIONS = {
     "tc_wait": (ctypes.c_uint32, [ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_void_p]),
     "tc_tokens": (ctypes.c_void_p, [ctypes.c_void_p]),
     "tc_abort": (None, [ctypes.c_void_p]),
+    "tc_allow": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_void_p]),
     "tc_close": (None, [ctypes.c_void_p]),
 }
 
@@ -63,7 +64,7 @@ class Kernel:
         self._gate = threading.RLock()  # keeps the handle while a request is aborted, which waits for no one
         self._closing = False
         self._pid = os.getpid()
-        self._kept: list[npt.NDArray[np.float32] | None] = []  # what the kernel may still write to
+        self._kept: list[object] = []  # what the kernel may still write to
         self._handle: int | None = library.tc_launch(address(launch))
         if not self._handle:
             raise EngineError("the kernel can't be launched: not enough memory, or no more threads are allowed")
@@ -94,11 +95,14 @@ class Kernel:
             raise EngineError("the engine is closed")
         return self._handle
 
-    def submit(self, request: Record, logits: npt.NDArray[np.float32] | None) -> int:
-        """Starts a request: 0, or -1 while one is running, or -2 after a stall. Keeps `logits` alive meanwhile."""
+    def submit(self, request: Record, logits: npt.NDArray[np.float32] | None, keep: object = None) -> int:
+        """Starts a request: 0, or -1 while one is running, or -2 after a stall.
+
+        Keeps `logits` alive meanwhile, and `keep`, which has what else the kernel writes to.
+        """
         self._check()
         with self._mutex:
-            self._kept.append(logits)  # first: an interrupt may come as soon as the kernel has the address
+            self._kept.append((logits, keep))  # first: an interrupt may come as soon as the kernel has the address
             result = int(self._library.tc_submit(self._check(), address(request)))
             if result == 0:
                 del self._kept[:-1]
@@ -131,6 +135,12 @@ class Kernel:
         self._check()
         with self._gate:
             self._library.tc_abort(self._check())
+
+    def allow(self, bits: npt.NDArray[np.uint8]) -> None:
+        """Goes on with a request that is PAUSED: these ids can come next. Does nothing if it was aborted meanwhile."""
+        self._check()
+        with self._mutex:
+            self._library.tc_allow(self._check(), address(bits))
 
     def close(self) -> None:
         """Ends the resident threads; a request that runs ends with EngineError in the thread that waits for it."""

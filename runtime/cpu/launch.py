@@ -13,7 +13,7 @@ from tilecompile.runtime.cpu.memory import Bytes, address, allocate, read_into, 
 from tilecompile.runtime.errors import EngineStalled
 from tilecompile.runtime.folder.manifest import Manifest
 from tilecompile.runtime.folder.tables import Tables, launched_streams
-from tilecompile.runtime.format import ARENAS, LAUNCH, LOOP_INPUTS, LOOP_OUTPUTS, NONE
+from tilecompile.runtime.format import ARENAS, LAUNCH, LOOP_INPUTS, LOOP_OUTPUTS, NONE, SAMPLING_INPUTS
 from tilecompile.runtime.kernel import Resident
 from tilecompile.runtime.machine import usable_cores
 
@@ -80,8 +80,8 @@ def launch_kernel(
     launch["workers"], launch["threads"] = manifest.workers, threads
     launch["stop_count"] = len(ids) - 1
     launch["vocab"], launch["max_seq_len"] = manifest.vocab_size, manifest.max_seq_len
-    for name in LOOP_INPUTS:
-        launch[f"{name}_buffer"] = data["io"][name]
+    for name in (*LOOP_INPUTS, *SAMPLING_INPUTS):
+        launch[f"{name}_buffer"] = data["io"].get(name, NONE)
     launch["stall_ms"], launch["scratch_bytes"] = stall_ms, data["scratch_bytes"]
     return Kernel(library, launch, (memory, tables, streams, rows, places, pools, ids))
 

@@ -133,7 +133,11 @@ class CudaKernel:
         if self._failure is not None:
             raise self._failure
 
-    def submit(self, request: Record, logits: npt.NDArray[np.float32] | None) -> int:
+    def allow(self, bits: npt.NDArray[np.uint8]) -> None:
+        """Never called: the kernel decodes greedily, so it doesn't pause for a mask."""
+        raise AssertionError("a greedy kernel takes no mask")
+
+    def submit(self, request: Record, logits: npt.NDArray[np.float32] | None, keep: object = None) -> int:
         """Starts a request: 0, or -1 while one is running, or -2 after a stall. `logits` is filled when it ends."""
         self._check()
         with self._mutex:

@@ -18,7 +18,7 @@ from typing import Any
 from tilecompile.runtime.errors import EngineError
 from tilecompile.runtime.folder.files import CHUNK_BYTES, check_hash, check_size, file_entry, inner_path
 from tilecompile.runtime.folder.schema import RESOURCES, SCHEMA
-from tilecompile.runtime.format import FORMAT_VERSION, NONE, TABLES, ProgramTable, program_table
+from tilecompile.runtime.format import FORMAT_VERSION, NONE, SAMPLING_INPUTS, TABLES, ProgramTable, program_table
 from tilecompile.runtime.validate import mismatch
 from tilecompile.runtime.version import __version__
 
@@ -70,7 +70,7 @@ class Manifest:
     @property
     def samples(self) -> bool:
         """Whether the kernel takes a request's parameters for sampling; one that doesn't decodes greedily."""
-        return "sampling" in self.data["io"]
+        return all(name in self.data["io"] for name in SAMPLING_INPUTS)
 
     @property
     def sampling_defaults(self) -> dict[str, float]:

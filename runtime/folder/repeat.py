@@ -45,6 +45,13 @@ class Line:
         starts, lengths = np.append(start, self.end[-1]), np.append(each, count - self.end[-1])
         return expanded(starts, lengths), np.repeat(np.append(copy, 0), lengths)
 
+    def inside(self, x: Ints) -> npt.NDArray[np.bool_]:
+        """Whether stored numbers are in an interval."""
+        if not len(self.begin):
+            return np.zeros(len(x), np.bool_)
+        found = np.searchsorted(self.begin, x, side="right") - 1
+        return np.asarray((found >= 0) & (x < self.end[np.maximum(found, 0)]))
+
     def at(self, x: Ints, copy: Ints | int) -> Ints:
         """The number in the whole program of a stored number, in a copy if it is in an interval."""
         if not len(self.begin):
@@ -150,16 +157,14 @@ def _rest(
     """The tables whose rows don't belong to instructions."""
     for name in ("operands", "events", "buffers", "weights", "tiles", "operators"):
         row, copy = line[name].rows(len(tables[name]))
-        phase = np.full(len(row), AFTER)
-        if len(line[name].begin):
-            phase = _phase(row, line[name].begin[0], line[name].end[0])
+        # What comes before the repeated rows of a program refers to none of them, so it may count as coming after.
+        phase = np.where(line[name].inside(row), IN, AFTER)
         out[name] = found = tables[name][row]
-        refers = {"operands": ("buffer", "buffers"), "events": ("tensor", "event_tensors")}.get(name)
-        if refers is not None:
-            moved = line[refers[1]].referred(found[refers[0]].astype(np.int64), copy, phase)
-            if name == "events" and len(line[name].begin):  # each program numbers its event tensors
-                moved = np.where(found["program"] == found["program"][line[name].begin[0]], moved, found["tensor"])
-            found[refers[0]] = moved
+        if name == "operands":
+            found["buffer"] = line["buffers"].referred(found["buffer"].astype(np.int64), copy, phase)
+        for program, numbers in _event_tensors(tables).items() if name == "events" else ():
+            of = np.flatnonzero(found["program"] == program)
+            found["tensor"][of] = numbers.referred(found["tensor"][of].astype(np.int64), copy[of], phase[of])
         if name == "operators":
             begin = found["operand_begin"].astype(np.int64)
             found["operand_begin"] = line["operands"].referred(begin, copy, phase)
@@ -174,6 +179,17 @@ def _rest(
             of = found["device"] == d
             of &= found["arena"] == arena if name == "buffers" else arena == WEIGHT
             found["offset"][of] = places.at(found["offset"][of].astype(np.int64), copy[of])
+
+
+def _event_tensors(tables: Mapping[str, Table]) -> dict[int, Line]:
+    """The repeated event tensors of each program that has any: each numbers its own."""
+    repeats, found = tables["repeats"], {}
+    of_events, of_tensors = (repeats[repeats["line"] == LINES.index(name)] for name in ("events", "event_tensors"))
+    for events, tensors in zip(of_events, of_tensors, strict=True):
+        if events["begin"] < events["end"]:
+            begin, end = (np.array([int(tensors[field])]) for field in ("begin", "end"))
+            found[int(tables["events"]["program"][events["begin"]])] = Line(begin, end, int(tensors["times"]))
+    return found
 
 
 def _arenas(tables: Mapping[str, Table], tiles: Line, buffers: Line) -> dict[tuple[int, int], Line]:

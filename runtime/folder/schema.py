@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tilecompile.runtime.format import FOLLOWERS
+from tilecompile.runtime.format import FOLLOWERS, RECOMMENDED
 from tilecompile.runtime.validate import MapOf
 
 SCHEMA: dict[str, Any] = {
@@ -19,7 +19,7 @@ SCHEMA: dict[str, Any] = {
     "max_seq_len": int,
     "vocab_size": int,
     "eos_token_ids": [int],
-    "sampling": MapOf(float),
+    "sampling": MapOf(float, RECOMMENDED),
     "weights": {"dtype": str, "source": str, "pools": [{"device": int, "file": (str, None), "bytes": int}]},
     "cache": str,
     "arenas": [{"device": int, "activation": int, "cache": int, "io": int}],

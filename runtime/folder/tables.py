@@ -11,7 +11,16 @@ from tilecompile.runtime.errors import EngineError
 from tilecompile.runtime.folder.manifest import Manifest
 from tilecompile.runtime.folder.repeat import expand
 from tilecompile.runtime.folder.rows import SPANS, range_sums
-from tilecompile.runtime.format import ARENAS, COMMIT_KIND, DTYPES, LINES, NONE, TABLES
+from tilecompile.runtime.format import (
+    ARENAS,
+    COMMIT_KIND,
+    DTYPES,
+    LINES,
+    NONE,
+    SAMPLING_INPUTS,
+    SAMPLING_WORDS,
+    TABLES,
+)
 from tilecompile.runtime.weight_formats import FORMATS
 
 Table = npt.NDArray[np.void]
@@ -162,6 +171,9 @@ def _check_io(manifest: Manifest, tables: Tables) -> None:
     programs = manifest.programs
     most = int(programs.rows["tokens"][list(programs.launched)].max())
     needed = [("io", manifest.data["io"], most, {"ids": 4 * most, "position": 4})]
+    if manifest.samples:
+        words = dict(zip(SAMPLING_INPUTS, (SAMPLING_WORDS, *2 * (manifest.vocab_size,)), strict=True))
+        needed.append(("io", manifest.data["io"], most, {name: 4 * count for name, count in words.items()}))
     for i in programs.launched:
         tokens = int(programs.rows["tokens"][i])
         rows = 1 if programs.rows["last_row"][i] else tokens

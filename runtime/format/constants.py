@@ -62,19 +62,21 @@ PREFETCH_BYTES = 4096
 
 
 class State(IntEnum):
-    """`Status.state`: what a launched kernel does."""
+    """`Status.state`: what a launched kernel does. PAUSED: a request waits for the host's next mask."""
 
     IDLE = 0
     RUNNING = 1
     STALLED = 2
     CLOSED = 3
+    PAUSED = 4
 
 
 class Reason(IntEnum):
     """`Status.reason`: why a request ended.
 
     A stop id was sampled, `max_new` tokens exist, the caches are full, the host aborted it, or an id was sampled that
-    the vocabulary doesn't have.
+    the vocabulary doesn't have. NOT_FINITE: a token was to be sampled from logits of which one is infinite or NaN;
+    NOTHING_ALLOWED: with all ids forbidden.
     """
 
     NO_REASON = 0
@@ -83,3 +85,5 @@ class Reason(IntEnum):
     CONTEXT_FULL = 3
     ABORTED = 4
     BAD_ID = 5
+    NOT_FINITE = 6
+    NOTHING_ALLOWED = 7

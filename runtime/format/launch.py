@@ -9,14 +9,14 @@ STEP = Record(
     "Step",
     32,
     (
-        Field("program", "u4", "step program to run"),
+        Field("program", "u4", "step program to run; on a GPU NONE: the kernel ends"),
         Field("run", "u4", "how often that program has run, this run included (its epoch)"),
         Field("sequence", "u4", "number of the step over all programs, from 1"),
         Field("position", "u4", "position of the first token"),
         Field("tokens", "u4", "tokens in this step, at most MAX_TOKENS"),
         Field("context", "u4", "positions that are valid once the step is done"),
         Field("flags", "u4", "bit 0: NEEDS_LOGITS"),
-        Field("stop", "u4", "1: no further step follows"),
+        Field("follower", "u4", "on a GPU: program of the next step if that is known already, or NONE"),
     ),
 )
 
@@ -48,21 +48,31 @@ LAUNCH = Record(
         Field("position_buffer", "u4", "buffer that the controller writes the step's position to"),
         Field("stall_ms", "u4", "time without progress after which the kernel reports a stall"),
         Field("scratch_bytes", "u4", "private memory of a thread for its bodies"),
-        Field("reserved", "u4", "reserved, zero", 3),
+        Field("sampling_buffer", "u4", "buffer of a request's Sampling, or NONE in a kernel that decodes greedily"),
+        Field("bias_buffer", "u4", "buffer of biases, f4 [vocab], or NONE"),
+        Field("counts_buffer", "u4", "buffer of counted ids, i4 [vocab], or NONE"),
     ),
 )
 
 REQUEST = Record(
     "Request",
-    40,
+    96,
     (
         Field("ids", "u8", "address of the prompt's ids, i4"),
         Field("logits", "u8", "address for the logits of every prompt position, f32 [count, vocab], or 0"),
+        Field("sampling", "u8", "address of its Sampling, or 0: greedily, with the launch's stop ids"),
+        Field("before", "u8", "address of the ids before `position`, as many, i4; read only where ids are counted"),
+        Field("bias_ids", "u8", "address of the ids that have a bias, i4"),
+        Field("biases", "u8", "address of their biases, f4"),
+        Field("allowed", "u8", "address of bits [vocab]: ids that can come first; 0 without a mask before each token"),
+        Field("logprobs", "u8", "address for each token's log-probabilities, 1 + 2 logprob_count words; or 0"),
         Field("script", "u8", "address of ids that take the place of drafts, by the number of the token, i4; or 0"),
         Field("count", "u4", "ids in the prompt, at least 1"),
         Field("position", "u4", "position of the first id"),
         Field("max_new", "u4", "tokens to generate at most; 0 to only feed the prompt"),
         Field("drafts", "u4", "tokens to draft in each round of speculation at most; 0: none; or AUTO_DRAFTS"),
+        Field("bias_count", "u4", "entries in `bias_ids`"),
+        Field("logprob_count", "u4", "likeliest ids that come with each token's log-probability"),
     ),
 )
 

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from tilecompile.runtime.format.constants import MAX_PROGRAMS, MAX_TOKENS, NONE
 from tilecompile.runtime.format.record import Field, Record
+from tilecompile.runtime.format.sampling import SAMPLING_INPUTS
 
 PROGRAM = Record(
     "StepProgram",
@@ -63,7 +64,9 @@ class ProgramSpec:
     logit_rows: str = EVERY_ROW
     drafts: bool = False
 
-    def stated(self, tokens: int, programs: Collection[str]) -> dict[str, object]:
+    def stated(
+        self, tokens: int, programs: Collection[str], inputs: Collection[str] = LOOP_INPUTS
+    ) -> dict[str, object]:
         """Its entry in engine.json, for steps of at most `tokens` tokens in an engine with these programs."""
         follows = {key: next((n for n in names if n in programs), None) for key, names in FOLLOWING.items()}
         if not {"verify", "extend", "draft"} <= set(programs):
@@ -72,7 +75,7 @@ class ProgramSpec:
             "name": self.name,
             "tokens": tokens,
             "drafts": self.drafts,
-            "inputs": list(LOOP_INPUTS),
+            "inputs": list(inputs),
             "outputs": list(LOOP_OUTPUTS),
             "logit_rows": self.logit_rows,
             **follows,
@@ -168,7 +171,7 @@ def program_table(stated: Sequence[Mapping[str, Any]], first: str) -> ProgramTab
 def _check_launched(i: int, stated: Sequence[Mapping[str, Any]], table: ProgramTable) -> None:
     """ValueError unless the loops can run a program and know what follows it."""
     program = stated[i]
-    if not set(program["inputs"]) <= set(LOOP_INPUTS):
+    if not set(program["inputs"]) <= {*LOOP_INPUTS, *SAMPLING_INPUTS}:
         raise ValueError(f"programs[{i}] runs and has inputs {program['inputs']}, want {list(LOOP_INPUTS)}")
     if not set(program["outputs"]) >= set(LOOP_OUTPUTS):
         raise ValueError(f"programs[{i}] runs and has outputs {program['outputs']}, want {list(LOOP_OUTPUTS)}")

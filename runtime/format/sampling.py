@@ -10,6 +10,9 @@ MAX_LOGPROBS = 20
 MAX_STOP_IDS = 64
 """Most ids that end a request."""
 
+RECOMMENDED = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+"""What a model's makers may recommend for sampling, by the names of `SamplingParams`."""
+
 COUNTED, BIASED = 1, 2
 """`Sampling.flags`: the request has penalties, for which ids are counted; `bias` holds numbers."""
 

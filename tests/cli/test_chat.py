@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,10 @@ from support import fake_engine as fake
 from support.commands import refused, run
 from support.terminal import ALT_ENTER, CONTROL_C, CONTROL_D, ENTER, Terminal
 from tilecompile.cli.app import app
+from tilecompile.cli.output import timings
 from tilecompile.cli.sampling import OPTIONS
+from tilecompile.cli.talk import figures
+from tilecompile.runtime.run import Stats
 from tilecompile.runtime.sampling import SamplingParams
 
 TEMPLATE = "{% for m in messages %}<{{ m.role[0] }}>{{ m.content }}{% endfor %}"
@@ -158,6 +161,21 @@ def test_a_chat_answers_line_by_line_and_says_how_fast(engine: str) -> None:
     for line in shown[1:]:
         assert re.match(r"2 tokens \(ended by: length\), [0-9]+ tokens/s, [0-9.]+ ms to the first token", line)
     assert shown[2].endswith(", 4 of 15 prompt tokens were in the caches")  # the template has more before an answer
+
+
+def test_the_figures_of_an_answer_name_what_a_round_of_speculation_gave(engine: str) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Speculative(Stats):
+        accepted_length: float = 0.0
+
+    with tilecompile.load(engine) as loaded:
+        values = asdict(loaded.generate([1], 3).stats)
+        values |= {"tokens": 5, "total_ms": 50.0, "time_to_first_token_ms": 10.0, "accepted_length": 2.456}
+        stats = Speculative(**values)
+        want = "5 tokens (ended by: length), 100 tokens/s, 2.46 tokens a round, 10.0 ms to the first token"
+        assert figures(stats) == want
+        assert "; 10.000 ms per token, 2.46 tokens a round, 10.0 ms to the first token, " in timings(loaded, stats)
+        assert "round" not in figures(replace(stats, accepted_length=0.0))
 
 
 def test_a_full_context_and_a_stall_are_said_and_the_chat_goes_on(engine: str) -> None:

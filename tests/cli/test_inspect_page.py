@@ -311,7 +311,7 @@ def refused(engine: Path, words: str, folder: Path, *options: str) -> None:
 
 def test_wrong_page_options_are_refused(engine: Path, tmp_path: Path) -> None:
     refused(engine, "--layer is 7, the program has the layers 0–1", tmp_path, "--layer", "7")
-    refused(engine, "has no program 'prefill'", tmp_path, "--program", "prefill")
+    refused(engine, "has no program 'sample'", tmp_path, "--program", "sample")
     refused(engine, "--html .*: the folder .* is not there", tmp_path / "none")
     for option in (["--layer", "1"], ["--program", "draft"], ["--timeline", "x"]):
         result = CliRunner().invoke(app, ["inspect", str(engine), *option])

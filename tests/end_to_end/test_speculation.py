@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -163,3 +164,24 @@ def test_an_engine_without_an_mtp_layer_reads_prompts_in_chunks(built: Callable[
             got = loaded.generate(engine.ids[:count], 1)
             assert got.tokens == [int(logits[count - 1].argmax())]
             assert got.stats.steps == -(-count // 32)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.7}, {"temperature": 1.0, "top_p": 0.95}], ids=str)
+@pytest.mark.parametrize("penalties", [{}, {"repetition_penalty": 1.1, "frequency_penalty": 0.2}], ids=str)
+def test_many_texts_are_the_same_at_every_depth(
+    trained: Path, sampling: dict[str, float], penalties: dict[str, float]
+) -> None:
+    """200 held-out prompts, 128 tokens each, at every depth, in chunks of 7, on one thread and two: the same ids."""
+    given = SamplingParams(128, ignore_eos=True, **{"temperature": 0.0, **sampling, **penalties})  # type: ignore[arg-type]
+    wanted: list[list[int]] = []
+    for threads in (1, 2):
+        with tilecompile.load(trained, threads=threads) as engine:
+            for number, prompt in enumerate(held_out(200, 60)):
+                for depth in (0, *DEPTHS):
+                    engine.reset()
+                    params = replace(given, drafts=depth, seed=number)
+                    tokens = engine.generate(prompt, params).tokens
+                    if len(wanted) <= number:
+                        wanted.append(tokens)
+                    assert tokens == wanted[number], f"prompt {number}, drafts {depth}, {threads} threads"

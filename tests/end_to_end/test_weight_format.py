@@ -24,7 +24,7 @@ from tilecompile.interpret.interpreter import Interpreter
 from tilecompile.ir.tiling import WeightTile
 from tilecompile.models.drawn import DrawnWeights
 from tilecompile.models.registry import read_config_file, spec_of
-from tilecompile.models.spec import Storage
+from tilecompile.models.spec import Steps, Storage
 from tilecompile.ops.base import op_of
 from tilecompile.options import CompileOptions
 from tilecompile.passes.fuse import fuse
@@ -72,8 +72,8 @@ def stored(shape: tuple[int, ...]) -> int:
 
 def test_traffic_capacity_and_tiles_follow_from_its_row(tmp_path: Path) -> None:
     config = read_config_file(tiny_model(tmp_path / "model") / "config.json")
-    decode = spec_of(config).programs(config)[0]
-    graphs = {name: fuse(trace_program(decode, config, Storage(64, "f32", name))) for name in ("int4", "bf16")}
+    decode = spec_of(config).programs(config, Steps())[0]
+    graphs = {name: fuse(trace_program(decode, config, Storage(64, "f32", name), Steps())) for name in ("int4", "bf16")}
     nodes = [node for node in graphs["int4"].nodes if node.weights and node.weights[0].dtype == "int4"]
     saved_of_reads = saved_of_memory = 0
     for node in nodes:

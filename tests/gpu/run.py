@@ -52,7 +52,7 @@ class Part:
 
 PARTS = {
     "smoke": Part("a", "smoke", 15, "smoke"),
-    "ops": Part("b", "ops", 120, "ops"),
+    "ops": Part("b", "ops", 110, "ops"),
     "model": Part("c", "model", 90, "tiny"),
     "faults": Part("d", "faults", 60, "tiny"),
     "bandwidth": Part("e", "bandwidth", 40, "streams"),
@@ -60,6 +60,7 @@ PARTS = {
     "baseline": Part("e", "baseline", 50, "glm5"),
     "graphs": Part("e", "graphs", 60, "glm5"),
     "mini": Part("e", "share", 25, "mini", "run_mini"),
+    "programs": Part("e", "programs", 20, "mini"),
     "timeline": Part("f", "stamps", 60, "mini"),
 }
 

@@ -43,7 +43,7 @@ def plan_for(folder: Folder, model: str) -> Json:
 def loaded(folder: Folder, about: Json, **options: Any) -> Iterator[Engine]:
     """An engine with weights drawn on the GPU, whose kernel has been closed, so that others can be launched."""
     with load_with(folder.path(about["engine"]), CudaOptions(random_seed=1, **options), stall_seconds=2.0) as engine:
-        engine._kernel.close()
+        engine._requests.kernel.close()
         yield engine
 
 

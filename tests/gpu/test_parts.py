@@ -185,7 +185,9 @@ def test_parts_are_chosen_by_letter_or_name() -> None:
     assert run.chosen("d,model", index) == ["model", "faults"]
     with pytest.raises(InputError, match="--only has 'z'; there are a, b, c, d, e, f and smoke, ops,"):
         run.chosen("z", index)
-    with pytest.raises(InputError, match="share, baseline, graphs, mini: the folder has nothing prepared for that"):
+    with pytest.raises(
+        InputError, match="share, baseline, graphs, mini, programs: the folder has nothing prepared for that"
+    ):
         run.chosen("e", index)
     assert {part.needs for part in run.PARTS.values()} == set(prepare.PARTS)
     assert sum(part.seconds for part in run.PARTS.values()) + run.GRACE <= 640

@@ -207,6 +207,17 @@ def test_part_share_runs_one_of_two_devices(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_part_programs_times_each_program(tmp_path: Path) -> None:
+    """Verify, prefill, extend and draft besides decode."""
+    path, kernel = share_folder(tmp_path, 1)
+    found = run_script(path, "programs", kernel, tmp_path)["parts"]["programs"]
+    assert "error" not in found, found
+    assert found["steps"][0]["context"] == 8
+    assert all(set(row["ms"]) == {"decode", "verify", "prefill", "extend", "draft"} for row in found["steps"])
+    assert found["steps"][0]["tokens"]["verify"] == 4
+
+
+@pytest.mark.slow
 def test_part_timeline_makes_a_trace_of_stamps(tmp_path: Path) -> None:
     """Stamps of the kernel's text become a timeline and a trace."""
     path, kernel = share_folder(tmp_path, 1, 4)

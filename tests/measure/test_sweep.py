@@ -67,6 +67,7 @@ def test_rounds_of_speculation_are_made_of_the_plans_steps(tiny: Path, tmp_path:
             assert row["round_ms"] == pytest.approx(steps)
             assert row["verify_ms"] > half["step_ms"] > row["extend_ms"] >= made["draft_ms"] > 0
         assert row["token_ms"] == row["round_ms"] / row["tokens_a_round"]
+        assert row["gain"] == pytest.approx(half["step_ms"] / row["token_ms"])
         assert row["token_ms"] >= made["depths"][made["best"]]["token_ms"]
     verify = [row["verify_ms"] for row in made["depths"]]
     assert verify == sorted(verify)  # more tokens fill more expert slots
@@ -83,7 +84,9 @@ def test_published_acceptance_is_the_default(tiny: Path, model: Path, tmp_path: 
     assert made["acceptance"] is None
     text = run("simulate", *args).stdout
     assert "accepted as published for GLM-5.2" in " ".join(text.split())
-    assert found(str(model), *m, "--drafts", "0")["speculation"] is None
+    without = ("simulate", str(model), *m, "--drafts", "0")
+    assert found(*without[1:])["speculation"] is None
+    assert "drafts no tokens" in run(*without, "--acceptance", "0.9").stderr
 
 
 def test_steps_have_no_more_tokens_than_their_program(tiny: Path) -> None:
@@ -132,3 +135,5 @@ def test_arguments_that_do_not_apply_are_refused(model: Path, tiny: Path, tmp_pa
         *("simulate", str(model), *m, "--context", str(CONTEXTS[-1]))
     )
     assert "on machine" in refused("simulate", str(model), "--machine", "h200", "--threads", "2")
+    drafts = refused("compile", str(model), "--seed", "1", "--drafts", "8", "-o", str(tmp_path / "x"))
+    assert "--drafts is 8, want 0 to 7" in drafts

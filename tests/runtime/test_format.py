@@ -118,7 +118,7 @@ def test_programs_are_launched_if_the_first_leads_to_them(
         (stated("a", inputs=["ids", "hidden"]), r"programs\[0\] runs and has inputs \['ids', 'hidden'\], want"),
         (stated("a", outputs=["logits"]), r"programs\[0\] runs and has outputs \['logits'\], want"),
         (stated("a", logit_rows="first"), r"programs\[0\].logit_rows is 'first', want 'every' or 'last'"),
-        (stated("a", logit_rows="last"), r"programs\[0\].on_every is 'a', which gives the logits of one token a step"),
+        (stated("a", logit_rows="last"), r"programs\[0\].on_single is 'a', which gives the logits of one token a step"),
         (stated("a", drafts=True), r"programs\[0\].on_prompt is 'a', which samples drafts"),
         (stated("a", on_taken="a"), r"programs\[0\] has .*'on_draft': None.*, want all of them or none"),
         (

@@ -339,7 +339,7 @@ Edit = Callable[[dict[str, Any]], Any]
         (lambda d: d["files"].pop("weights/device0.bin"), "files has no entry for weights/device0.bin"),
         (lambda d: d["weights"]["pools"][0].update(bytes=7), "weights/device0.bin has 200 bytes, its pool 7"),
         (lambda d: d["files"]["weights/device0.bin"].update(chunk_bytes=0), "chunk_bytes is 0"),
-        (lambda d: d["io"].update(next=6), r"io\.next is 6, want less than 6"),
+        (lambda d: d["programs"][0]["io"].update(next=6), r"programs\[0\]\.io\.next is 6, want less than 6"),
         (lambda d: d["files"].update({"../x": {"bytes": 1, "sha256": ""}}), "'../x' is not a path inside"),
         (lambda d: d["files"].update({"/etc/passwd": {"bytes": 1, "sha256": ""}}), "'/etc/passwd' is not a path"),
         (lambda d: d["files"].update({"a\\b": {"bytes": 1, "sha256": ""}}), "is not a path inside"),

@@ -13,6 +13,7 @@ import tilecompile
 from tests.support import fake_engine as fake
 from tilecompile import InputError, SamplingParams
 from tilecompile.models.generation import Generation, read_generation
+from tilecompile.runtime import format as fmt
 from tilecompile.runtime.folder.manifest import Manifest
 from tilecompile.runtime.sampling import params_of
 
@@ -21,6 +22,7 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("max_new_tokens", True, "a whole number from 1, or None"),
     ("max_new_tokens", 1.5, "a whole number from 1, or None"),
     ("temperature", -0.1, "a number from 0 to 100 or None"),
+    ("temperature", 1e-9, "0 or at least 0.001"),
     ("temperature", math.nan, "a number from 0 to 100 or None"),
     ("temperature", math.inf, "a number from 0 to 100 or None"),
     ("temperature", "0.7", "a number from 0 to 100 or None"),
@@ -87,7 +89,14 @@ def test_numbers_of_numpy_and_lists_become_plain_values() -> None:
 
 
 def manifest(**changed: Any) -> Manifest:
-    data = {"vocab_size": 100, "eos_token_ids": [7, 3], "sampling": {}, "io": {"sampling": 5}, "target": {"name": "x"}}
+    data = {
+        "vocab_size": 100,
+        "eos_token_ids": [7, 3],
+        "sampling": {},
+        "io": dict.fromkeys(fmt.SAMPLING_INPUTS, 5),
+        "programs": [fmt.PROGRAMS["decode"].stated(1, ["decode"])],
+        "first_program": "decode",
+    }
     return Manifest(Path("engine"), data | changed)
 
 

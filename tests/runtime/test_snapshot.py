@@ -20,6 +20,7 @@ import tilecompile
 from support import damage
 from support.engines import tiny_model
 from support.using import feeding, left
+from tilecompile import SamplingParams
 from tilecompile.compile import compile_model
 from tilecompile.errors import EngineBusy, EngineError, InputError
 from tilecompile.measure.steps import fill_caches
@@ -84,13 +85,14 @@ def test_a_later_process_goes_on_with_the_same_bits(path: Path, tmp_path: Path, 
 
 
 def test_a_conversation_goes_back_to_where_it_was_saved(engine: tilecompile.Engine, tmp_path: Path) -> None:
-    first = engine.generate(IDS, 10)
+    params = SamplingParams(10, drafts=0)
+    first = engine.generate(IDS, params)
     turn = [*IDS, *first.tokens, 5]
     engine.save_cache(tmp_path / "a.cache")
-    want = engine.generate(turn, 10).tokens
-    engine.generate([1, 2, 3], 10)
+    want = engine.generate(turn, params).tokens
+    engine.generate([1, 2, 3], params)
     engine.load_cache(tmp_path / "a.cache")
-    out = engine.generate(turn, 10)
+    out = engine.generate(turn, params)
     assert out.tokens == want
     assert out.stats.cached_tokens == len(turn) - 2
 

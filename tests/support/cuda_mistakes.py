@@ -32,8 +32,8 @@ BUGS = {
     "one epoch for all programs": [("++c.runs[next.program]", "++c.runs[BUG ? 0 : next.program]")],
     "tokens read after the next step has begun": [
         (
-            "uint32_t(c.sampled[next.row + i]));",
-            "uint32_t(BUG ? load(at<int32_t>(w.l.next) + next.row + i) : c.sampled[next.row + i]));",
+            "uint32_t(c.newest[i]));",
+            "uint32_t(BUG ? load(sampled + next.row + i) : c.newest[i]));",
         )
     ],
     "another program begun with what was fetched": [
@@ -44,6 +44,18 @@ BUGS = {
     ],
     "loader in the first program": [
         ("program = load(&w.b.steps[steps % 2].program);", "program = BUG ? 0 : load(&w.b.steps[steps % 2].program);")
+    ],
+    "a follower that isn't known": [
+        (
+            "if (!ending) c.step.follower = known_follower(c.step, asked(), limits());",
+            "if (!ending) c.step.follower = BUG ? next.program : known_follower(c.step, asked(), limits());",
+        )
+    ],
+    "an abort in the place of an announced step": [
+        ("asked(ending && s.follower == NONE)", "asked(ending && (BUG || s.follower == NONE))")
+    ],
+    "the follower of a record that isn't there yet": [
+        ("if (!await_step(steps - 1)) return false;", "if (!BUG && !await_step(steps - 1)) return false;")
     ],
     "only the first of a step's ids": [("i < next.tokens; ++i)", "i < (BUG ? 1 : next.tokens); ++i)")],
     "only the first row of logits": [

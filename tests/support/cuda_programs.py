@@ -17,6 +17,9 @@ EXPERTS, SLOTS, VOCAB = 3, 3, 5
 TOKENS = 3
 """Most tokens of a step."""
 
+FIVE = len(fmt.PROGRAMS)
+"""Programs of an engine that drafts."""
+
 
 @dataclass
 class Task:
@@ -189,7 +192,15 @@ class Case:
 
 
 def random_table(rng: random.Random, programs: int) -> fmt.ProgramTable:
-    """What may follow what: any of the programs any other, but maybe for the last of several."""
+    """What may follow what: any of the programs any other, but maybe for the last of several.
+
+    Of FIVE, what follows in an engine that drafts.
+    """
+    if programs == FIVE:
+        names = tuple(fmt.PROGRAMS)
+        verify, prefill = rng.randint(2, TOKENS), rng.randint(1, TOKENS)
+        tokens = {"decode": 1, "verify": verify, "prefill": prefill, "extend": max(verify, prefill), "draft": 1}
+        return fmt.program_table([fmt.PROGRAMS[name].stated(tokens[name], names) for name in names], "decode")
     rows = np.zeros(programs, fmt.PROGRAM.dtype)
     led_to = programs - (programs > 1 and rng.random() < 0.3)
     for number, row in enumerate(rows):

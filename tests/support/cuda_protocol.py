@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from support.cuda_programs import DISPATCH, EXPERTS, NEXT, PLAIN, VOCAB, Case
+from support.cuda_programs import DISPATCH, EXPERTS, FIVE, NEXT, PLAIN, VOCAB, Case
 from tilecompile.runtime import format as fmt
 from tilecompile.runtime.cuda.tables import controller, device_tables
 from tilecompile.targets.cpu.build import find_compiler
@@ -26,7 +26,7 @@ SHAPE = fmt.BlockShape(lanes=1, warps=4, front_bytes=FRONT, slot_bytes=SLOT, sha
 """Blocks that are simulated: a warp has one lane."""
 
 NEVER = fmt.NONE
-MAX_SEQ_LEN = 8
+MAX_SEQ_LEN = 12
 
 
 def build(folder: Path, change: Callable[[str], str] = lambda text: text) -> ctypes.CDLL:
@@ -59,7 +59,7 @@ class Ask(ctypes.Structure):
 
     _fields_ = [
         ("ids", ctypes.c_int32 * 8),
-        *((n, ctypes.c_uint32) for n in ("count", "position", "max_new", "abort_at", "stop_at")),
+        *((n, ctypes.c_uint32) for n in ("count", "position", "max_new", "drafts", "abort_at", "stop_at")),
         ("logits", ctypes.c_uint64),
     ]
 
@@ -68,7 +68,7 @@ class Answer(ctypes.Structure):
     """Its outcome."""
 
     _fields_ = [
-        *((n, ctypes.c_uint32) for n in ("state", "reason", "fed", "generated")),
+        *((n, ctypes.c_uint32) for n in ("state", "reason", "fed", "generated", "steps", "accepted")),
         ("tokens", ctypes.c_int32 * 64),
     ]
 
@@ -181,9 +181,18 @@ def run(
 
 
 def random_run(library: ctypes.CDLL, seed: int) -> Result:
-    """One to three random programs with as many random requests."""
+    """One to three random programs, or those of an engine that drafts, with as many random requests."""
     rng = random.Random(seed)
-    case = Case(rng, programs=rng.choice([1, 1, 2, 3]))
-    asks = [request(rng) for _ in range(rng.randint(1, 3))]
+    case = Case(rng, programs=rng.choice([1, 1, 2, 3, FIVE, FIVE]))
+    most = 9 if case.programs.drafts else 3
+    asks = [
+        request(
+            rng,
+            max_new=rng.randint(0, most),
+            drafts=rng.randint(0, case.programs.drafts),
+            abort_at=rng.randint(0, most) if rng.random() < 0.2 else NEVER,
+        )
+        for _ in range(rng.randint(1, 3))
+    ]
     stops = (rng.randrange(VOCAB),) if rng.random() < 0.3 else ()
     return run(library, case, asks, seed, stops=stops, logits=rng.random() < 0.3)

@@ -105,6 +105,7 @@ uint32_t tc_wait(void* h, uint32_t generated, uint32_t timeout_ms, Status* out) 
 }
 const int32_t* tc_tokens(void* h) { return static_cast<Fake*>(h)->tokens.data(); }
 void tc_abort(void* h) { static_cast<Fake*>(h)->abort = true; }
+int32_t tc_allow(void*, const uint8_t*) { return -1; }
 void tc_close(void* h) {
   Fake* f = static_cast<Fake*>(h);
   {

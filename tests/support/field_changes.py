@@ -33,8 +33,9 @@ Results = dict[tuple[str, int], bytes]
 STATEMENTS = ("operators", "bodies", "views", "accesses")
 """Tables that only the proof reads: what is executed doesn't depend on them."""
 
-POSITION = 40
-"""Position of the step's first token: past the number of positions that attention selects."""
+POSITION, POSITIONS = 40, 48
+"""Position of the step's first token, past the number of positions that attention selects, and those of the caches.
+Steps of large programs are partial: their tokens are as many as there is room for."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Subject:
     @staticmethod
     def compiled(model: Path | str, folder: Path, **options: Any) -> Subject:
         """The engine of a model, without a kernel."""
-        compile_model(CompileOptions(str(model), folder, max_seq_len=48, no_kernel=True, **options))
+        compile_model(CompileOptions(str(model), folder, max_seq_len=POSITIONS, no_kernel=True, **options))
         manifest = read_manifest(folder)
         return Subject(manifest, load_tables(manifest))
 
@@ -98,7 +99,8 @@ def run(engine: Subject, tables: Tables, seed: int) -> Results:
     with one_thread():
         for number, program in enumerate(data["programs"]):
             fill(engine, tables, evaluator)
-            step(tables, number, lambda i: evaluator.run(i, True), rng)
+            tokens = min(int(program["tokens"]), POSITIONS - POSITION)
+            step(tables, number, lambda i, n=tokens: evaluator.run(i, n, True), rng)  # type: ignore[misc]
             for b, about in enumerate(data["buffers"]):
                 kept = fmt.ARENAS[engine.tables["buffers"]["arena"][b]] in ("cache", "io")
                 if kept or (about["program"] == program["name"] and about["tensor"] in outputs(evaluator, number)):
@@ -120,7 +122,9 @@ def fill(engine: Subject, tables: Tables, evaluator: Evaluator) -> None:
             continue
         rng, target = np.random.default_rng(b), memory.buffer(b)
         values = rng.standard_normal(target.numel()).astype(np.float32)
-        if target.dtype.is_floating_point:
+        if about["tensor"].split("@")[0] in fmt.SAMPLING_INPUTS:
+            target.zero_()  # greedily: a drawn record would say nothing that a request could
+        elif target.dtype.is_floating_point:
             target.copy_(memory.buffer(b).new_tensor(values))
         else:
             position = about["tensor"].split("@")[0] == "position"

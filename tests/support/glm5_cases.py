@@ -209,6 +209,18 @@ def parts(g: torch.Generator, tokens: int) -> Iterator[Case]:
     yield Case(OpNode("parts", "attention_merge", (x,), (), (y,)), tensors)
 
 
+def keeps(g: torch.Generator, tokens: int) -> Iterator[Case]:
+    """Hidden rows for the MTP layer."""
+    inputs = (view("state", 8, HIDDEN), view("x", tokens, HIDDEN))
+    yield Case(OpNode("keep", "keep", inputs, (), ()), drawn(g, *inputs), 0)
+
+
+def last_tokens(g: torch.Generator, tokens: int) -> Iterator[Case]:
+    """The hidden row that the head takes."""
+    x = view("x", tokens, HIDDEN)
+    yield Case(OpNode("last", "last_token", (x,), (), (view("y", 1, HIDDEN),)), drawn(g, x), 0)
+
+
 CASES: dict[str, Make] = {
     "map": maps,
     "rms_norm": norms,
@@ -227,4 +239,6 @@ CASES: dict[str, Make] = {
     "index_score": scores,
     "mla_attention": attentions,
     "attention_merge": parts,
+    "keep": keeps,
+    "last_token": last_tokens,
 }

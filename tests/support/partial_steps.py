@@ -20,14 +20,14 @@ from tilecompile.ops.testing import Case
 from tilecompile.runtime.format import ALIGN
 from tilecompile.targets.kind import Kind
 
-SHARED = ("cache", "state", "table")
+SHARED = ("cache", "table", "state")
 """Tensors whose rows aren't tokens, though there may be as many of them."""
 
 
 def room(node: OpNode) -> int:
     """How many tokens a node's operands have room for."""
-    views = [*node.outputs[-1:], *node.inputs[: 1 if node.outputs else 2]]
-    return max(v.shape[0] for v in views if v.tensor not in SHARED)
+    read = next(v for v in node.inputs if v.tensor not in SHARED)
+    return max(v.shape[0] for v in (read, *node.outputs[-1:]))
 
 
 def by_token(node: OpNode, view: View) -> bool:

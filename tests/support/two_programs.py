@@ -85,10 +85,14 @@ def exchanged(engine: Path, folder: Path) -> Path:
     """A copy of an engine in which `decode` and the next program have changed their numbers."""
     copy(engine, folder)
     tables = {name: table(folder, name) for name in TABLES}
-    for name in ("streams", "events"):
-        tables[name]["program"] ^= 1
+    for name in ("streams", "events", "operators"):
+        tables[name]["program"] ^= tables[name]["program"] < 2
     programs = tables["weights"]["programs"]
-    programs[:] = (programs & 1) << 1 | programs >> 1
-    edit_manifest(folder, lambda data: data["programs"].reverse())
+    programs[:] = (programs & 1) << 1 | (programs >> 1 & 1) | programs & ~np.uint32(3)
+
+    def exchange(data: dict[str, Any]) -> None:
+        data["programs"][:2] = data["programs"][1::-1]
+
+    edit_manifest(folder, exchange)
     write(folder, tables)
     return folder

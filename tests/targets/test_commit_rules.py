@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tilecompile.interpret.commit_rules import Asked, Limits, Next, Step, decide, first_step
+from tilecompile.interpret.commit_rules import Asked, Limits, Next, Step, decide, draft_of, first_step
 from tilecompile.runtime import format as fmt
 from tilecompile.targets.cpu.build import find_compiler
 from tilecompile.targets.cpu.emit import RULES
@@ -29,7 +29,8 @@ struct Case {
 };
 struct Answer {
   Next first, next;
-  uint32_t fed;
+  uint32_t fed, known;
+  int32_t draft;
   Step record;  // of `next`, as run 3, step 7
 };
 extern "C" void NAME(const Case* cases, const StepProgram* programs, Answer* answers, int count) {
@@ -43,6 +44,10 @@ extern "C" void NAME(const Case* cases, const StepProgram* programs, Answer* ans
         c.step, c.asked, limits, [&](uint32_t row) { return c.sampled[row]; }, [&](uint32_t d) { return c.drafts[d]; },
         [&](uint32_t s) { return c.stops[s]; });
     a.fed = fed_of(c.asked, c.step.context);
+    Asked going = c.asked;
+    going.aborted = 0;
+    a.known = known_follower(c.step, going, limits);
+    a.draft = draft_of(limits, c.sampled[0]);
     describe(a.record, a.next, 3, 7);
   }
 }
@@ -70,7 +75,9 @@ CASE = np.dtype(
         ("padding", "<i4", 1),
     ]
 )
-ANSWER = np.dtype([("first", NEXT), ("next", NEXT), ("fed", "<u4"), ("record", STEP)])
+ANSWER = np.dtype(
+    [("first", NEXT), ("next", NEXT), ("fed", "<u4"), ("known", "<u4"), ("draft", "<i4"), ("record", STEP)]
+)
 
 
 @dataclass(frozen=True)
@@ -118,10 +125,11 @@ def by_twin(cases: list[Case]) -> np.ndarray:
         answer["first"] = _fields(first_step(case.asked, case.limits))
         answer["next"] = _fields(following)
         answer["fed"] = case.asked.fed(case.step.context)
+        answer["draft"] = draft_of(case.limits, case.sampled[0])
         record = Step(following.program, 3, following.position, following.tokens, following.flags)
         for name in ("program", "run", "position", "tokens", "flags", "context"):
             answer["record"][name] = getattr(record, name)
-        answer["record"]["sequence"] = 7
+        answer["record"]["sequence"], answer["record"]["follower"] = 7, fmt.NONE
     return answers
 
 
@@ -138,7 +146,7 @@ def random_table(rng: random.Random) -> fmt.ProgramTable:
         row["drafts"], row["last_row"] = rng.random() < 0.3, rng.random() < 0.3
         for key in fmt.FOLLOWERS:
             row[key] = rng.randrange(count)
-        if rng.random() < 0.2:
+        if not row["drafts"] and rng.random() < 0.2:
             row["on_taken"] = row["on_verify"] = fmt.NONE
     return fmt.ProgramTable(rows, rng.randrange(count))
 
@@ -192,7 +200,7 @@ def boundary_cases(programs: fmt.ProgramTable) -> Iterator[Case]:
     for tokens, count, behind in itertools.product((1, fmt.MAX_TOKENS), (1, 9), (-1, 0)):
         position = 5
         context = max(position + tokens, position + count + behind)
-        for id, stops, room in itertools.product((-1, 0, vocab - 1, vocab), ([], [3, 0]), (0, 1, 2)):
+        for id, stops, room in itertools.product((-3, -2, -1, 0, vocab - 1, vocab), ([], [3, 0]), (0, 1, 2)):
             for max_new, logits, aborted in itertools.product((0, 1, 2), (False, True), (False, True)):
                 generated = max(0, context - position - count)
                 most = max_new and max_new + generated
@@ -217,12 +225,19 @@ def compared() -> list[tuple[list[Case], np.ndarray, np.ndarray]]:
     return [(cases, rows_of(cases), by_twin(cases)) for cases in groups]
 
 
+def answers_of(function: Any, cases: list[Case], rows: np.ndarray) -> np.ndarray:
+    """What the header decides, as ANSWER records."""
+    answers = np.zeros(len(cases), ANSWER)
+    arrays = (rows, cases[0].limits.programs.rows, answers)
+    function(*(ctypes.c_void_p(array.ctypes.data) for array in arrays), len(cases))
+    return answers
+
+
 def differs(function: Any) -> Case | None:
     """The first case that the header and the twin decide differently."""
     for cases, rows, want in compared():
-        answers = np.zeros(len(cases), ANSWER)
-        arrays = (rows, cases[0].limits.programs.rows, answers)
-        function(*(ctypes.c_void_p(array.ctypes.data) for array in arrays), len(cases))
+        answers = answers_of(function, cases, rows)
+        answers["known"] = 0
         unequal = np.flatnonzero(answers != want)
         if unequal.size:
             return cases[unequal[0]]
@@ -232,6 +247,23 @@ def differs(function: Any) -> Case | None:
 def test_the_twin_decides_as_the_header(tmp_path: Path) -> None:
     library = build(tmp_path, {"decide_all": RULES.read_text()}, "-Wall", "-Wextra", "-Werror")
     assert differs(library.decide_all) is None
+
+
+def test_a_follower_that_is_known_follows_whatever_is_sampled(tmp_path: Path) -> None:
+    """Known are those after a part of a prompt and after a draft; only an abort can come between."""
+    library = build(tmp_path, {"decide_all": RULES.read_text()})
+    seen = set()
+    for cases, rows, _ in compared():
+        answers = answers_of(library.decide_all, cases, rows)
+        for case, answer in zip(cases, answers, strict=True):
+            draft = bool(case.limits.programs.rows["drafts"][case.step.program])
+            prompt = case.step.context < case.asked.end
+            seen.add((draft, prompt))
+            if not draft and not prompt:
+                assert answer["known"] == fmt.NONE
+            elif not case.asked.aborted:
+                assert (answer["next"]["reason"], answer["next"]["program"]) == (0, answer["known"])
+    assert len(seen) == 4
 
 
 def test_the_cases_come_to_every_end_and_every_kind_of_step() -> None:
@@ -266,6 +298,7 @@ MISTAKES = {
     "the first token's row counts": [("program.last_row ? 0 : first", "0")],
     "the last row isn't the only one": [("program.last_row ? 0 : first", "first")],
     "an id behind the vocabulary": [(BAD, BAD.replace(">=", ">"))],
+    "an infinite logit isn't told apart": [("id == NOT_FINITE_ID ? NOT_FINITE", "id == NOT_FINITE_ID ? BAD_ID")],
     "a negative id": [(BAD, BAD.replace("uint32_t(id) >= limits.vocab", "id >= int32_t(limits.vocab)"))],
     "the last stop id is overlooked": [(STOP, STOP.replace("i <", "i + 1 <"))],
     "a token too many": [(MOST, MOST.replace(">=", ">"))],
@@ -276,7 +309,7 @@ MISTAKES = {
             "step_at(program.on_prompt, newest, 1, true);\n  next.row",
         )
     ],
-    "requests begin with program 0": [("limits.programs[limits.first_program]", "limits.programs[0]")],
+    "requests begin with program 0": [("programs[limits.first_program], asked", "programs[0], asked")],
     "ids behind the prompt": [("left < most ? left : most", "most")],
     "more ids than a program takes": [("left < most ? left : most", "left")],
     "one id like several": [("left == 1 ? from.on_single : ", "")],
@@ -312,7 +345,7 @@ MISTAKES = {
         ("limits.programs[from.on_verify].tokens - 1", "limits.programs[from.on_verify].tokens")
     ],
     "a draft too many": [("drafted < depth_of(", "drafted <= depth_of(")],
-    "a draft outside the vocabulary": [("asked.drafted + (id < limits.vocab)", "asked.drafted + 1")],
+    "a draft outside the vocabulary": [("uint32_t(id) < limits.vocab ? id : 0", "id")],
     "a draft from the newest token again": [
         ("step_at(program.on_draft, step.context", "step_at(program.on_draft, newest")
     ],

@@ -79,10 +79,10 @@ def generate(
 
 def _stated(engine: Engine, out: Output, params: SamplingParams) -> dict[str, Any]:
     """What --json prints: the output, its figures, the parameters as they were given, and the engine's counts."""
+    about = asdict(out)
     return {
-        **asdict(out.stats),
-        "tokens": out.tokens,
-        "text": out.text,
+        **about.pop("stats"),
+        **about,
         "parameters": {name: value for name, value in asdict(params).items() if name != "allowed_tokens"},
         "load_ms": engine.stats.load_ms,
         "threads": engine.threads,

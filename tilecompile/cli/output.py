@@ -85,13 +85,23 @@ def ms_per_token(stats: Stats) -> float:
     return later / (stats.tokens - 1) if stats.tokens > 1 and later > 0 else stats.ms_per_step
 
 
+def accepted(stats: Stats) -> list[str]:
+    """How many tokens a round of speculation gave, in words; nothing for a request, or an engine, without rounds."""
+    length = getattr(stats, "accepted_length", 0.0)
+    return [f"{length:.2f} tokens a round"] if length else []
+
+
 def timings(engine: Engine, stats: Stats) -> str:
     """The figures of one generation, in one line."""
-    return (
-        f"{stats.tokens} tokens after a prompt of {stats.prompt_tokens} (ended by: {stats.finish}); "
-        f"{ms_per_token(stats):.3f} ms per token, {stats.time_to_first_token_ms:.1f} ms to the first token, "
-        f"{engine.stats.load_ms:.0f} ms to load, {engine.threads} threads"
-    )
+    figures = [
+        f"{ms_per_token(stats):.3f} ms per token",
+        *accepted(stats),
+        f"{stats.time_to_first_token_ms:.1f} ms to the first token",
+        f"{engine.stats.load_ms:.0f} ms to load",
+        f"{engine.threads} threads",
+    ]
+    about = f"{stats.tokens} tokens after a prompt of {stats.prompt_tokens} (ended by: {stats.finish}); "
+    return about + ", ".join(figures)
 
 
 def engine_summary(manifest: Manifest) -> dict[str, Any]:

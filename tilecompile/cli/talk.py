@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from tilecompile.cli.output import ms_per_token
+from tilecompile.cli.output import accepted, ms_per_token
 from tilecompile.errors import InputError
 from tilecompile.runtime.conversation import Conversation
 from tilecompile.runtime.errors import EngineError
@@ -171,6 +171,7 @@ def figures(stats: Stats) -> str:
     words = [f"{stats.tokens} tokens (ended by: {stats.finish})"]
     if each:
         words.append(f"{1e3 / each:.0f} tokens/s")
+    words.extend(accepted(stats))
     words.append(f"{stats.time_to_first_token_ms:.1f} ms to the first token")
     if stats.cached_tokens:
         words.append(f"{stats.cached_tokens} of {stats.prompt_tokens} prompt tokens were in the caches")

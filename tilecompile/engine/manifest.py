@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from tilecompile.cost.graph_reads import reads
 from tilecompile.engine.plan import Plan
 from tilecompile.options import Settings
-from tilecompile.runtime.format import FIRST_PROGRAM, LOOP_INPUTS, PROGRAMS
+from tilecompile.runtime.format import FIRST_PROGRAM, LOOP_INPUTS, PROGRAMS, SAMPLING_INPUTS
 from tilecompile.sources import ModelSource
 
 
@@ -24,7 +25,7 @@ def describe(plan: Plan, source: ModelSource, settings: Settings) -> dict[str, A
         read = reads(step, storage.max_seq_len, plan.copies)
         ops, counts = np.unique(op_of[instructions["op"]], return_counts=True)
         programs.append(
-            PROGRAMS[step.program].stated(step.tokens, program.programs)
+            PROGRAMS[step.program].stated(step.tokens, program.programs, _inputs(step.tensors))
             | {
                 "io": program.outputs[index],
                 "tasks": len(instructions),
@@ -67,6 +68,11 @@ def describe(plan: Plan, source: ModelSource, settings: Settings) -> dict[str, A
         "kinds": program.kinds,
         "operators": program.operators,
         "buffers": [{"tensor": b.tensor.name, "shape": b.tensor.shape, "program": b.program} for b in program.buffers],
-        "io": {name: program.io[name] for name in LOOP_INPUTS},
+        "io": {name: program.io[name] for name in _inputs(program.io)},
         "scratch_bytes": program.scratch_bytes,
     }
+
+
+def _inputs(names: Container[str]) -> list[str]:
+    """Those of the loops' inputs that are among some tensors."""
+    return [name for name in (*LOOP_INPUTS, *SAMPLING_INPUTS) if name in names]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tilecompile.runtime.format import NEEDS_LOGITS, NONE, ProgramTable, Reason
+from tilecompile.runtime.format import NEEDS_LOGITS, NONE, NOT_FINITE_ID, NOTHING_ALLOWED_ID, ProgramTable, Reason
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def decide(step: Step, asked: Asked, limits: Limits, sampled: Sequence[int], dra
     if program["drafts"]:
         if step.context < asked.end:
             return _feed_at(asked, limits, program, step.context)
-        return _after_draft(step, asked, limits, program, sampled[0])
+        return _after_draft(step, asked, limits, program)
     speculates = bool(asked.drafts and asked.max_new and program["on_taken"] != NONE)
     if step.context < asked.end:
         if speculates:
@@ -106,7 +106,7 @@ def decide(step: Step, asked: Asked, limits: Limits, sampled: Sequence[int], dra
     while True:
         token = sampled[row + taken]
         if not 0 <= token < limits.vocab:
-            return Next(Reason.BAD_ID, row=row, taken=taken)
+            return Next(_reason_of(token), row=row, taken=taken)
         taken += 1
         if token in limits.stops:
             return Next(Reason.STOP_ID, row=row, taken=taken)
@@ -124,17 +124,23 @@ def decide(step: Step, asked: Asked, limits: Limits, sampled: Sequence[int], dra
     return replace(following, row=row, taken=taken)
 
 
-def _after_draft(step: Step, asked: Asked, limits: Limits, program: Any, token: int) -> Next:
-    """What follows a step of an MTP layer, which sampled the draft `token`."""
-    newest = asked.end + asked.generated - 1
-    good = 0 <= token < limits.vocab
-    drafted = asked.drafted + good
-    if good and drafted < _depth_of(asked, limits, program, asked.generated, newest):
+def _reason_of(token: int) -> Reason:
+    """Why a request ends where something else than an id was sampled."""
+    return {NOT_FINITE_ID: Reason.NOT_FINITE, NOTHING_ALLOWED_ID: Reason.NOTHING_ALLOWED}.get(token, Reason.BAD_ID)
+
+
+def draft_of(limits: Limits, token: int) -> int:
+    """The draft that a sampled id is: any id will do where the draft layer's logits are no good."""
+    return token if 0 <= token < limits.vocab else 0
+
+
+def _after_draft(step: Step, asked: Asked, limits: Limits, program: Any) -> Next:
+    """What follows a step of an MTP layer, which sampled one more draft."""
+    newest, drafted = asked.end + asked.generated - 1, asked.drafted + 1
+    if drafted < _depth_of(asked, limits, program, asked.generated, newest):
         following = _step_at(program["on_draft"], step.context, 1, True)
-    elif drafted:
-        following = _step_at(program["on_verify"], newest, 1 + drafted, True)
     else:
-        following = _step_at(program["on_token"], newest, 1, True)
+        following = _step_at(program["on_verify"], newest, 1 + drafted, True)
     return replace(following, drafted=drafted)
 
 

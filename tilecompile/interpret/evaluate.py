@@ -25,7 +25,7 @@ from tilecompile.ops.dtypes import torch_dtype
 from tilecompile.runtime.folder.manifest import Manifest
 from tilecompile.runtime.folder.rows import SPANS, span
 from tilecompile.runtime.folder.tables import Tables
-from tilecompile.runtime.format import ARENAS, DTYPES, LAYOUTS, NONE, PANEL, WRITE
+from tilecompile.runtime.format import ARENAS, DTYPES, LAYOUTS, NONE, PANEL, SAMPLING_INPUTS, WRITE
 from tilecompile.runtime.weight_formats import format_of
 from tilecompile.targets.codecs import CODECS, Copy
 
@@ -118,7 +118,9 @@ class Evaluator:
         self._folder: Path = manifest.folder
         self._tables, self._nodes = tables, self.graph.nodes
         of_program = {
-            name: frozenset(n for n, t in one.tensors.items() if t.role in BY_TOKEN)
+            name: frozenset(
+                n for n, t in one.tensors.items() if t.role in BY_TOKEN and t.undivided not in SAMPLING_INPUTS
+            )
             for name, one in self.graph.programs.items()
         }
         self._by_token = [of_program[name] for name, one in self.graph.programs.items() for _ in one.nodes]

@@ -11,20 +11,23 @@ import random
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import EllipsisType
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from tilecompile.errors import EngineError, EngineStalled, InputError
-from tilecompile.interpret.commit_rules import Asked, Limits, Next, Step, decide, first_step
+from tilecompile.interpret.commit_rules import Asked, Limits, Next, Step, decide, draft_of, first_step
 from tilecompile.interpret.evaluate import Evaluator, one_thread
+from tilecompile.interpret.sampler import Sampler, tensors_of
 from tilecompile.runtime.folder.manifest import read_manifest
 from tilecompile.runtime.folder.tables import launched_streams, load_tables
 from tilecompile.runtime.format import COMMIT_KIND, NEEDS_LOGITS, Reason
 from tilecompile.runtime.generate import check_ids
 from tilecompile.runtime.replay.buffers import Arrays, find_operator, numbers_of, read_buffers, writes
-from tilecompile.runtime.sampling import SamplingParams
+from tilecompile.runtime.run import FAULTS
+from tilecompile.runtime.sampling import GREEDY, SamplingParams, params_of
 
 Order = Literal["program"] | int
 """Order of execution: that of the operators in the program, or a seed of random legal orders."""
@@ -71,12 +74,20 @@ class Interpreter:
         self._request(self._ids(ids), 0, logits=True)
         return np.stack(self._logits)
 
-    def generate(self, prompt: Iterable[int], max_new_tokens: int | None = 64, drafts: int = 0) -> list[int]:
-        """Generates greedily from token ids, as `Engine.generate` does; returns the tokens.
+    def generate(
+        self,
+        prompt: Iterable[int],
+        params: SamplingParams | int | None = GREEDY,
+        *,
+        max_new_tokens: int | EllipsisType | None = ...,
+        drafts: int = 0,
+    ) -> list[int]:
+        """Generates from token ids, as `Engine.generate` does; returns the tokens.
 
         Rounds of speculation draft `drafts` tokens.
         """
-        self._request(self._ids(prompt), SamplingParams(max_new_tokens).max_new, logits=False, drafts=drafts)
+        asked = params_of(params, max_new_tokens).resolved(self.manifest)
+        self._request(self._ids(prompt), asked.max_new, logits=False, drafts=drafts, params=asked)
         return self._tokens
 
     def buffers(self) -> Arrays:
@@ -119,16 +130,19 @@ class Interpreter:
             if s["agent"] == 0:
                 streams.setdefault(int(s["worker"]), {})[int(s["program"])] = (int(s["begin"]), int(s["end"]))
         self._workers = [_Worker(worker, own) for worker, own in sorted(streams.items())]
+        self._sampler: Sampler | None = None
         self._tokens: list[int] = []
         self._drafts: list[int] = []
         self.program_steps = [0] * len(self._runs)
         self._logits: list[npt.NDArray[np.float32]] = []
         self._running = False
 
-    def _request(self, ids: list[int], max_new: int, logits: bool, drafts: int = 0) -> None:
-        """Runs a request from position 0 to its end."""
+    def _request(
+        self, ids: list[int], max_new: int, logits: bool, drafts: int = 0, params: SamplingParams | None = None
+    ) -> None:
+        """Runs a request from position 0 to its end; without parameters greedily."""
         self._reset()
-        self._run(ids, Asked(0, len(ids), max_new, logits, drafts))
+        self._run(ids, Asked(0, len(ids), max_new, logits, drafts), (), params)
 
     def _feed(self, ids: list[int], stop_after: Iterable[int] = ()) -> None:
         """Feeds ids, the last one in a request of its own, to its end or to that of some operators."""
@@ -137,8 +151,14 @@ class Interpreter:
             self._run(ids, Asked(0, len(ids) - 1, 0, False))
         self._run(ids, Asked(len(ids) - 1, 1, 0, False), stop_after)
 
-    def _run(self, ids: list[int], asked: Asked, stop_after: Iterable[int] = ()) -> None:
+    def _run(
+        self, ids: list[int], asked: Asked, stop_after: Iterable[int] = (), params: SamplingParams | None = None
+    ) -> None:
         """Runs a request, whose ids are those from its position on, to its end or to that of operators of its step."""
+        tensors = tensors_of(self._io, self._word)
+        self._sampler = None if tensors is None else Sampler(tensors, params, ids)
+        stop_ids = self.manifest.eos_token_ids if params is None else params.stop_token_ids
+        self._limits = replace(self._limits, stops=stop_ids)
         self._prompt, self._asked = ids, asked
         stops, first = set(stop_after), first_step(asked, self._limits)
         streams = [worker.streams[first.program] for worker in self._workers]
@@ -175,6 +195,8 @@ class Interpreter:
         self._evaluator.memory.poison("activation")
         self._word(self._io["ids"])[:tokens] = ids
         self._word(self._io["position"])[0] = position
+        if self._sampler is not None:
+            self._sampler.before(first, self._tokens)
 
     def _commit(self, step: Step) -> None:
         """The sink: takes what was sampled, and starts what comes next."""
@@ -188,12 +210,12 @@ class Interpreter:
         self.program_steps[step.program] += 1
         self._tokens += sampled[following.row : following.row + following.taken]
         if following.drafted > len(self._drafts):
-            self._drafts.append(sampled[following.row])
+            self._drafts.append(draft_of(self._limits, sampled[following.row]))
         self._drafts = self._drafts[: following.drafted]
         self._asked = replace(self._asked, generated=len(self._tokens), drafted=len(self._drafts))
-        if following.reason == Reason.BAD_ID:
-            token = sampled[following.row + following.taken]
-            raise EngineError(f"{self.manifest.folder}: the program chose token {token}, which doesn't exist")
+        if following.reason in FAULTS:
+            at = f"after position {self._asked.end + self._asked.generated - 1}"
+            raise EngineError(f"{self.manifest.folder}: {FAULTS[following.reason].format(at)}")
         self._running = following.reason == Reason.NO_REASON
         if self._running:
             self._publish(following)

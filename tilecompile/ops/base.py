@@ -141,7 +141,8 @@ class TileOp:
 
     `weight_args` and `mutated` name arguments of the torch op: streamed weights, and caches that it writes.
     `tile(node, parts)` splits a node into about `parts` tasks of equal cost.
-    `cpu(node)` is the C++ statement that calls the body in `cpu.h` with the node's shapes as constants.
+    `cpu(node)` is the C++ statement that calls the body in `cpu.h` with the node's shapes as constants, but for the
+    number of tokens: `c.tokens(i)` is how many the step has for operand i.
     `gpu(node)` states the body of the CUDA targets; an op without it can't be compiled for them.
     `reference(node, inputs, weights)` evaluates the node as the passes left it, fused parts included; inputs are torch
     tensors, written in place where the op mutates them.

@@ -83,13 +83,14 @@ class Repeat:
 
     def whole(self, items: Sequence[V], line: Line, moved: Callable[[V, Move], V]) -> list[V]:
         """The items of the whole model; `moved(item, move)` is an item in another layer."""
-        if not len(line.begin):
-            return list(items)
-        begin, end = int(line.begin[0]), int(line.end[0])
-        out = list(items[:begin])
-        for copy in range(self.times):
-            out += [moved(item, self._move(copy, self.layer - self.layers)) for item in items[begin:end]]
-        return out + [moved(item, self._move(self.times - 1, self.layer)) for item in items[end:]]
+        out: list[V] = []
+        after, last = 0, self._move(self.times - 1, self.layer)
+        for begin, end in zip(line.begin.tolist(), line.end.tolist(), strict=True):
+            out += [moved(item, last) for item in items[after:begin]]
+            for copy in range(self.times):
+                out += [moved(item, self._move(copy, self.layer - self.layers)) for item in items[begin:end]]
+            after = end
+        return out + [moved(item, last) for item in items[after:]]
 
     def by_layer(self, layers: Iterable[tuple[str, int | None]]) -> list[tuple[str, str, Move]]:
         """For names with their layers: each name of the whole model, the short model's name, and the move."""
@@ -124,6 +125,9 @@ def whole_program(short: Program, repeat: Repeat, operators: EngineGraph) -> Pro
         arena_bytes=[{name: int(x) for name, x in zip(ARENAS, row, strict=True) if name != "weight"} for row in sizes],
         pool_bytes=sizes[:, ARENAS.index("weight")].tolist(),
         io={name: int(buffers.at(np.array([b]), 0)[0]) for name, b in short.io.items()},
+        outputs=[
+            {name: int(buffers.at(np.array([b]), 0)[0]) for name, b in outputs.items()} for outputs in short.outputs
+        ],
     )
 
 
@@ -131,9 +135,10 @@ def whole_graph(short: EngineGraph, repeat: Repeat, program: Program) -> EngineG
     """The operators and tensors of the whole model; `program` is the short one."""
     line, layers = line_of(program.tables, "operators"), short.layers
     nodes = iter(repeat.whole(short.nodes, line, lambda node, move: move.node(node, layers)))
-    counts = {name: len(graph.nodes) for name, graph in short.programs.items()}
-    first = next(iter(counts))
-    counts[first] += int(line.gain[-1])
+    counts, begin = {}, 0
+    for name, graph in short.programs.items():
+        stored = np.array([begin, begin + len(graph.nodes)])
+        counts[name], begin = int(np.diff(line.at(stored, 0))[0]), int(stored[1])
     programs = {}
     for name, graph in short.programs.items():
         found = repeat.by_layer((tensor.name, tensor.layer) for tensor in graph.tensors.values())

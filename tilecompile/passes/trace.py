@@ -19,13 +19,13 @@ from tilecompile.errors import InputError
 from tilecompile.ir.expr import Expr
 from tilecompile.ir.graph import OpGraph, Tensor
 from tilecompile.ir.node import OpNode, View
-from tilecompile.models.spec import INPUTS
+from tilecompile.models.spec import INPUTS, SAMPLING
 from tilecompile.ops.base import REGISTRY, op_of
 from tilecompile.ops.commit import COMMIT
 from tilecompile.ops.dtypes import dtype_names, torch_dtype
 from tilecompile.ops.map import MAP
 from tilecompile.passes.views import VIEWS
-from tilecompile.runtime.format import LOOP_INPUTS, LOOP_OUTPUTS
+from tilecompile.runtime.format import LOOP_INPUTS, LOOP_OUTPUTS, SAMPLING_INPUTS
 from tilecompile.runtime.names import layer_of, without_layer
 
 if TYPE_CHECKING:
@@ -52,12 +52,13 @@ ELEMENTWISE = {
 NO_DATA = ("_assert_tensor_metadata.default",)
 
 
-def trace_program(step: StepProgram[C], config: C, storage: Storage, steps: Steps) -> OpGraph:
-    """The operator graph of a model's step program."""
+def trace_program(step: StepProgram[C], config: C, storage: Storage, steps: Steps, samples: bool = False) -> OpGraph:
+    """The operator graph of a model's step program; `samples`: the kernel writes what programs sample with."""
+    inputs = INPUTS | SAMPLING if samples and step.samples else INPUTS
     with torch.device("meta"):
         module = step.module(config, storage, steps, step.tokens)
-        args = [torch.zeros(i.sizes(config, step.tokens), dtype=torch_dtype(i.dtype)) for i in INPUTS.values()]
-    return trace(module, tuple(args), LOOP_INPUTS, LOOP_OUTPUTS, step.name, step.states)
+        args = [torch.zeros(i.sizes(config, step.tokens), dtype=torch_dtype(i.dtype)) for i in inputs.values()]
+    return trace(module, tuple(args), tuple(inputs), LOOP_OUTPUTS, step.name, step.states)
 
 
 def trace(
@@ -142,7 +143,8 @@ class _Tracer:
             if tensor.role != "activation" or view != View.of(tensor.name, tensor.shape, tensor.dtype):
                 raise InputError(f"output {name} is {view} ({tensor.role}), want an operator's whole result")
         self.graph.outputs = tuple(view.tensor for view in returned)
-        words = [View.of(t.name, t.shape, t.dtype) for n in ("ids", "position") for t in [self.graph.tensors[n]]]
+        written = [self.graph.tensors[n] for n in (*LOOP_INPUTS, *SAMPLING_INPUTS) if n in self.graph.tensors]
+        words = [View.of(t.name, t.shape, t.dtype) for t in written]
         self.add(OpNode(COMMIT.name, COMMIT.name, (*returned, *words), (), ()))
 
     def set_roles(self) -> None:

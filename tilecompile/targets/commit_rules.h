@@ -76,21 +76,23 @@ TC_RULE uint32_t depth_of(const Asked& asked, const Limits& limits, const StepPr
   return depth;
 }
 
-// What follows a step of an MTP layer, which sampled the draft `id`.
-TC_RULE Next after_draft(const Step& step, const Asked& asked, const Limits& limits, const StepProgram& program,
-                         uint32_t id) {
-  const uint32_t newest = asked.position + asked.count + asked.generated - 1;
-  const uint32_t drafted = asked.drafted + (id < limits.vocab);  // bodies take ids on trust
-  Next next;
-  if (drafted > asked.drafted && drafted < depth_of(asked, limits, program, asked.generated, newest))
-    next = step_at(program.on_draft, step.context, 1, true);
-  else if (drafted)
-    next = step_at(program.on_verify, newest, 1 + drafted, true);
-  else
-    next = step_at(program.on_token, newest, 1, true);
+// What follows a step of an MTP layer, which sampled one more draft.
+TC_RULE Next after_draft(const Step& step, const Asked& asked, const Limits& limits, const StepProgram& program) {
+  const uint32_t newest = asked.position + asked.count + asked.generated - 1, drafted = asked.drafted + 1;
+  Next next = drafted < depth_of(asked, limits, program, asked.generated, newest)
+                  ? step_at(program.on_draft, step.context, 1, true)
+                  : step_at(program.on_verify, newest, 1 + drafted, true);
   next.drafted = drafted;
   return next;
 }
+
+// Why a request ends where something else than an id was sampled.
+TC_RULE Reason reason_of(int32_t id) {
+  return id == NOT_FINITE_ID ? NOT_FINITE : id == NOTHING_ALLOWED_ID ? NOTHING_ALLOWED : BAD_ID;
+}
+
+// The draft that a sampled id is: bodies take ids on trust, and any id will do where the draft layer's logits are no good.
+TC_RULE int32_t draft_of(const Limits& limits, int32_t id) { return uint32_t(id) < limits.vocab ? id : 0; }
 
 // What follows a step. `sampled(row)` is the id that the step chose in a row of its logits, `draft(i)` the i-th of the
 // round's drafts, and `stop(i)` the i-th of the ids that end a request; none is called where it doesn't matter, and
@@ -103,7 +105,7 @@ TC_RULE Next decide(const Step& step, const Asked& asked, const Limits& limits, 
   const uint32_t end = asked.position + asked.count, last = end + asked.generated - 1;  // the last id that was known
   if (program.drafts)
     return step.context < end ? feed_at(asked, limits, program, step.context)
-                              : after_draft(step, asked, limits, program, uint32_t(sampled(0)));
+                              : after_draft(step, asked, limits, program);
   const bool drafts = asked.drafts && asked.max_new && program.on_taken != NONE;
   if (step.context < end)
     return drafts ? step_at(program.on_taken, step.position, step.tokens, false)
@@ -114,7 +116,7 @@ TC_RULE Next decide(const Step& step, const Asked& asked, const Limits& limits, 
   for (;;) {
     const int32_t id = sampled(row + next.taken);
     if (uint32_t(id) >= limits.vocab) {
-      next.reason = BAD_ID;
+      next.reason = reason_of(id);
       return next;
     }
     ++next.taken;
@@ -132,6 +134,13 @@ TC_RULE Next decide(const Step& step, const Asked& asked, const Limits& limits, 
   next.row = row;
   next.taken = taken;
   return next;
+}
+
+// The program that follows a step whatever it samples, unless the request is aborted; NONE if what it samples decides.
+TC_RULE uint32_t known_follower(const Step& step, const Asked& asked, const Limits& limits) {
+  if (!limits.programs[step.program].drafts && step.context >= asked.position + asked.count) return NONE;
+  const auto none = [](uint32_t) { return 0; };
+  return decide(step, asked, limits, none, none, none).program;
 }
 
 // Most drafts of a round.
@@ -154,4 +163,5 @@ TC_RULE void describe(Step& to, const Next& next, uint32_t run, uint32_t sequenc
   to.tokens = next.tokens;
   to.context = next.position + next.tokens;
   to.flags = next.flags;
+  to.follower = NONE;
 }

@@ -26,6 +26,8 @@ class Written:
         self.seen = list(seen)
 
     def __getitem__(self, name: str) -> int:
+        if name not in BEFORE:  # counts of programs and drafts, which are read after the others
+            return 0
         record = dict(BEFORE)
         for store in STORES[: self.seen.pop(0)]:
             record |= store

@@ -24,11 +24,11 @@ struct Program {
 };
 struct Ask {
   int32_t ids[8];
-  uint32_t count, position, max_new, abort_at, stop_at;  // tokens after which to abort, to stop; NONE: never
+  uint32_t count, position, max_new, drafts, abort_at, stop_at;  // tokens after which to abort, to stop; NONE: never
   float* logits;
 };
 struct Answer {
-  uint32_t state, reason, fed, generated;
+  uint32_t state, reason, fed, generated, steps, accepted;
   int32_t tokens[64];
 };
 }
@@ -50,7 +50,7 @@ static void task(A& a, const Instruction& ins, const Step& step, int warp, int w
       for (uint32_t col = r.col_begin; col < r.col_end; ++col)
         f(program->places[r.buffer] + 4 * (uint64_t(row) * b.cols + col));
   };
-  uint32_t h = mix(mix(1, ins.op), step.position);
+  uint32_t h = mix(mix(mix(1, ins.op), step.position), step.tokens);
   for (int i = 0; i < ins.region_count; ++i)
     if (regions[i].mode == READ) words(regions[i], [&](uint64_t p) { h = mix(h, a.read(p)); });
   for (int i = 0; i < ins.tape_count; ++i) {
@@ -115,61 +115,49 @@ struct InTwin {
   }
 };
 
-// What a request gives, after those before it; `answer` holds how far the kernel came.
+// What a request gives, after those before it, by the rules of all targets; `answer` holds how far the kernel came.
 static std::string check(const Ask& ask, const Answer& answer) {
   const DeviceLaunch& l = program->launches[0];
   const auto* programs = reinterpret_cast<const StepProgram*>(l.programs);
-  std::vector<int32_t> tokens;
-  const uint32_t end = ask.position + ask.count;
-  uint32_t fed = 0, reason = 0, position = ask.position;
-  const auto feeding = [&](uint32_t from) {
-    return end - position == 1 ? programs[from].on_single : ask.logits ? programs[from].on_every : programs[from].on_prompt;
-  };
-  uint32_t p = feeding(l.first_program);
+  const Limits limits = {programs, l.first_program, l.vocab, l.max_seq_len, l.stop_count};
+  Asked asked = {ask.position, ask.count, ask.max_new, ask.logits != nullptr, ask.drafts, 0, 0, 0};
+  std::vector<int32_t> tokens, drafts;
   const auto in = [&](uint64_t at) -> uint32_t& { return InTwin{program->instructions[0]}.at(at); };
-  const auto prompt = [&] {
-    const int32_t* next = ask.ids + (position - ask.position);
-    return std::vector<int32_t>(next, next + std::min(end - position, programs[p].tokens));
+  const auto id_at = [&](uint32_t i) {
+    if (i < ask.count) return ask.ids[i];
+    return i - ask.count < tokens.size() ? tokens[i - ask.count] : drafts.at(i - ask.count - tokens.size());
   };
-  for (std::vector<int32_t> ids = prompt(); !reason;) {
+  uint32_t fed = 0, steps = 0;
+  Next next = first_step(asked, limits);
+  while (next.reason == NO_REASON) {
     Step s = {};
-    s.position = position;
-    s.flags = ask.logits || position + ids.size() >= end ? NEEDS_LOGITS : 0;
-    for (size_t i = 0; i < ids.size(); ++i) in(l.ids + 4 * i) = ids[i];
-    in(l.position) = position;
-    for (uint32_t i = program->order_begin[p]; i < program->order_begin[p + 1]; ++i) {
+    describe(s, next, 0, 0);
+    const StepProgram& p = programs[s.program];
+    for (uint32_t i = 0; i < s.tokens; ++i) in(l.ids + 4 * i) = id_at(s.position - ask.position + p.drafts + i);
+    in(l.position) = s.position;
+    for (uint32_t i = program->order_begin[s.program]; i < program->order_begin[s.program + 1]; ++i) {
       const Instruction& ins = program->instructions[program->order[i]];
       if (ins.kind == COMMIT_KIND || ((ins.flags & PREDICATED) && !s.flags)) continue;
       InTwin a{ins};
       task(a, ins, s, 0, 1);
     }
-    for (uint32_t row = 0; row < ids.size() && position + row < end; ++row, ++fed)
+    for (uint32_t row = 0; !p.drafts && row < s.tokens && s.position + row < ask.position + ask.count; ++row, ++fed)
       for (uint32_t v = 0; ask.logits && v < l.vocab; ++v)
-        if (memcmp(&ask.logits[fed * l.vocab + v], &in(programs[p].logits + 4 * (row * l.vocab + v)), 4)) return "other logits";
-    position += uint32_t(ids.size());
-    const int32_t id = int32_t(in(programs[p].next + 4 * (ids.size() - 1)));
-    if (answer.reason == ABORTED && fed == answer.fed && tokens.size() == answer.generated) {
-      reason = ABORTED;
-    } else if (position < end) {
-      p = feeding(p);
-      ids = prompt();
-    } else if (!ask.max_new) {
-      reason = MAX_NEW;
-    } else if (uint32_t(id) >= l.vocab) {
-      reason = BAD_ID;
-    } else {
-      tokens.push_back(id);
-      for (uint32_t i = 0; i < l.stop_count; ++i)
-        if (reinterpret_cast<const int32_t*>(l.stops)[i] == id) reason = STOP_ID;
-      if (!reason && tokens.size() >= ask.max_new) reason = MAX_NEW;
-      if (!reason && position >= l.max_seq_len) reason = CONTEXT_FULL;
-      p = programs[p].on_token;
-      ids = {id};
-    }
+        if (memcmp(&ask.logits[fed * l.vocab + v], &in(p.logits + 4 * (row * l.vocab + v)), 4)) return "other logits";
+    const auto sampled = [&](uint32_t row) { return int32_t(in(p.next + 4 * row)); };
+    asked.aborted = answer.reason == ABORTED && ++steps == answer.steps;
+    next = decide(
+        s, asked, limits, sampled, [&](uint32_t i) { return drafts.at(i); },
+        [&](uint32_t i) { return reinterpret_cast<const int32_t*>(l.stops)[i]; });
+    for (uint32_t i = 0; i < next.taken; ++i) tokens.push_back(sampled(next.row + i));
+    if (next.drafted > drafts.size()) drafts.push_back(draft_of(limits, sampled(next.row)));
+    drafts.resize(next.drafted);
+    asked.generated = uint32_t(tokens.size());
+    asked.drafted = next.drafted;
   }
-  if (reason != answer.reason || fed != answer.fed || tokens.size() != answer.generated)
+  if (next.reason != answer.reason || fed != answer.fed || tokens.size() != answer.generated)
     return "ended for " + std::to_string(answer.reason) + " after " + std::to_string(answer.fed) + " and " +
-           std::to_string(answer.generated) + ", want " + std::to_string(reason) + ", " + std::to_string(fed) + ", " +
+           std::to_string(answer.generated) + ", want " + std::to_string(next.reason) + ", " + std::to_string(fed) + ", " +
            std::to_string(tokens.size());
   if (!std::equal(tokens.begin(), tokens.end(), answer.tokens)) return "other tokens";
   return "";
@@ -189,6 +177,7 @@ static void host_thread(Ask* asks, Answer* answers, uint32_t count) {
     tc::store(&mail.count, ask.count);
     tc::store(&mail.position, ask.position);
     tc::store(&mail.max_new, ask.max_new);
+    tc::store(&mail.drafts, ask.drafts);
     tc::store_release_sys(&mail.submitted, n);
     for (;;) {
       const bool mine = tc::load_acquire_sys(&status.request) == n;
@@ -205,6 +194,9 @@ static void host_thread(Ask* asks, Answer* answers, uint32_t count) {
     answer.generated = tc::load_acquire_sys(&status.generated);
     answer.reason = tc::load(&status.reason);
     answer.fed = tc::load(&status.fed);
+    answer.steps = answer.accepted = 0;
+    for (const uint32_t& n : status.program_steps) answer.steps += tc::load(&n);
+    for (const uint32_t& n : status.accepted) answer.accepted += tc::load(&n);
     for (uint32_t i = 0; i < answer.generated; ++i) answer.tokens[i] = tc::load(reinterpret_cast<int32_t*>(l.tokens) + i);
   }
   tc::store_release_sys(&mail.stop, 1);

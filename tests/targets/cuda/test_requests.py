@@ -27,7 +27,7 @@ static uint32_t mix(uint32_t h, uint32_t v) {
 // What a task of harness.cpp makes of the step's ids: the words are those ids, the position, the sampled ids.
 static void sample(const Call& c, uint32_t most) {
   uint32_t* words = c.arg<uint32_t>(0);
-  uint32_t h = mix(mix(1, c.ins->op), c.step->position);
+  uint32_t h = mix(mix(mix(1, c.ins->op), c.step->position), c.step->tokens);
   for (int i = 0; i < TOKENS; ++i) h = mix(h, words[i]);
   for (int i = 0; i < TOKENS; ++i) words[TOKENS + 1 + i] = mix(h, i) % most;
 }
@@ -56,6 +56,7 @@ def cpu_answers(
     launch["first_program"], launch["workers"], launch["threads"] = programs.first, case.blocks, threads
     launch["stop_count"], launch["vocab"], launch["max_seq_len"] = len(stops), VOCAB, MAX_SEQ_LEN
     launch["ids_buffer"], launch["position_buffer"] = IDS, POSITION
+    launch["sampling_buffer"] = launch["bias_buffer"] = launch["counts_buffer"] = fmt.NONE
     launch["stall_ms"] = 1000
     kernel = Kernel(library, launch, (tables, memory, places, pools, ids))
     answers = []
@@ -78,8 +79,8 @@ def test_requests_end_as_on_a_cpu(tmp_path: Path) -> None:
     library = build(tmp_path / "gpu")
     texts = [(cpu_emit.KIT / name).read_text() for name in cpu_emit.FRONT]
     texts.append(f"constexpr int TOKENS = {TOKENS}, VOCAB = {VOCAB};{CPU_BODIES}")
-    loop = (cpu_emit.HERE / name for name in ("worker.h", "profile.h", "loop.h", "abi.h"))
-    texts += [path.read_text() for path in (cpu_emit.RULES, *loop)]
+    loop = (cpu_emit.HERE / name for name in cpu_emit.LOOP if name != "roof.h")
+    texts += [path.read_text() for path in (cpu_emit.RULES, cpu_emit.DEPTH, *loop)]
     source = tmp_path / "kernel.cpp"
     source.write_text(once("\n".join([fmt.c_header(), *texts, 'extern "C" const char tc_contract[] = "";'])))
     command = [find_compiler(), "-std=c++20", "-O1", "-march=native", "-shared", "-fPIC", "-pthread"]

@@ -111,11 +111,11 @@ def print_figures(about: dict[str, Any]) -> None:
     if made := about.get("speculation"):
         title = f"speculation, {made['curve']}: best with {made['best']} drafts, each {made['draft_ms']:.4g} ms"
         rounds = Table(
-            "drafts", "tokens a round", "verify ms", "extend ms", "round ms", "ms a token", title=Text(title)
+            "drafts", "tokens a round", "verify ms", "extend ms", "round ms", "ms a token", "× none", title=Text(title)
         )
         rounds.title_justify = "left"
         for row in made["depths"]:
-            keys = ("tokens_a_round", "verify_ms", "extend_ms", "round_ms", "token_ms")
+            keys = ("tokens_a_round", "verify_ms", "extend_ms", "round_ms", "token_ms", "gain")
             rounds.add_row(str(row["drafts"]), *(f"{row[key]:.4g}" if row[key] else "" for key in keys))
         console.print(rounds)
     causes = Table("cause", "ms", "share", title="time of a thread", title_justify="left")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tilecompile.errors import InputError
 from tilecompile.runtime.format import MAX_DRAFTS
 from tilecompile.schedules.machine import Machine
 
@@ -43,37 +44,41 @@ def speculation(
 
     A round of d drafts is a step of `verify` with d + 1 tokens, one of `extend` with the tokens that it gives on
     average (rounded), and d - 1 of `draft`. `depths` has them for 0 (a decode step) to the plan's most, with the times
-    of the steps, `round_ms`, `tokens_a_round`, and `token_ms`, their quotient; `best` is the d of the least. Times are
-    in milliseconds.
+    of the steps, `round_ms`, `tokens_a_round`, `token_ms`, their quotient, and `gain`, how many times as fast as
+    without drafts that is; `best` is the d of the greatest. Times are in milliseconds. InputError for a rate of
+    acceptance of a plan that doesn't draft.
     """
     most = plan.manifest.programs.drafts
     if not most:
-        return None
+        if curve.acceptance is None:
+            return None
+        model = plan.manifest.data["model"]["name"]
+        raise InputError(f"--acceptance is {curve.acceptance:g}, and {model} drafts no tokens")
 
     def ms(program: str, tokens: int) -> float:
         return plan.step(machine, context, threads, program, tokens).ms
 
-    depths = [_row(0, 1.0, 0.0, 0.0, step_ms)]
+    def row(drafts: int, made: float, verify: float, extend: float, round_ms: float) -> dict[str, Any]:
+        return {
+            "drafts": drafts,
+            "tokens_a_round": made,
+            "verify_ms": verify,
+            "extend_ms": extend,
+            "round_ms": round_ms,
+            "token_ms": round_ms / made,
+            "gain": step_ms * made / round_ms,
+        }
+
+    depths = [row(0, 1.0, 0.0, 0.0, step_ms)]
     draft = ms("draft", 1)
     for d in range(1, most + 1):
         made = curve.lengths[d - 1]
         verify, extend = ms("verify", d + 1), ms("extend", round(made))
-        depths.append(_row(d, made, verify, extend, verify + extend + (d - 1) * draft))
+        depths.append(row(d, made, verify, extend, verify + extend + (d - 1) * draft))
     return {
         "curve": curve.name,
         "acceptance": curve.acceptance,
         "draft_ms": draft,
-        "best": min(depths, key=lambda row: row["token_ms"])["drafts"],
+        "best": max(depths, key=lambda one: one["gain"])["drafts"],
         "depths": depths,
-    }
-
-
-def _row(drafts: int, made: float, verify: float, extend: float, round_ms: float) -> dict[str, Any]:
-    return {
-        "drafts": drafts,
-        "tokens_a_round": made,
-        "verify_ms": verify,
-        "extend_ms": extend,
-        "round_ms": round_ms,
-        "token_ms": round_ms / made,
     }

@@ -1,6 +1,7 @@
 """commit: the sink of a step program. The kernel's loop implements it: it publishes the next step's record.
 
-It reads the sampled ids and rewrites the controller's words (ids, position); every other task comes before it.
+It reads the sampled ids and rewrites the controller's words (ids, position, what bodies sample with); every other task
+comes before it.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from tilecompile.ops.base import TileOp, register
 
 
 def tile(node: OpNode, parts: int) -> Tiling:
-    """One task. Inputs: sampled ids and logits, then the controller's ids and position, which it writes."""
+    """One task. Inputs: logits and sampled ids, then the controller's ids, position and so on, which it writes."""
     return Tiling(
         coords=np.zeros((1, 4), np.int32),
         reads=(whole(node, 0), whole(node, 1)),
-        writes=(whole(node, 2), whole(node, 3)),
+        writes=tuple(whole(node, i) for i in range(2, len(node.inputs))),
         weights=((),),
         cost=np.ones(1),
     )

@@ -141,20 +141,25 @@ INLINE float penalised(const Sampling& s, float x, int32_t count) {
   return count > 1 ? (x - keep(s.frequency * float(count >> 1))) - s.presence : x;
 }
 
+// Whether all logits are finite numbers: the product of another one with zero is NaN, and so is every sum with it.
 template <int V>
 INLINE bool finite(const float* x) {
-  v16 sum = splat(0.f);
-  float rest = 0;
+  v16 sums[4] = {zero(), zero(), zero(), zero()};
+  float sum = 0;
   int i = 0;
-  for (; i + 16 <= V; i += 16) {
-    const v16 v = load(x + i);
-    for (int q = 0; q < PARTS; ++q) sum.p[q] += v.p[q] * 0.f;  // NaN, once there is an infinity or NaN
+  for (; i + 64 <= V; i += 64)
+    repeat<4 * PARTS>([&](int k) INLINED {
+      vf v;
+      memcpy(&v, x + i + LANES * k, sizeof v);
+      sums[k / PARTS].p[k % PARTS] += v * 0.f;
+    });
+  for (; i < V; ++i) sum += x[i] * 0.f;
+  for (const v16& one : sums) {
+    alignas(64) float lanes[16];
+    store(lanes, one);
+    for (float lane : lanes) sum += lane;
   }
-  for (; i < V; ++i) rest += x[i] * 0.f;
-  alignas(64) float lanes[16];
-  store(lanes, sum);
-  for (float lane : lanes) rest += lane;
-  return rest == 0;
+  return sum == 0;
 }
 
 // The logits with bias and penalties, without ids that aren't allowed. `ids` are those of the step up to this token,

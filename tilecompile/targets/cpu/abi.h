@@ -84,7 +84,7 @@ int32_t tc_submit(void* handle, const Request* request) {
   Engine* e = static_cast<Engine*>(handle);
   std::lock_guard<std::mutex> lock(e->mutex);
   const uint32_t state = e->state.load();
-  if (state != IDLE) return state == RUNNING ? -1 : -2;
+  if (state != IDLE) return state == RUNNING || state == PAUSED ? -1 : -2;
   e->request = *request;
   const int32_t* ids = e->table<int32_t>(request->ids);
   e->prompt.assign(ids, ids + request->count);
@@ -95,6 +95,9 @@ int32_t tc_submit(void* handle, const Request* request) {
   e->extended = request->position;
   for (auto& steps : e->program_steps) steps = 0;
   for (uint32_t i = 0; i < MAX_DRAFTS; ++i) e->proposed[i] = e->accepted[i] = 0;
+  if (e->launch.sampling_buffer != NONE)
+    e->sampler.begin(*request, e->launch.vocab, e->buffer<Sampling>(e->launch.sampling_buffer),
+                     e->buffer<float>(e->launch.bias_buffer), e->buffer<int32_t>(e->launch.counts_buffer));
   e->state.store(RUNNING);
   e->publish(first_step(e->asked(), e->limits()));
   return 0;
@@ -118,7 +121,26 @@ uint32_t tc_wait(void* handle, uint32_t generated, uint32_t timeout_ms, Status* 
 
 const int32_t* tc_tokens(void* handle) { return static_cast<Engine*>(handle)->tokens.data(); }
 
-void tc_abort(void* handle) { static_cast<Engine*>(handle)->abort.store(1); }
+void tc_abort(void* handle) {
+  Engine* e = static_cast<Engine*>(handle);
+  e->abort.store(1);
+  std::lock_guard<std::mutex> lock(e->mutex);
+  if (e->state.load() != PAUSED) return;  // it ends at its next commit
+  e->reason = ABORTED;
+  e->state.store(IDLE);
+  e->host.notify_all();
+}
+
+// Goes on with a paused request: `bits` are the ids that are allowed next. 0, or -1 if no request is paused.
+int32_t tc_allow(void* handle, const uint8_t* bits) {
+  Engine* e = static_cast<Engine*>(handle);
+  std::lock_guard<std::mutex> lock(e->mutex);
+  if (e->state.load() != PAUSED) return -1;
+  e->sampler.allow(bits);
+  e->state.store(RUNNING);
+  e->publish(e->pending);
+  return 0;
+}
 
 #ifdef TC_PROFILE
 // Keeps the record of every `every`-th step from the next request on.

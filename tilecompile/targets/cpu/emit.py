@@ -32,7 +32,7 @@ KIT = Path(__file__).parents[2] / "ops" / "kit" / "cpu"
 FRONT = ("simd.h", "call.h")
 """What bodies are written over, in `ops/kit/cpu`."""
 
-LOOP = ("worker.h", "profile.h", "loop.h", "abi.h", "roof.h")
+LOOP = ("worker.h", "profile.h", "sampling.h", "loop.h", "abi.h", "roof.h")
 """The resident loop and what the runtime calls, in this folder."""
 
 

@@ -27,6 +27,8 @@ struct Engine {
   std::vector<int32_t> prompt, tokens;
   int32_t drafts[MAX_DRAFTS] = {};  // of the round
   uint32_t drafted = 0;
+  Sampler sampler;
+  Next pending = {};  // the step that follows once a PAUSED request has its mask
   DraftDepth depth;  // of a request that leaves it to the engine
   std::chrono::steady_clock::time_point committed;  // when the step before ended
   std::atomic<uint32_t> extended{0};
@@ -77,8 +79,10 @@ struct Engine {
     return token < known ? tokens[token] : drafts[token - known];
   }
   Limits limits() const {
-    return {table<StepProgram>(launch.programs), launch.first_program, launch.vocab, launch.max_seq_len, launch.stop_count};
+    return {table<StepProgram>(launch.programs), launch.first_program, launch.vocab, launch.max_seq_len,
+            request.sampling ? sampler.record.stop_count : launch.stop_count};
   }
+  int32_t stop(uint32_t i) const { return request.sampling ? sampler.record.stops[i] : table<int32_t>(launch.stops)[i]; }
 
   // Starts the next step; the step before it is complete.
   void publish(const Next& next) {
@@ -93,6 +97,7 @@ struct Engine {
     int32_t* ids = buffer<int32_t>(launch.ids_buffer);
     for (uint32_t i = 0; i < next.tokens; ++i) ids[i] = id_at(first + i);
     buffer<int32_t>(launch.position_buffer)[0] = int32_t(next.position);
+    sampler.count_to(first, tokens.data(), generated.load(std::memory_order_relaxed));
     TC_CHAOS("before a step begins")
     TC_PROFILED(profile.publish(n, s);)
     sequence.store(n, std::memory_order_seq_cst);
@@ -148,24 +153,48 @@ struct Engine {
     const int32_t* sampled = table<int32_t>(done.next);
     const Next next = decide(
         s, now, limits(), [&](uint32_t row) { return sampled[row]; }, [&](uint32_t i) { return drafts[i]; },
-        [&](uint32_t i) { return table<int32_t>(launch.stops)[i]; });
+        [&](uint32_t i) { return stop(i); });
     count(program_steps[s.program]);
     if (extends(limits(), s, extended.load(std::memory_order_relaxed))) extended.store(s.context, std::memory_order_relaxed);
     learn(s, now, next);
-    if (next.drafted > drafted)
-      drafts[drafted] = request.script ? table<int32_t>(request.script)[now.generated + drafted] : sampled[next.row];
+    if (next.drafted > drafted) {
+      const int32_t* script = table<int32_t>(request.script);
+      drafts[drafted] = draft_of(limits(), script ? script[now.generated + drafted] : sampled[next.row]);
+    }
     drafted = next.drafted;
     if (next.taken) {
       for (uint32_t i = 0; i < now.drafted; ++i) {
         count(proposed[i]);
         if (i + 1 < next.taken) count(accepted[i]);
       }
-      for (uint32_t i = 0; i < next.taken; ++i) tokens[now.generated + i] = sampled[next.row + i];
+      for (uint32_t i = 0; i < next.taken; ++i) take(done, next.row + i, now.generated + i);
       generated.store(now.generated + next.taken, std::memory_order_release);
     }
     if (next.reason != NO_REASON) return finish(next.reason);
+    if (next.taken && sampler.masks) return pause(next);
     if (next.taken) signal(false);
     publish(next);
+  }
+
+  // Takes what a step sampled in a row of its logits as a token, with its log-probabilities if they are asked for.
+  void take(const StepProgram& done, uint32_t row, uint32_t token) {
+    const int32_t id = tokens[token] = table<int32_t>(done.next)[row];
+    if (!request.logprobs) return;
+    int32_t* out = reinterpret_cast<int32_t*>(request.logprobs) + size_t(token) * (1 + 2 * request.logprob_count);
+    log_probabilities(table<float>(done.logits) + size_t(row) * launch.vocab, launch.vocab, id, request.logprob_count, out);
+  }
+
+  // Leaves the next step to the host, which says first which ids are allowed in it.
+  void pause(const Next& next) {
+    bool paused = false;
+    {
+      std::lock_guard<std::mutex> lock(mutex);
+      pending = next;
+      uint32_t running = RUNNING;
+      paused = !abort.load() && state.compare_exchange_strong(running, PAUSED);
+      if (paused) host.notify_all();
+    }
+    if (!paused) finish(ABORTED);
   }
 
   // Whether all events of the worker's instruction have arrived; counts those that have.
@@ -326,7 +355,7 @@ struct Engine {
       if (s == CLOSED) return;
       if (s != RUNNING) quiet.polls.clear();
       ++idle;
-      if (s == STALLED || (s == IDLE && idle >= PARK_POLLS)) {
+      if (s == STALLED || ((s == IDLE || s == PAUSED) && idle >= PARK_POLLS)) {
         park(t);
         idle = 0;
       } else if (idle < SPIN) {

@@ -43,10 +43,11 @@ struct Controller {
     return token < c.generated ? c.newest[token - c.newest_begin] : c.drafts[token - c.generated];
   }
 
-  // Starts the next step.
-  TC_DEVICE void start(const Next& next) const {
+  // Starts the next step, and says what follows it if that is known; of a request that is to end it is not.
+  TC_DEVICE void start(const Next& next, bool ending) const {
     c.step = {};
     describe(c.step, next, ++c.runs[next.program], ++c.sequence);
+    if (!ending) c.step.follower = known_follower(c.step, asked(), limits());
     const uint32_t first = next.position + shift_of(c.programs[next.program]);
     TC_ROLLED for (uint32_t i = 0; i < next.tokens; ++i) store(at<int32_t>(w.l.ids) + i, id_at(first + i));
     store(at<int32_t>(w.l.position), int32_t(next.position));
@@ -57,7 +58,7 @@ struct Controller {
   TC_DEVICE void stop() const {
     c.step = {};
     c.step.sequence = ++c.sequence;
-    c.step.stop = 1;
+    c.step.program = NONE;
     publish();
   }
 
@@ -88,13 +89,14 @@ struct Controller {
     store_relaxed_sys(&status().reason, NO_REASON);
     store_relaxed_sys(&status().state, RUNNING);
     store_release_sys(&status().request, request);
-    start(first_step(asked(), limits()));
+    start(first_step(asked(), limits()), false);
   }
 
   // The sink: every other instruction of the step is done. Takes what was sampled, and starts what comes next.
   TC_DEVICE void commit(const Step& s) const {
     const Mailbox* mail = at<Mailbox>(w.l.mailbox);
-    const Asked now = asked(poll(&mail->abort, true) == c.request || poll(&mail->stop, true));
+    const bool ending = poll(&mail->abort, true) == c.request || poll(&mail->stop, true);
+    const Asked now = asked(ending && s.follower == NONE);  // what was announced follows: loaders may be at it
     store_relaxed_sys(reinterpret_cast<uint32_t*>(&status().steps), ++c.steps);
     const int32_t* sampled = at<int32_t>(c.programs[s.program].next);
     const Next next = decide(
@@ -105,9 +107,9 @@ struct Controller {
       c.newest_begin = c.generated;
       c.generated += next.taken;
     }
-    if (next.drafted > c.drafted) c.drafts[c.drafted] = c.sampled[next.row];
+    if (next.drafted > c.drafted) c.drafts[c.drafted] = draft_of(limits(), load(sampled + next.row));
     c.drafted = next.drafted;
-    if (next.reason == NO_REASON) start(next);  // first: the host can wait, the devices can't
+    if (next.reason == NO_REASON) start(next, ending);  // first: the host can wait, the devices can't
     const bool drafts = c.programs[s.program].drafts;
     if (!drafts) store_relaxed_sys(&status().fed, fed_of(now, s.context));
     count_to(status().program_steps[s.program], ++c.program_steps[s.program]);

@@ -2,8 +2,9 @@
 //
 // It waits for nothing but free slots, except at a conditional run: whether a step skips it, and which expert it reads, is
 // known once the step has begun and the expert's event has arrived. Consumers don't notify that the instruction is
-// done before it has decided, so that it is never a step behind them. Where several programs are launched it begins a
-// step when they do, with one as early as the ring allows.
+// done before it has decided, so that it is never a step behind them. With one program it begins a step as early as the
+// ring allows. Where several are launched it begins one when they do, or a step earlier if the record of the step before
+// says what follows.
 #pragma once
 
 namespace tc {
@@ -14,10 +15,10 @@ struct Loader {
   Place place;
   uint32_t steps = 0, passed = 0;
 
-  // Waits until the consumers have begun the loader's step. False if the block ends.
-  TC_DEVICE bool await_step() const {
+  // Waits until the consumers have begun that step of the block. False if the block ends.
+  TC_DEVICE bool await_step(uint32_t step) const {
     Patience patience;
-    while (int32_t(load_acquire_block(&w.b.taken) - steps) < 0)
+    while (int32_t(load_acquire_block(&w.b.taken) - step) < 0)
       if (w.ends(patience)) return false;
     return true;
   }
@@ -28,7 +29,7 @@ struct Loader {
       const DeviceRun next = load(at<DeviceRun>(w.l.runs) + run.hint);
       prefetch(at<char>(next.source), next.bytes < HINT_BYTES ? next.bytes : HINT_BYTES);
     }
-    if (!await_step()) return false;
+    if (!await_step(steps)) return false;
     const Step* step = &w.b.steps[steps % 2];
     if ((run.flags & PREDICATED) && !(load(&step->flags) & NEEDS_LOGITS)) {
       source = nullptr;
@@ -57,14 +58,30 @@ struct Loader {
     return true;
   }
 
+  // The program of the loader's step. False if the block ends.
+  TC_DEVICE bool find_program(uint32_t& program) const {
+    program = NONE;
+    if (steps > 1) {
+      if (!await_step(steps - 1)) return false;
+      program = load(&w.b.steps[(steps - 1) % 2].follower);
+      // The block takes up every step in which it has instructions, but another one it may miss.
+      if (program != NONE) {
+        const DeviceStream stream = w.stream(program);
+        if (stream.begin == stream.end) program = NONE;
+      }
+    }
+    if (program == NONE) {
+      if (!await_step(steps)) return false;
+      program = load(&w.b.steps[steps % 2].program);
+    }
+    store_release_block(&w.b.begun, steps);
+    return true;
+  }
+
   TC_DEVICE bool step() {
     ++steps;
     uint32_t program = w.l.only_program;
-    if (program == NONE) {
-      if (!await_step()) return false;
-      program = load(&w.b.steps[steps % 2].program);
-      store_release_block(&w.b.begun, steps);
-    }
+    if (program == NONE && !find_program(program)) return false;
     const DeviceStream stream = w.stream(program);
     if (w.l.only_program != NONE && stream.run_begin == stream.run_end) return false;
     DeviceRun ahead = {};

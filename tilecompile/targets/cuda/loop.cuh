@@ -93,7 +93,7 @@ struct Consumers {
         fence(w.several);
         // A worker without instructions in a step isn't waited for, so two steps may have begun meanwhile: poll again.
         if (poll(&w.board.sequence, w.several) != n) continue;
-        if (load(&to.stop)) return false;
+        if (load(&to.program) == NONE) return false;
         store_release_block(&w.b.taken, steps + 1);
         return true;
       }
@@ -158,9 +158,10 @@ struct Consumers {
     const Controller controller{w, w.b.control};
     const Asked asked = controller.asked();
     const uint32_t before = fed_of(asked, step.position), count = fed_of(asked, step.context) - before;
-    if (!asked.every_logit || !count) return;
+    const StepProgram& program = w.b.control.programs[step.program];
+    if (!asked.every_logit || !count || program.drafts) return;
     float* to = at<float>(w.b.control.mail.logits) + size_t(before) * w.l.vocab;
-    const float* from = at<float>(w.b.control.programs[step.program].logits);
+    const float* from = at<float>(program.logits);
     for (uint32_t i = thread(); i < count * w.l.vocab; i += CONSUMERS) store(to + i, load(from + i));
     body_barrier();
   }

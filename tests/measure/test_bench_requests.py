@@ -13,7 +13,8 @@ import tilecompile
 from support.bench import answer, refused, run, shorten_requests
 from support.engines import Built
 from tilecompile.errors import EngineError
-from tilecompile.measure.bench import prefill
+from tilecompile.measure import roof
+from tilecompile.measure.bench import prefill, rounds
 from tilecompile.measure.bench.speculation import ACCEPTANCE, AUTO, Case, pinned
 from tilecompile.measure.steps import fill_caches, kernel_for_steps, time_request
 from tilecompile.runtime.format import MAX_DRAFTS
@@ -23,6 +24,9 @@ from tilecompile.runtime.run import Ask
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short measurements."""
+    monkeypatch.setattr(roof, "SECONDS", 5e-4)
+    monkeypatch.setattr(rounds, "ROUND_MS", 3.0)
     shorten_requests(monkeypatch)
 
 
@@ -101,7 +105,7 @@ def test_prompts_that_would_take_too_long_are_left_out(
 
 
 def test_drawn_weights_have_a_case_for_each_rate(tiny: Path, quick: None) -> None:
-    args = (tiny, "--rounds", 1, "--context", 40)
+    args = (tiny, "--threads", 1, "--rounds", 1, "--context", 40)
     found = answer(*args)
     made = found["speculation"]
     assert (made["drafts"], made["tokens"]) == (3, 24)
@@ -120,7 +124,7 @@ def test_drawn_weights_have_a_case_for_each_rate(tiny: Path, quick: None) -> Non
 def test_a_text_is_continued_with_the_models_own_drafts(tiny: Path, quick: None, tmp_path: Path) -> None:
     text = tmp_path / "text"
     text.write_text("the quick brown fox jumps over the lazy dog " * 4)
-    args = (tiny, "--rounds", 1, "--context", 40, "--no-prefill", "--text", text)
+    args = (tiny, "--threads", 1, "--rounds", 1, "--context", 40, "--no-prefill", "--text", text)
     found = answer(*args)
     assert found["prefill"] is None
     (case,) = found["speculation"]["cases"]
@@ -134,7 +138,7 @@ def test_a_text_is_continued_with_the_models_own_drafts(tiny: Path, quick: None,
 
 
 def test_parts_are_left_out(tiny: Path, quick: None) -> None:
-    result = run(tiny, "--rounds", 1, "--context", 40, "--no-prefill", "--no-speculation", "--json")
+    result = run(tiny, "--threads", 1, "--rounds", 1, "--context", 40, "--no-prefill", "--no-speculation", "--json")
     found = json.loads(result.stdout)
     assert (found["prefill"], found["speculation"]) == (None, None)
     assert "speculation" not in result.stderr
@@ -142,7 +146,7 @@ def test_parts_are_left_out(tiny: Path, quick: None) -> None:
 
 def test_an_engine_without_an_mtp_layer_has_no_speculation(built: Callable[[str], Built], quick: None) -> None:
     engine = built("plain").path
-    found = answer(engine, "--rounds", 1, "--context", 40)
+    found = answer(engine, "--threads", 1, "--rounds", 1, "--context", 40)
     assert found["speculation"] is None
     assert found["prefill"]["prompt_tokens"] == 70
     assert "--acceptance is for speculation, and" in refused(engine, "--acceptance", "0.5")

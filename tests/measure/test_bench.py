@@ -14,7 +14,7 @@ import pytest
 
 import tilecompile
 from support import damage
-from support.bench import refused, run
+from support.bench import answer, refused, run, shorten_requests
 from support.table_tools import correct, take_apart
 from tilecompile.errors import EngineError
 from tilecompile.measure import peers, roof
@@ -37,6 +37,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short measurements."""
     monkeypatch.setattr(roof, "SECONDS", 5e-4)
     monkeypatch.setattr(rounds, "ROUND_MS", 3.0)
+    shorten_requests(monkeypatch)
 
 
 # The roof.
@@ -266,14 +267,24 @@ def test_the_table_shows_peers_and_their_failures(tiny: Path, quick: None, monke
         asked[name] = rest
         if name == "torch-compile":
             raise peers.PeerError("peer torch-compile: not enough memory")
-        return {"name": name, "ms_per_step": 50.0, "spread": [49.0, 52.0], "settings": {"experts": "batched_mm"}}
+        read = {
+            "dtype": "f32",
+            "prompt_tokens": rest["prompt_tokens"],
+            "ms": 80.0,
+            "settings": {"experts": "grouped_mm"},
+        }
+        about = {"settings": {"experts": "batched_mm"}, "prefill": [read]}
+        return {"name": name, "ms_per_step": 50.0, "spread": [49.0, 52.0], **about}
 
     monkeypatch.setattr(peers, "bench", bench)
     args = (tiny, "--rounds", 1, "--context", 40, "--against", "transformers, torch-compile")
-    found = json.loads(run(*args, "--json").stdout)
+    found = answer(*args)
     first, second = found["peers"]
     assert first["ratio"] == 50 / first["engine_ms_per_step"]
     assert first["spread"] == {"min": 49, "max": 52}
+    (read,) = first["prefill"]
+    assert read["prompt_tokens"] == found["prefill"]["prompt_tokens"] == 70
+    assert read["ratio"] == 80 / read["engine_ms"]
     assert second == {"name": "torch-compile", "error": "peer torch-compile: not enough memory"}
     assert asked["transformers"]["context"] == 40
     assert asked["transformers"]["threads"] == found["threads"]
@@ -283,6 +294,7 @@ def test_the_table_shows_peers_and_their_failures(tiny: Path, quick: None, monke
     words = " ".join(result.stdout.replace("│", " ").split())
     assert "not installed: torch" in words
     assert "experts batched_mm" in words
+    assert "experts grouped_mm" in words
     assert "roof fraction" in words
     assert "transformers: importing" in result.stderr
 
@@ -295,6 +307,9 @@ def test_the_table_shows_peers_and_their_failures(tiny: Path, quick: None, monke
         (["--threads", "5"], "threads is 5, want 1 to 4"),
         (["--threads", "0"], "threads is 0, want 1 to 4"),
         (["--rounds", "0"], "--rounds is 0, want 1 to 10000"),
+        (["--acceptance", "0.5,2"], "--acceptance has 2.0, want 0 to 1"),
+        (["--acceptance", "x"], "--acceptance is 'x', want numbers from 0 to 1 with commas between them"),
+        (["--text", "no/where"], "--text no/where: can't be read: "),
         (["--against", "llama"], "peer 'llama' is unknown, want one of: transformers, torch-compile"),
         (["--against", ","], "--against is ',', want peers with commas between them"),
         (["--model", "x"], "--model says where peers get the weights: give --against too"),

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from support.bench import refused, run
+from support.bench import refused, run, shorten_requests
 from support.engines import Built
 from support.paths import EXAMPLES, ROOT
 from tilecompile.errors import InputError
@@ -30,6 +30,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short measurements."""
     monkeypatch.setattr(roof, "SECONDS", 5e-4)
     monkeypatch.setattr(rounds, "ROUND_MS", 3.0)
+    shorten_requests(monkeypatch)
 
 
 def python(code: str, *arguments: str) -> str:

@@ -93,6 +93,7 @@ def bench(name: str, engine: Path, context: int = 64, model: str | None = None) 
         context=context,
         threads=1,
         progress=lambda stage, *_: said.append(stage),
+        prompt_tokens=40,
     )
     assert any("importing" in line for line in said)
     assert any("measuring" in line for line in said)
@@ -120,6 +121,10 @@ def test_bench_of_transformers_tries_every_setting(tiny: Path) -> None:
     assert {t["experts"] for t in tried} == {"batched_mm", "grouped_mm", "eager"}
     assert {t["attention"] for t in tried} == {"eager", "sdpa"}
     assert {t["cache"] for t in tried} == {"static", "dynamic"}
+    assert [(read["dtype"], read["prompt_tokens"]) for read in out["prefill"]] == [("bf16", 40), ("f32", 40)]
+    for read in out["prefill"]:
+        assert read["tokens_per_second"] == pytest.approx(40e3 / read["ms"])
+        assert read["settings"]["experts"] in ("grouped_mm", "eager")
 
 
 @pytest.mark.slow

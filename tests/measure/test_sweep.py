@@ -11,7 +11,10 @@ import pytest
 from support.commands import refused, run
 from support.machines import write_machine
 from support.small import GLM5
+from tilecompile.errors import InputError
+from tilecompile.measure.simulated.plans import plan_of
 from tilecompile.measure.simulated.sweep import CONTEXTS
+from tilecompile.schedules.machine import load_machine
 
 
 @pytest.fixture(scope="module")
@@ -51,17 +54,46 @@ def test_simulating_a_model_gives_what_its_engine_gives(model: Path, tmp_path: P
     assert other["tasks"] != of_model["tasks"]
 
 
-def test_speculation_times_follow_from_the_acceptance(model: Path, tmp_path: Path) -> None:
-    m = machine(tmp_path)
-    args = (str(model), "--machine", m, "--context", "64", "--drafts", "2")
-    never, half, always = (found(*args, "--acceptance", x)["speculation"] for x in ("0", "0.5", "1"))
-    assert [x["tokens_a_round"] for x in (never, half, always)] == [1, 1.75, 3]
-    assert half["round_ms"] == pytest.approx(half["verify_ms"] + half["extend_ms"] + half["draft_ms"])
-    assert half["draft_ms"] > 0
-    assert half["token_ms"] == half["round_ms"] / 1.75
-    assert "drafts no tokens" in run("simulate", *args[:-1], "0", "--acceptance", "0.9").stderr
-    text = " ".join(run("simulate", *args, "--acceptance", "0.5").stdout.split())
-    assert "drafts accepted at 0.5" in text
+def test_rounds_of_speculation_are_made_of_the_plans_steps(tiny: Path, tmp_path: Path) -> None:
+    args = (str(tiny), "--machine", machine(tmp_path), "--context", "64")
+    never, half, always = (found(*args, "--acceptance", x) for x in ("0", "0.5", "1"))
+    lengths = [[row["tokens_a_round"] for row in one["speculation"]["depths"]] for one in (never, half, always)]
+    assert lengths == [[1, 1, 1, 1], [1, 1.5, 1.75, 1.875], [1, 2, 3, 4]]
+    made = half["speculation"]
+    assert (made["acceptance"], made["depths"][0]["token_ms"]) == (0.5, half["step_ms"])
+    for d, row in enumerate(made["depths"]):
+        if d:
+            steps = row["verify_ms"] + row["extend_ms"] + (d - 1) * made["draft_ms"]
+            assert row["round_ms"] == pytest.approx(steps)
+            assert row["verify_ms"] > half["step_ms"] > row["extend_ms"] >= made["draft_ms"] > 0
+        assert row["token_ms"] == row["round_ms"] / row["tokens_a_round"]
+        assert row["gain"] == pytest.approx(half["step_ms"] / row["token_ms"])
+        assert row["token_ms"] >= made["depths"][made["best"]]["token_ms"]
+    verify = [row["verify_ms"] for row in made["depths"]]
+    assert verify == sorted(verify)  # more tokens fill more expert slots
+    assert verify[1] < verify[3]
+    assert never["speculation"]["best"] == 0
+    assert always["speculation"]["best"] > 0
+
+
+def test_published_acceptance_is_the_default(tiny: Path, model: Path, tmp_path: Path) -> None:
+    m = ("--machine", machine(tmp_path), "--context", "64")
+    args = (str(tiny), *m)
+    made = found(*args)["speculation"]
+    assert [row["tokens_a_round"] for row in made["depths"]] == [1, 1.84, 2.50, 2.99]
+    assert made["acceptance"] is None
+    text = run("simulate", *args).stdout
+    assert "accepted as published for GLM-5.2" in " ".join(text.split())
+    without = ("simulate", str(model), *m, "--drafts", "0")
+    assert found(*without[1:])["speculation"] is None
+    assert "drafts no tokens" in run(*without, "--acceptance", "0.9").stderr
+
+
+def test_steps_have_no_more_tokens_than_their_program(tiny: Path) -> None:
+    plan, on = plan_of(tiny), load_machine("h200")
+    with pytest.raises(InputError, match=r"tokens is 5, want 1 to 4 \(those that the step program carries\)"):
+        plan.step(on, 64, program="verify", tokens=5)
+    assert plan.step(on, 64, program="verify").ms == plan.step(on, 64, program="verify", tokens=4).ms
 
 
 @pytest.mark.slow

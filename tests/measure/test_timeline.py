@@ -21,11 +21,13 @@ from tilecompile.cost.step_time.path import critical_path
 from tilecompile.cost.step_time.spans import Spans, Tasks, gaps_of, spans_of
 from tilecompile.errors import EngineError
 from tilecompile.measure.timeline import measure as measuring
+from tilecompile.measure.timeline import rounds
 from tilecompile.measure.timeline.perfetto import trace
 from tilecompile.measure.timeline.record import profiling_library
 from tilecompile.measure.timeline.summary import WAITS, summary
 from tilecompile.options import CompileOptions
 from tilecompile.runtime.engine import Engine
+from tilecompile.runtime.folder.manifest import read_manifest
 from tilecompile.runtime.load import load
 
 
@@ -44,7 +46,8 @@ def built_once(libraries: dict[Path, ctypes.CDLL], monkeypatch: pytest.MonkeyPat
             libraries[folder] = profiling_library(engine)
         return libraries[folder]
 
-    monkeypatch.setattr(measuring, "profiling_library", library)
+    for module in (measuring, rounds):
+        monkeypatch.setattr(module, "profiling_library", library)
 
 
 @pytest.fixture
@@ -206,6 +209,48 @@ def test_a_recorded_step_has_a_trace_and_figures_that_add_up(
         assert found["shares"]["thread"] > 0.2  # three of the four workers wait for the thread at any time
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_recorded_round_has_the_steps_of_its_programs(tiny: Path, threads: int, tmp_path: Path) -> None:
+    output = tmp_path / "trace.json"
+    arguments = ("--threads", str(threads), "--context", "40", "--drafts", "3", "--json")
+    result = run("timeline", str(tiny), "-o", str(output), *arguments)
+    assert result.exit_code == 0, result.output
+    check_round(json.loads(result.stdout), check_format(output.read_text()), tiny)
+
+
+@pytest.mark.parametrize("drafts", [1, 3])
+def test_a_simulated_round_has_the_steps_of_its_programs(tiny: Path, drafts: int, tmp_path: Path) -> None:
+    output = tmp_path / "trace.json"
+    arguments = ("--simulated", "h200", "--context", "40", "--drafts", str(drafts))
+    result = run("timeline", str(tiny), "-o", str(output), *arguments, "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    check_round(found, check_format(output.read_text()), tiny)
+    assert [step["tokens"] for step in found["steps"]] == [drafts + 1, drafts + 1, *[1] * (drafts - 1)]
+    shown = run("timeline", str(tiny), *arguments).stdout
+    assert f"a simulated round with {drafts} draft(s) at context 40" in shown
+    assert "verify" in shown
+
+
+def check_round(found: dict[str, Any], made: dict[str, Any], engine: Path) -> None:
+    """A round of all programs, whose steps fill it one after another, each with all tasks of its program."""
+    assert [step["program"] for step in found["steps"]] == ["verify", "extend", *["draft"] * (found["drafts"] - 1)]
+    assert found["steps"][0]["tokens"] == found["drafts"] + 1
+    shown = slices(made["traceEvents"], "step")
+    assert [e["args"] for e in shown] == [{key: s[key] for key in ("program", "tokens")} for s in found["steps"]]
+    work = slices(made["traceEvents"], "work")
+    begin = 0.0
+    for step, e in zip(found["steps"], shown, strict=True):
+        add_up(step)
+        assert step["begin_us"] == pytest.approx(begin)
+        begin += step["step_us"]
+        assert step["tasks"] == read_manifest(engine).program(step["program"])["tasks"]
+        inside = [w for w in work if e["ts"] - NS <= w["ts"] and w["ts"] + w["dur"] <= e["ts"] + e["dur"] + NS]
+        assert len(inside) >= step["tasks"]
+    assert found["round_us"] == pytest.approx(begin)
+    assert len(work) == sum(step["tasks"] for step in found["steps"])
+
+
 def test_the_summary_is_printed_with_stages_on_stderr(tiny: Path) -> None:
     result = run("timeline", str(tiny), "--context", "40", "--threads", "1", "--steps", "64")
     assert result.exit_code == 0, result.output
@@ -234,6 +279,9 @@ def test_an_engines_kernel_carries_nothing_of_the_recording(tiny: Path, librarie
         (("--steps", "63"), "--steps is 63, want 64 to 1000000"),
         (("--threads", "5"), "threads"),
         (("--steps", "64", "--simulated", "h100"), "--steps 64: of a simulated timeline there is one step"),
+        (("--drafts", "4"), "--drafts is 4, want 1 to 3 (those of the engine)"),
+        (("--drafts", "0"), "--drafts is 0, want 1 to 3"),
+        (("--drafts", "2", "--steps", "64"), "--steps 64: of a round all steps are shown"),
         (("--simulated", "moon"), "machine 'moon' is unknown"),
         (("--simulated", "cpu"), "machine cpu states no costs"),
         (("--simulated", "h100", "--threads", "2"), "threads is 2, but on machine h100 every worker runs for itself"),

@@ -31,6 +31,19 @@ def bench(
         str | None, typer.Option(help="Machine, or its TOML file, that says what a GPU's memory gives.")
     ] = None,
     ablate: Annotated[bool, typer.Option("--ablate", help="Measure the engine without parts of it too.")] = False,
+    prefill: Annotated[
+        bool, typer.Option("--prefill/--no-prefill", help="Measure how fast prompts are read too.")
+    ] = True,
+    speculation: Annotated[
+        bool, typer.Option("--speculation/--no-speculation", help="Measure drafts too, where the engine makes them.")
+    ] = True,
+    text: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Text that drafts are measured on.  [default: built in]")
+    ] = None,
+    acceptance: Annotated[
+        str | None,
+        typer.Option(metavar="A,…", help="Rates at which drafts are accepted.  [drawn weights: 0.4,0.6,0.8]"),
+    ] = None,
     gpus: Gpus = None,
     on_one_gpu: OnOneGpu = False,
     weights: DrawnWeights = None,
@@ -47,6 +60,10 @@ def bench(
     compiler and leaves the CPU's own prefetchers on; and without tapes, that is with the weights in the order of
     the checkpoint, which takes memory for them once more.
 
+    Prompts are read from an empty cache, and speculation is measured at each number of drafts and at `auto` against
+    none, alternately: a checkpoint's engine continues pieces of a text; with drawn weights, or --acceptance, what the
+    model would say takes the place of a given part of its drafts.
+
     Peers run in processes of their own, each at the fastest of its settings, and get the engine's weights from --model,
     or draw them from the same seed. Where the engine is for GPUs, they run on one GPU in bf16, after the engine is
     closed, and the roof is what the machine's file states: measured if it is calibrated, else the data sheet's.
@@ -60,13 +77,17 @@ def bench(
     from tilecompile.measure.bench.command import command_peers
     from tilecompile.measure.bench.measure import BenchOptions, bench_engine
     from tilecompile.measure.bench.report import print_report
+    from tilecompile.measure.bench.speculation import Drafting
 
     names = tuple(dict.fromkeys(name.strip() for name in against.split(","))) if against is not None else ()
     if "" in names:
         raise InputError(f"--against is {against!r}, want peers with commas between them")
     peers = Peers(names, command_peers(peer or []), model)
     options = BenchOptions(
-        engine, context, threads, peers, ablate, rounds, machine, gpu_numbers(gpus), on_one_gpu, weights
+        *(engine, context, threads, peers, ablate, rounds, machine, gpu_numbers(gpus), on_one_gpu, weights),
+        prefill=prefill,
+        speculation=speculation,
+        drafting=Drafting(text, _rates(acceptance)),
     )
     with StageProgress() as progress:
         found = bench_engine(options, progress)
@@ -74,3 +95,11 @@ def bench(
         print_json(found)
     else:
         print_report(found)
+
+
+def _rates(text: str | None) -> tuple[float, ...]:
+    """The rates that --acceptance names; InputError for what isn't a number."""
+    try:
+        return tuple(float(part) for part in text.split(",")) if text is not None else ()
+    except ValueError:
+        raise InputError(f"--acceptance is {text!r}, want numbers from 0 to 1 with commas between them") from None

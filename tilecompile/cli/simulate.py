@@ -30,7 +30,8 @@ def simulate(
     threads: Annotated[int | None, typer.Option(help="On a CPU: 1 to the engine's workers.  [default: cores]")] = None,
     latencies: Annotated[float, typer.Option(metavar="X", help="Multiply the time that events take to be seen.")] = 1.0,
     acceptance: Annotated[
-        float | None, typer.Option(metavar="X", help="Also the time a token if a draft is accepted so often (0 to 1).")
+        float | None,
+        typer.Option(metavar="X", help="Rate at which drafts are accepted, 0 to 1.  [default: GLM-5.2's curve]"),
     ] = None,
     sweep: Annotated[bool, typer.Option("--sweep", help=SWEEP)] = False,
     placement: Annotated[str | None, typer.Option(help="Of a model: as for compile.")] = None,
@@ -44,6 +45,10 @@ def simulate(
     memory that a device's workers share, loaders that run ahead, links between devices. What these cost is in the
     machine's file: assumed, or measured by `tilecompile calibrate`. The result is simulated, never measured. The
     trace is like that of `tilecompile timeline`. A model is first compiled for the machine, without weights.
+
+    Where the plan drafts, rounds of speculation of each depth are simulated too, step by step: verify, extend, and
+    draft for all drafts but the first. How many tokens a round gives is not simulated: it is what was published for
+    GLM-5.2 (coding at temperature 1), or what --acceptance says.
     """
     import tilecompile.ops  # noqa: F401  (registers the tile ops)
     from tilecompile.cli.files import check_target
@@ -114,14 +119,14 @@ def _step(
     from tilecompile.cli.files import write_whole
     from tilecompile.cli.output import note, print_json
     from tilecompile.cost.simulate.report import figures, print_figures
-    from tilecompile.measure.simulated.speculation import speculation
+    from tilecompile.measure.simulated.speculation import GLM_5_2, constant, speculation
     from tilecompile.measure.timeline.perfetto import trace
 
     context = contexts[0] if contexts else min(DEFAULT_CONTEXT, plan.manifest.max_seq_len)
     found = plan.step(machine, context, threads)
     about = {**about, **figures(found, plan.manifest, machine, context)}
-    if acceptance is not None:
-        about["speculation"] = speculation(plan, machine, context, threads, acceptance, found.ms)
+    curve = GLM_5_2 if acceptance is None else constant(acceptance)
+    about["speculation"] = speculation(plan, machine, context, threads, curve, found.ms)
     if output is not None:
         write_whole("--output", output, json.dumps(trace(found.spans, about), ensure_ascii=False))
     if as_json:

@@ -25,6 +25,9 @@ def timeline(
     ] = None,
     threads: Annotated[int | None, typer.Option(help="1 to the engine's workers.")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps to run.  [default: some seconds]")] = None,
+    drafts: Annotated[
+        int | None, typer.Option(metavar="N", help="Show a round of speculation with so many drafts instead of a step.")
+    ] = None,
     simulated: Annotated[
         str | None, typer.Option(metavar="NAME|FILE", help="Simulate a step on this machine instead of recording one.")
     ] = None,
@@ -40,38 +43,53 @@ def timeline(
     thread (busy with another worker), the loop, or the end of the step. An arrow leads to each task from the one that
     notified the last of its events. The summary has the time of each op, the share of waiting by cause, and the
     critical path.
+
+    With --drafts it is a round: the steps of verify, extend and draft from one verification to the next, each named and
+    with its own figures; the recorded round of median length, with the model's own drafts.
     """
     from tilecompile.cli.files import check_target, write_whole
     from tilecompile.cli.output import StageProgress, note, print_json
     from tilecompile.errors import InputError
+    from tilecompile.measure.timeline import rounds
     from tilecompile.measure.timeline.measure import measure
-    from tilecompile.measure.timeline.perfetto import trace
-    from tilecompile.measure.timeline.predict import predict
+    from tilecompile.measure.timeline.perfetto import round_trace, trace
+    from tilecompile.measure.timeline.predict import predict, predict_round
     from tilecompile.measure.timeline.report import print_timeline
     from tilecompile.measure.timeline.summary import summary
 
     if output is not None:
         check_target("--output", output)
-    if simulated is not None:
-        if steps is not None:
-            raise InputError(f"--steps {steps}: of a simulated timeline there is one step")
-        measured = predict(engine, simulated, context, threads)
-    else:
-        with StageProgress() as progress:
-            measured = measure(engine, context, threads, steps, progress)
-    found: dict[str, Any] = {
-        **measured.about,
+    if simulated is not None and steps is not None:
+        raise InputError(f"--steps {steps}: of a simulated timeline there is one step")
+    if drafts is not None and steps is not None:
+        raise InputError(f"--steps {steps}: of a round all steps are shown; give --drafts without it")
+    run = {
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "command": shlex.join(["tilecompile", *sys.argv[1:]]),
         "tilecompile": __version__,
-        **summary(measured.spans),
     }
+    found: dict[str, Any]
+    if drafts is not None:
+        if simulated is not None:
+            shown = predict_round(engine, simulated, drafts, context, threads)
+        else:
+            with StageProgress() as progress:
+                shown = rounds.measure_round(engine, drafts, context, threads, progress)
+        made = round_trace(shown.steps, {**shown.about, **run})
+        found, show = {**shown.about, **run, **rounds.round_summary(shown)}, rounds.print_round
+    else:
+        if simulated is not None:
+            measured = predict(engine, simulated, context, threads)
+        else:
+            with StageProgress() as progress:
+                measured = measure(engine, context, threads, steps, progress)
+        made = trace(measured.spans, {**measured.about, **run})
+        found, show = {**measured.about, **run, **summary(measured.spans)}, print_timeline
     if output is not None:
-        about = {key: found[key] for key in (*measured.about, "date", "command", "tilecompile")}
-        write_whole("--output", output, json.dumps(trace(measured.spans, about), ensure_ascii=False))
+        write_whole("--output", output, json.dumps(made, ensure_ascii=False))
     if as_json:
         print_json(found)
     else:
-        print_timeline(found)
+        show(found)
     if output is not None:
         note(f"{output}: written")

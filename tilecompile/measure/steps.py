@@ -21,7 +21,7 @@ from tilecompile.runtime.errors import InputError
 from tilecompile.runtime.folder.tables import Tables
 from tilecompile.runtime.format import ARENAS, DTYPES
 from tilecompile.runtime.kernel import Resident
-from tilecompile.runtime.run import Ask, Run
+from tilecompile.runtime.run import Ask, Run, Stats
 
 STALL_MS = 1000
 
@@ -73,6 +73,30 @@ def time_steps(engine: Engine, kernel: Resident, contexts: range) -> Timed:
         run.wait(len(contexts))
     settle(engine, kernel)
     return Timed(run.stats().ms_per_step, contexts)
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A request's tokens and figures.
+
+    `ms_per_token` is the mean time of those after the first; where the host saw all at once, that of the whole request.
+    """
+
+    tokens: list[int]
+    stats: Stats
+    ms_per_token: float
+
+
+def time_request(engine: Engine, kernel: Resident, ask: Ask) -> Generated:
+    """Runs one request to its end on a kernel as `time_steps` takes it. EngineStalled as in `Engine.generate`."""
+    with Run(kernel, lambda k: stalled(engine.manifest, engine.tables, k), ask) as run:
+        first = run.wait(0)
+        run.wait(ask.max_new)
+        tokens, stats = run.tokens(), run.stats()
+    settle(engine, kernel)
+    later = stats.tokens - first
+    each = (stats.total_ms - stats.time_to_first_token_ms) / later if later else stats.total_ms / max(1, first)
+    return Generated(tokens, stats, each)
 
 
 def settle(engine: Engine, kernel: Resident) -> None:

@@ -159,8 +159,8 @@ class TileOp:
       None where that doesn't pay. `name(ending)` names the new operators and tensors.
     - `reads(node)`: rows of caches and tables that a step reads, by input. Every cache must be in it, with NO_ROWS if
       it is only written to; a table that isn't in it is read whole.
-    - `work(node, tiles, context)`: what tasks with tile coordinates int64 [tasks, 4] do at a context. An op that reads
-      a cache must state it; for others the declared regions say it.
+    - `work(node, tiles, context)`: what tasks with tile coordinates int64 [tasks, 4] do at a context for one token. An
+      op that reads a cache must state it; for others the declared regions say it.
     - `slots(node)`: the i32 operand that chooses the matrix of each slot, of an op that streams one of several stacked
       matrices a slot; its weights are conditional.
     - `is_sink`: the kernel's loop implements it, and all else of a step comes before it. `samples`: it makes the token

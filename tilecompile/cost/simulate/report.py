@@ -108,16 +108,16 @@ def print_figures(about: dict[str, Any]) -> None:
             f"costs: {about['calibrated'] or 'assumed (see the machine file), not calibrated'}"
         )
     )
-    if "speculation" in about:
-        made = about["speculation"]
-        console.print(
-            Text(
-                f"{made['token_ms']:.4g} ms a token with drafts, {made['gain']:.3g} times as fast as without: "
-                f"{made['round_ms']:.4g} ms (verify {made['verify_ms']:.4g}, extend {made['extend_ms']:.4g}, draft "
-                f"{made['draft_ms']:.4g}) for {made['tokens_a_round']:.3g} of {1 + made['drafts']} tokens, drafts "
-                f"accepted at {made['acceptance']:g}"
-            )
+    if made := about.get("speculation"):
+        title = f"speculation, {made['curve']}: best with {made['best']} drafts, each {made['draft_ms']:.4g} ms"
+        rounds = Table(
+            "drafts", "tokens a round", "verify ms", "extend ms", "round ms", "ms a token", "× none", title=Text(title)
         )
+        rounds.title_justify = "left"
+        for row in made["depths"]:
+            keys = ("tokens_a_round", "verify_ms", "extend_ms", "round_ms", "token_ms", "gain")
+            rounds.add_row(str(row["drafts"]), *(f"{row[key]:.4g}" if row[key] else "" for key in keys))
+        console.print(rounds)
     causes = Table("cause", "ms", "share", title="time of a thread", title_justify="left")
     for name, ms in about["causes"].items():
         share = without_noise(ms / about["step_ms"])

@@ -77,22 +77,27 @@ def simulate(
     context: int,
     threads: int | None = None,
     program: int = 0,
+    tokens: int | None = None,
 ) -> Simulated:
     """Simulates one step of a step program at a context of `context` positions, its own included.
 
     `nodes` are the operators by `Instruction.op`. `threads` carry the workers on a CPU (by default as many as it has
-    cores); on other machines each worker is one. InputError for what the engine or the machine can't do; EngineError
+    cores); on other machines each worker is one. The step has as many tokens as its program can carry, or `tokens`.
+    InputError for what the engine or the machine can't do; EngineError
     for a schedule that never ends.
     """
     simulator = simulator_of(machine)
     limit = manifest.max_seq_len
     if not 1 <= context <= limit:
         raise InputError(f"context is {context}, want 1 to {limit} (the engine's max_seq_len)")
+    carried = int(manifest.data["programs"][program]["tokens"])
+    if tokens is not None and not 1 <= tokens <= carried:
+        raise InputError(f"tokens is {tokens}, want 1 to {carried} (those that the step program carries)")
     threads = _threads(manifest, machine, threads)
     library()
     begin = time.perf_counter()
     tasks = tasks_of(manifest, tables, threads, program)
-    work = work_of(tables, nodes, tasks.instruction, tasks.device, context)
+    work = work_of(tables, nodes, tasks.instruction, tasks.device, context, carried, tokens)
     loop = loop_of(tables, tasks, work, machine, simulator)
     times = run_loop(loop)
     never = np.flatnonzero(np.isnan(times.end))

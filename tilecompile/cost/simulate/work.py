@@ -17,6 +17,9 @@ from tilecompile.runtime.weight_formats import FORMATS
 
 Numbers = npt.NDArray[np.float64]
 
+BY_TOKEN = ("elements", "products")
+"""What each of a step's tokens adds of the work that an op states for one."""
+
 
 @dataclass(frozen=True)
 class Work:
@@ -48,13 +51,25 @@ class Work:
         return float(self.streamed.sum() + self.distinct.sum())
 
 
-def work_of(tables: Tables, nodes: Sequence[OpNode], index: Indices, device: Indices, context: int) -> Work:
+def work_of(
+    tables: Tables,
+    nodes: Sequence[OpNode],
+    index: Indices,
+    device: Indices,
+    context: int,
+    carried: int = 1,
+    tokens: int | None = None,
+) -> Work:
     """The work of instructions `index`, each on a device, in one step.
 
-    `context` counts the positions that the step's token sees, its own included; `nodes` are the operators by
-    `Instruction.op`.
+    `context` counts the positions that the step's last token sees, its own included; `nodes` are the operators by
+    `Instruction.op`. The step has `tokens` of the at most `carried` tokens of its program (None: all of them). Each
+    token has its part of the activations, of the expert slots and of the products with caches; the rows of caches are
+    those of one token, since tokens beside each other see and select mostly the same ones.
     """
+    tokens = carried if tokens is None else tokens
     rows = tables["instructions"][index]
+    tables = tables | {"tape": _read_runs(tables, rows, tokens / carried)}
     tape, tiles = tables["tape"], tables["tiles"]
     dtype = tables["weights"]["dtype"][tiles["tensor"][tape["tile"]]] if len(tape) else np.zeros(0, np.int64)
     streamed = tape["bytes"].astype(np.float64)
@@ -73,13 +88,13 @@ def work_of(tables: Tables, nodes: Sequence[OpNode], index: Indices, device: Ind
     away[at] = (buffers["device"][regions["buffer"][at]] != device[owner]) & (regions["mode"][at] == WRITE)
     size = np.array([DTYPE_BYTES[name] for name in DTYPES])[buffers["dtype"][regions["buffer"]]]
     work = Work(
-        runs=rows["tape_count"].astype(np.float64),
+        runs=sums(streamed > 0, rows, "tape").astype(np.float64),
         weights={name: found for name, found in weights.items() if found.any()},
         caches=np.zeros(len(index)),
         distinct=np.zeros(len(index)),
         products=np.zeros(len(index)),
-        elements=elements,
-        pushed=sums(np.where(away, area * size, 0.0), rows, "region"),
+        elements=elements * tokens / carried,
+        pushed=sums(np.where(away, area * size, 0.0), rows, "region") * tokens / carried,
         filler=_fillers(tables, nodes, rows, index),
     )
     of_op = np.argsort(rows["op"], kind="stable")
@@ -91,8 +106,23 @@ def work_of(tables: Tables, nodes: Sequence[OpNode], index: Indices, device: Ind
             continue
         found = trait(nodes[op], rows["tile"][tasks].astype(np.int64), context)
         for field in fields(TaskWork):
-            getattr(work, field.name)[tasks] = getattr(found, field.name)
+            times = tokens if field.name in BY_TOKEN else 1
+            getattr(work, field.name)[tasks] = times * np.asarray(getattr(found, field.name))
     return work
+
+
+def _read_runs(tables: Tables, rows: npt.NDArray[np.void], part: float) -> npt.NDArray[np.void]:
+    """The tape of a step with a part of its program's tokens: runs of slots that then hold no expert have no bytes.
+
+    Each token fills equally many slots, in the worst case all with different experts.
+    """
+    tape: npt.NDArray[np.void] = tables["tape"].copy()
+    entry, owner = entries(rows, "tape")
+    slot, op = tape["slot"][entry].astype(np.int64), rows["op"][owner]
+    slots = np.zeros(int(op.max(initial=0)) + 1, np.int64)
+    np.maximum.at(slots, op, slot + 1)
+    tape["bytes"][entry[slot >= np.ceil(slots[op] * part)]] = 0
+    return tape
 
 
 def _fillers(tables: Tables, nodes: Sequence[OpNode], rows: npt.NDArray[np.void], index: Indices) -> Indices:

@@ -37,24 +37,41 @@ class Peers:
         check_model(self.commands, manifest, self.model)
 
 
+@dataclass(frozen=True)
+class Again:
+    """How the engine is measured once more beside a peer: `step_ms` its steps, and `prefill_ms` its reading of a prompt
+    of `prompt_tokens` (None: that isn't compared), with a description for people. Both return milliseconds.
+
+    They are called before and after each peer, so that both times are of the same minutes; or return times from before.
+    """
+
+    step_ms: Callable[[str], list[float]]
+    prompt_tokens: int | None
+    prefill_ms: Callable[[str], list[float]]
+
+
 def measure_peers(
     asked: Peers,
     manifest: Manifest,
     context: int,
     threads: int,
-    engine_ms: Callable[[str], list[float]],
+    again: Again,
     progress: Progress,
 ) -> list[dict[str, Any]]:
     """A record for each peer: `name`, `ms_per_step`, `ratio` (its time over the engine's), `engine_ms_per_step`, and
-    what else `peers.bench` or `CommandPeer.measure` returns; or `name` and `error`.
-
-    `engine_ms` measures the engine's steps. It is called before and after each peer, with a description for people, so
-    that both times are of the same minutes; or it returns times from before.
+    what else `peers.bench` or `CommandPeer.measure` returns; or `name` and `error`. Each entry of its `prefill`, if it
+    has one, gets `ratio` and `engine_ms` too, of a prompt.
     """
 
     def bench(name: str) -> Callable[[Progress], dict[str, Any]]:
         return lambda note: peers.bench(
-            name, engine_manifest=manifest, model=asked.model, context=context, threads=threads, progress=note
+            name,
+            engine_manifest=manifest,
+            model=asked.model,
+            context=context,
+            threads=threads,
+            progress=note,
+            prompt_tokens=again.prompt_tokens,
         )
 
     def command(peer: CommandPeer) -> Callable[[Progress], dict[str, Any]]:
@@ -62,24 +79,29 @@ def measure_peers(
 
     runs = [(name, peers.check(name), bench(name)) for name in asked.names]
     runs += [(peer.name, peer.unavailable(), command(peer)) for peer in asked.commands]
-    return [_record(*run, engine_ms, progress) for run in runs]
+    return [_record(*run, again, progress) for run in runs]
 
 
 def _record(
     name: str,
     reason: str | None,
     run: Callable[[Progress], dict[str, Any]],
-    engine_ms: Callable[[str], list[float]],
+    again: Again,
     progress: Progress,
 ) -> dict[str, Any]:
     if reason is not None:
         return {"name": name, "error": reason}
-    ms = engine_ms(f"{name}: the engine before it")
+    before = f"{name}: the engine before it"
+    ms, prefill = again.step_ms(before), again.prefill_ms(before)
     try:
         record = run(lambda stage, done, total: progress(f"{name}: {stage}", done, total))
     except TilecompileError as error:  # what else was measured is not lost
         return {"name": name, "error": str(error)}
-    mine = median(ms + engine_ms(f"{name}: the engine after it"))
+    after = f"{name}: the engine after it"
+    mine = median(ms + again.step_ms(after))
+    if entries := record.get("prefill"):
+        read = median(prefill + again.prefill_ms(after))
+        record["prefill"] = [{**entry, "ratio": entry["ms"] / read, "engine_ms": read} for entry in entries]
     if "spread" in record:
         record["spread"] = dict(zip(("min", "max"), record["spread"], strict=True))
     return {**record, "ratio": record["ms_per_step"] / mine, "engine_ms_per_step": mine}

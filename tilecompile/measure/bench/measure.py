@@ -13,10 +13,12 @@ from tilecompile.cost.traffic import stated_reads
 from tilecompile.errors import InputError
 from tilecompile.measure.bench import DEFAULT_CONTEXT, DEFAULT_ROUNDS
 from tilecompile.measure.bench.ablate import check_ablation, variants
-from tilecompile.measure.bench.against import Peers, measure_peers
+from tilecompile.measure.bench.against import Again, Peers, measure_peers
 from tilecompile.measure.bench.gpu import gpu_figures
+from tilecompile.measure.bench.prefill import first_token_ms, measure_prefill
 from tilecompile.measure.bench.report import figures, gpu_names, machine, memory, resident_bytes
 from tilecompile.measure.bench.rounds import ENGINE, Steps, run_rounds, steps_around
+from tilecompile.measure.bench.speculation import Drafting, measure_speculation
 from tilecompile.measure.peers import device_of
 from tilecompile.measure.roof import Roof, stated_roof
 from tilecompile.measure.steps import fill_caches, kernel_for_steps, window
@@ -30,15 +32,17 @@ from tilecompile.targets.cpu.build import find_compiler
 
 MOST_ROUNDS = 10_000
 
-PEER_ROUNDS = 5
-"""Times that the engine's steps are measured before a peer, and again after it."""
+PEER_ROUNDS, PEER_PREFILLS = 5, 2
+"""Times that the engine's steps and its reading of a prompt are measured before a peer, and again after it."""
 
 
 @dataclass(frozen=True)
 class BenchOptions:
     """What to measure. `context` and `threads` are the engine's own defaults where None; `ablate` adds the engine's
-    variants; `machine` (a name or a file) states the bandwidth of a GPU's memory, by default the engine's own;
-    `gpus`, `on_one_gpu` and `weights` are those of `load`."""
+    variants; `machine` (a name or a file) states the bandwidth of a GPU's memory, by default the engine's own; `gpus`,
+    `on_one_gpu` and `weights` are those of `load`; `prefill` and `speculation` say whether those are measured too, and
+    `drafting` on what.
+    """
 
     engine: Path
     context: int | None = None
@@ -50,10 +54,14 @@ class BenchOptions:
     gpus: Sequence[int] | None = None
     on_one_gpu: bool = False
     weights: str | None = None
+    prefill: bool = True
+    speculation: bool = True
+    drafting: Drafting = field(default_factory=Drafting)
 
 
 def bench_engine(options: BenchOptions, progress: Progress = silent) -> dict[str, Any]:
-    """Measures an engine: see `report.figures` for what is returned, beside `machine`, `memory` and `peers`.
+    """Measures an engine: see `report.figures` for what is returned, beside `machine`, `memory`, `peers`, and
+    `prefill` and `speculation` as `measure_prefill` and `measure_speculation` have them, None where not measured.
 
     On GPUs the engine is closed before a peer runs: its resident kernel has them for itself.
     `progress(stage, done, total)` is called with each stage. Raises InputError for options that don't fit the engine,
@@ -63,6 +71,8 @@ def bench_engine(options: BenchOptions, progress: Progress = silent) -> dict[str
         raise InputError(f"--rounds is {options.rounds}, want 1 to {MOST_ROUNDS}")
     manifest = read_manifest(options.engine)
     options.peers.check(manifest)
+    if options.speculation:
+        options.drafting.check(manifest)
     gpu = device_of(manifest) == "cuda"
     _check_options(options, manifest, gpu)
     context = min(DEFAULT_CONTEXT, manifest.max_seq_len) if options.context is None else options.context
@@ -88,15 +98,29 @@ def bench_engine(options: BenchOptions, progress: Progress = silent) -> dict[str
                 figures_found = gpu_figures(engine, kernel, context, options.rounds, stated, progress)
             else:
                 steps, figures_found = _rounds(engine, kernel, context, options, progress)
+            ms = float(figures_found["ms_per_step"])
+            prefill = speculation = None
+            if options.speculation:
+                count = partial(progress, "speculation")
+                speculation = measure_speculation(engine, kernel, context, ms, options.drafting, count)
+            if options.prefill:
+                prefill = measure_prefill(engine, kernel, ms, partial(progress, "prefill"))
+            if stated is None:
+                prompt = prefill["prompt_tokens"] if prefill else None
 
                 def engine_ms(when: str) -> list[float]:
                     progress(when, 0, 1)
                     return [steps.ms(engine, kernel) for _ in range(PEER_ROUNDS)]
 
-                found = measure_peers(options.peers, manifest, context, threads, engine_ms, progress)
+                def prefill_ms(when: str) -> list[float]:
+                    progress(f"{when}, prefill", 0, 1)
+                    return [first_token_ms(engine, kernel, prompt) for _ in range(PEER_PREFILLS)] if prompt else []
+
+                again = Again(engine_ms, prompt, prefill_ms)
+                found = measure_peers(options.peers, manifest, context, threads, again, progress)
     if stated is not None:
-        ms = figures_found["ms_per_step"]
-        found = measure_peers(options.peers, manifest, context, threads, lambda _: [ms], progress)
+        again = Again(lambda _: [ms], None, lambda _: [])
+        found = measure_peers(options.peers, manifest, context, threads, again, progress)
     data = manifest.data
     return {
         "engine": str(options.engine),
@@ -106,6 +130,8 @@ def bench_engine(options: BenchOptions, progress: Progress = silent) -> dict[str
         "context": context,
         "threads": threads,
         **figures_found,
+        "prefill": prefill,
+        "speculation": speculation,
         "machine": host,
         "memory": held,
         "peers": found,

@@ -9,6 +9,7 @@ from statistics import median, quantiles
 from typing import Any
 
 from tilecompile.cost.traffic import stated_reads
+from tilecompile.measure.bench.requests_report import peers_prefill, requests_tables
 from tilecompile.measure.bench.rounds import ENGINE, Round, Steps, best_kernel, steady
 from tilecompile.measure.roof import ReadKernel, Roof
 from tilecompile.runtime.cuda.backend import CudaBackend
@@ -122,6 +123,8 @@ def print_report(found: dict[str, Any]) -> None:
         quartiles, ends = f"{s['lower_quartile']} to {s['upper_quartile']}", f"{s['min']} to {s['max']}"
         table.add_row(Text(name), f"{found[key]:{form}}", quartiles, ends)
     console.print(table)
+    for table in requests_tables(found):
+        console.print(table)
     if found["ablation"]:
         table = Table("the engine with", "ms a step", "× the engine")
         for v in found["ablation"]:
@@ -133,6 +136,8 @@ def print_report(found: dict[str, Any]) -> None:
             error = peer.get("error")
             cells = ("", "") if error else (f"{peer['ms_per_step']:.4g}", f"{peer['ratio']:.1f}")
             table.add_row(Text(peer["name"]), *cells, Text(error or _words(peer.get("settings"))))
+        console.print(table)
+    for table in peers_prefill(found["peers"]):
         console.print(table)
 
 

@@ -62,6 +62,7 @@ def bench(
     context: int,
     threads: int,
     progress: Progress,
+    prompt_tokens: int | None = None,
 ) -> dict[str, Any]:
     """Measures a peer's decode step at a context of `context` positions, in a fresh process.
 
@@ -71,6 +72,8 @@ def bench(
     - `name`, `version` (of its packages), `context` (of the middle step), `threads`, `device` (a GPU's name, or "cpu")
     - `ms_per_step`: median over `rounds` rounds of `steps` steps each; `spread`: [fastest, slowest] round, in ms
     - `settings`: those of the fastest, and `tried`: all that were tried, with their `ms_per_step` or why they `failed`
+    - `prefill`, with `prompt_tokens` of a peer that isn't compiled: for each dtype of its activations the time in `ms`
+      to read such a prompt from an empty cache, up to the last token's logits, and `settings`, those of the fastest
     - `load_seconds` and `warm_up_seconds`: to get the weights, and from the first call to steady steps (in a process
       that had compiled other settings before; `tilecompile warmup` measures fresh ones)
 
@@ -88,6 +91,7 @@ def bench(
         "max_seq_len": engine_manifest.max_seq_len,
         "threads": threads,
         "device": device_of(engine_manifest),
+        "prompt_tokens": prompt_tokens,
     }
     with tempfile.TemporaryDirectory(prefix="tilecompile-peer-") as folder:
         command = module_command("tilecompile.measure.peers.run", json.dumps(job))

@@ -39,6 +39,7 @@ def measure(job: dict[str, Any], note: Any) -> dict[str, Any]:
     if job["device"] == "cuda" and not torch.cuda.is_available():
         raise InputError("torch has no GPU here")
     from tilecompile.measure.peers.model import need_gpu_memory, need_memory, open_weights, versions
+    from tilecompile.measure.peers.prefill import read_prompts
     from tilecompile.measure.peers.search import Search
     from tilecompile.measure.steps import window
 
@@ -52,6 +53,8 @@ def measure(job: dict[str, Any], note: Any) -> dict[str, Any]:
     with torch.inference_mode():
         getattr(search, job["search"])()
         best = search.measured(ROUNDS, STEPS)
+        prompts = job["prompt_tokens"] and job["search"] == "eager"
+        prefill = read_prompts(search, job["prompt_tokens"]) if prompts else []
     return {
         "ms_per_step": best.ms,
         "spread": [min(best.rounds), max(best.rounds)],
@@ -61,6 +64,7 @@ def measure(job: dict[str, Any], note: Any) -> dict[str, Any]:
         "threads": job["threads"],
         "device": torch.cuda.get_device_name() if job["device"] == "cuda" else "cpu",
         "settings": {**best.tried.setting.shown(), "tried": [t.shown() for t in search.tried]},
+        "prefill": prefill,
         "load_seconds": search.load_seconds,
         "warm_up_seconds": best.tried.warm_up_seconds,
         "version": versions(),

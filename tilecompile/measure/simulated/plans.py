@@ -29,11 +29,18 @@ class Plan:
     tables: Tables
     nodes: list[OpNode]
 
-    def step(self, machine: Machine, context: int, threads: int | None = None, program: str = "decode") -> Simulated:
+    def step(
+        self,
+        machine: Machine,
+        context: int,
+        threads: int | None = None,
+        program: str = "decode",
+        tokens: int | None = None,
+    ) -> Simulated:
         """One step of a step program on a machine, as `simulate` says. EngineError where there is no such program."""
         self.manifest.program(program)
         names = [p["name"] for p in self.manifest.data["programs"]]
-        return simulate(self.manifest, self.tables, self.nodes, machine, context, threads, names.index(program))
+        return simulate(self.manifest, self.tables, self.nodes, machine, context, threads, names.index(program), tokens)
 
 
 def is_engine(path: str) -> bool:

@@ -7,6 +7,8 @@ step's beginning, rounded to nanoseconds, which is what Perfetto keeps.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,7 +25,47 @@ PATH_TRACK = 1
 """Its track with the critical path. A worker w has the track WORKER_TRACK + w of its device's process."""
 WORKER_TRACK = 2
 
+ROUND_TRACK = 2
+"""The track of the steps of a round, in the process of the step."""
+
 COUNTER = "weights, GB/s"
+
+
+@dataclass(frozen=True)
+class NamedStep:
+    """A step of a round: its program, how many tokens it has, when it begins (ns from the round's) and its spans."""
+
+    program: str
+    tokens: int
+    begin: float
+    spans: Spans
+
+
+def round_trace(steps: Sequence[NamedStep], about: dict[str, Any]) -> dict[str, Any]:
+    """The traces of a round's steps one after another, and a track with their programs; `about` as in `trace`."""
+    where = {"pid": STEP_PROCESS, "tid": ROUND_TRACK}
+    names = {"thread_name": {"name": "steps"}, "thread_sort_index": {"sort_index": ROUND_TRACK}}
+    events: list[Event] = [{"ph": "M", "name": key, **where, "args": args} for key, args in names.items()]
+    known: set[tuple[Any, ...]] = set()
+    flows = 0
+    for step in steps:
+        begin = round(step.begin)
+        end = begin + round(step.spans.duration)
+        args = {"program": step.program, "tokens": step.tokens}
+        events.append(_slice(where, f"{step.program}, {step.tokens} token(s)", "step", begin, end, args))
+        for event in trace(step.spans, {})["traceEvents"]:
+            if event["ph"] == "M":
+                key = (event["name"], event["pid"], event.get("tid"))
+                if key in known:
+                    continue
+                known.add(key)
+            else:
+                event["ts"] = round(1e3 * event["ts"] + begin) / 1e3
+            if "id" in event:
+                event["id"] += flows
+            events.append(event)
+        flows += len(step.spans.tasks)
+    return {"traceEvents": events, "displayTimeUnit": "ns", "otherData": about}
 
 
 def trace(spans: Spans, about: dict[str, Any]) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def check_recordable(manifest: Manifest) -> None:
     """InputError without a C++ compiler, EngineError where the kernel's source can't record."""
     find_compiler()
     source = manifest.folder / SOURCE
-    if not source.is_file() or "tc_profile_every" not in source.read_text():
+    if not source.is_file() or "tc_profile_steps" not in source.read_text():
         raise EngineError(f"{source}: doesn't know how to record a timeline; compile the model again")
 
 
@@ -97,6 +97,8 @@ def profiling_library(engine: Engine) -> ctypes.CDLL:
         library = open_kernel(built)
     library.tc_profile.restype = ctypes.c_void_p
     library.tc_profile.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+    library.tc_profile_steps.restype = ctypes.c_void_p
+    library.tc_profile_steps.argtypes = [ctypes.c_void_p]
     library.tc_profile_every.restype = None
     library.tc_profile_every.argtypes = [ctypes.c_void_p, ctypes.c_uint32]
     return library
@@ -134,12 +136,12 @@ def record(
         contexts = window(context, int(np.clip(steps // REQUESTS, 4, REQUEST)), limit)
         requests = max(1, steps // len(contexts))
         library.tc_profile_every(recording.handle, -(-len(contexts) // KEPT))
-        times, readings = np.zeros((2, requests)), [_read(library, recording)]
+        times, readings = np.zeros((2, requests)), [read_profile(library, recording)]
         begin, used = time.perf_counter(), time.process_time()
         for i in range(requests):
             for which in (0, 1) if i % 2 else (1, 0):
                 times[which, i] = 1e6 * time_steps(engine, kernels[which], contexts).ms_per_step
-            readings.append(_read(library, recording))
+            readings.append(read_profile(library, recording))
             progress(i + 1, requests)
         had = (time.perf_counter() - begin) * min(engine.threads, usable_cores())
         attended = (time.process_time() - used) / had
@@ -147,18 +149,20 @@ def record(
 
 
 @dataclass(frozen=True)
-class _Reading:
+class Reading:
     """What `tc_profile` returns: a row for each step that was kept, when each of the last steps up to `last` was
-    published, and the clock in ticks and in nanoseconds."""
+    published, what they were (program and number of tokens), and the clock in ticks and in nanoseconds."""
 
     rows: npt.NDArray[np.uint64]
     marks: npt.NDArray[np.uint64]
+    steps: npt.NDArray[np.uint32]
     last: int
     ticks: int
     nanoseconds: int
 
 
-def _read(library: ctypes.CDLL, kernel: Kernel) -> _Reading:
+def read_profile(library: ctypes.CDLL, kernel: Kernel) -> Reading:
+    """What an idle kernel of `profiling_library` has recorded."""
     about = (ctypes.c_uint64 * 7)()
     start = library.tc_profile(kernel.handle, about)
     count, width, marks, address, last, ticks, nanoseconds = (int(value) for value in about)
@@ -166,10 +170,13 @@ def _read(library: ctypes.CDLL, kernel: Kernel) -> _Reading:
     def copy(address: int, size: int) -> npt.NDArray[np.uint64]:
         return np.ctypeslib.as_array((ctypes.c_uint64 * size).from_address(address)).copy()
 
-    return _Reading(copy(start, count * width).reshape(count, width), copy(address, marks), last, ticks, nanoseconds)
+    rows, published = copy(start, count * width).reshape(count, width), copy(address, marks)
+    at = library.tc_profile_steps(kernel.handle)
+    steps = np.ctypeslib.as_array((ctypes.c_uint32 * (2 * marks)).from_address(at)).copy().reshape(marks, 2)
+    return Reading(rows, published, steps, last, ticks, nanoseconds)
 
 
-def _recording(contexts: range, readings: list[_Reading], times: Numbers, attended: float) -> Recording:
+def _recording(contexts: range, readings: list[Reading], times: Numbers, attended: float) -> Recording:
     """The timed steps of each request but its very last, which no other step's beginning ends."""
     rate = (readings[-1].nanoseconds - readings[0].nanoseconds) / (readings[-1].ticks - readings[0].ticks)
     where, durations, stamps, stamped = [], [], [], []

@@ -159,6 +159,9 @@ const uint64_t* tc_profile(void* handle, uint64_t* about) {
   about[6] = uint64_t(std::chrono::steady_clock::now().time_since_epoch() / std::chrono::nanoseconds(1));
   return e.profile.rows.data();
 }
+
+// Program and tokens of each of the last steps, by number modulo `marks`.
+const uint32_t* tc_profile_steps(void* handle) { return static_cast<Engine*>(handle)->profile.steps.data(); }
 #endif
 
 void tc_close(void* handle) {

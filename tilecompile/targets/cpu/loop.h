@@ -99,7 +99,7 @@ struct Engine {
     buffer<int32_t>(launch.position_buffer)[0] = int32_t(next.position);
     sampler.count_to(first, tokens.data(), generated.load(std::memory_order_relaxed));
     TC_CHAOS("before a step begins")
-    TC_PROFILED(profile.publish(n);)
+    TC_PROFILED(profile.publish(n, s);)
     sequence.store(n, std::memory_order_seq_cst);
     TC_CHAOS("before parked threads wake")
     if (parked.load(std::memory_order_seq_cst)) sequence.notify_all();

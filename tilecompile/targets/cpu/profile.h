@@ -19,7 +19,7 @@ inline uint64_t ticks() {
 #endif
 }
 
-// `marks`: when each of the last steps was published. `rows`: for every `every`-th step its number, when it was
+// `marks`: when each of the last steps was published; `steps`: its program, and how many tokens it has. `rows`: for every `every`-th step its number, when it was
 // published, begin and end of every instruction. They are few, so that they don't push weights out of the caches; one
 // more is for the steps that are not kept.
 struct alignas(64) Profile {
@@ -27,14 +27,18 @@ struct alignas(64) Profile {
   size_t width = 0;
   uint32_t every = 1;
   std::vector<uint64_t> marks, rows;
+  std::vector<uint32_t> steps;
 
   void reserve(const Stream* streams, uint32_t count) {
     for (uint32_t i = 0; i < count; ++i) width = std::max(width, 2 + 2 * size_t(streams[i].end));
     marks.assign(MARKS, 0);
+    steps.assign(2 * MARKS, 0);
     rows.assign((TC_PROFILE + 1) * width, 0);
   }
   uint64_t* row(uint32_t step) { return rows.data() + (step % every ? TC_PROFILE : step / every % TC_PROFILE) * width; }
-  void publish(uint32_t step) {
+  void publish(uint32_t step, const Step& what) {
+    steps[step % MARKS * 2] = what.program;
+    steps[step % MARKS * 2 + 1] = what.tokens;
     row(step)[0] = step;
     row(step)[1] = marks[step % MARKS] = ticks();
   }

@@ -36,9 +36,9 @@ class Simulated:
         self.tokens, self.time = 0, 0.0
 
     def spend(self, cost: float) -> ctypes.c_double:
-        ns = cost * self.rng.uniform(0.9, 1.1)
-        self.time += ns
-        return ctypes.c_double(1e6 * ns)
+        self.time += cost
+        seen = cost * self.rng.uniform(0.9, 1.1) * (1 if self.rng.random() < 0.97 else 8)  # some steps are interrupted
+        return ctypes.c_double(1e6 * seen)
 
     def round(self, depth: int) -> None:
         if depth == 0:
@@ -86,7 +86,7 @@ def test_the_rate_is_near_that_of_the_best_depth(
     for _ in range(2000):
         one.round(library.chosen())
     rate = (one.tokens - settled_tokens) / (one.time - settled)
-    assert rate > 0.94 * max(one.rate(depth) for depth in range(fmt.MAX_DRAFTS + 1))
+    assert rate > 0.92 * max(one.rate(depth) for depth in range(fmt.MAX_DRAFTS + 1))
 
 
 def test_it_follows_a_text_that_becomes_easy(library: ctypes.CDLL) -> None:

@@ -11,7 +11,7 @@ class DraftDepth {
  public:
   static constexpr uint32_t PROBE = 48;  // rounds between trials of one more draft
   static constexpr uint32_t REST = 96;   // tokens without speculation between trials of a round
-  static constexpr uint32_t TRIAL = 4;   // rounds of a trial
+  static constexpr uint32_t TRIAL = 4;   // rounds of a trial, or steps without drafts
   static constexpr uint32_t FIRST = 4;   // rounds before a step without drafts, in an engine's first request
   static constexpr uint32_t MEMORY = 16; // samples that an average remembers, about; while it is tried again, MEMORY / 4
 
@@ -21,26 +21,31 @@ class DraftDepth {
     for (Mean& a : accepted_) a = {};
     depth_ = most_;
     rounds_ = plain_ = trial_ = 0;
+    samples_ = false;
   }
 
   // A step without drafts has run in `ns`.
   void decoded(double ns) {
-    decode_.learn(ns);
-    if (depth_ == 0 && ++plain_ >= REST) {
-      plain_ = 0;
-      try_at(best() ? best() : 1);
-    }
+    decode_.time(ns);
+    if (depth_ || ++plain_ < REST) return;
+    plain_ = 0;
+    const uint32_t found = best();
+    if (!samples_)
+      try_at(found ? found : 1);
+    else
+      depth_ = found;
+    samples_ = false;
   }
-  void extended(double ns) { extend_.learn(ns); }
-  void drafted(double ns) { draft_.learn(ns); }
+  void extended(double ns) { extend_.time(ns); }
+  void drafted(double ns) { draft_.time(ns); }
 
   // A round is over that verified `drafts` tokens in `ns`, of which `taken` were accepted.
   void verified(uint32_t drafts, uint32_t taken, double ns) {
-    verify_[drafts].learn(ns);
+    verify_[drafts].time(ns);
     for (uint32_t i = 0; i < drafts; ++i) accepted_[i].learn(taken > i);
-    if (++rounds_ == FIRST && !decode_.count) {  // what a step without drafts costs must be seen once
-      depth_ = 0;
-      plain_ = REST - 2;
+    ++rounds_;
+    if (decode_.count ? rounds_ % PROBE == PROBE / 2 : rounds_ == FIRST) {
+      sample_plain();
     } else if (trial_ > 0) {
       --trial_;
       if (trial_ == 0) depth_ = best();
@@ -62,7 +67,16 @@ class DraftDepth {
       if (count < MEMORY) ++count;
       value += (seen - value) / count;
     }
+    // Of times: one step that was interrupted must not count for many.
+    void time(double ns) { learn(count && ns > 2 * value ? 2 * value : ns); }
   };
+
+  // What a step without drafts costs must be seen too, and again: some run for that alone.
+  void sample_plain() {
+    depth_ = trial_ = 0;
+    samples_ = true;
+    plain_ = REST - TRIAL;
+  }
 
   void try_at(uint32_t depth) {
     depth_ = depth;
@@ -97,5 +111,6 @@ class DraftDepth {
   }
 
   uint32_t most_ = 0, depth_ = 0, rounds_ = 0, plain_ = 0, trial_ = 0;
+  bool samples_ = false;
   Mean accepted_[MAX_DRAFTS], verify_[MAX_DRAFTS + 1], decode_, extend_, draft_;
 };

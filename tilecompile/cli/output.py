@@ -87,7 +87,7 @@ def ms_per_token(stats: Stats) -> float:
 
 def accepted(stats: Stats) -> list[str]:
     """How many tokens a round of speculation gave, in words; nothing for a request, or an engine, without rounds."""
-    length = getattr(stats, "accepted_length", 0.0)
+    length = stats.accepted_length
     return [f"{length:.2f} tokens a round"] if length else []
 
 

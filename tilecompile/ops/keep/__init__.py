@@ -6,13 +6,13 @@ the proof orders it over all pairs of programs, as it does caches.
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
 from tilecompile.ir.node import OpNode
-from tilecompile.ir.tiling import Access, Tiling, pieces, split
+from tilecompile.ir.tiling import Tiling
 from tilecompile.ops.base import TileOp, register
 from tilecompile.ops.keep.gpu import gpu
+from tilecompile.ops.kit.copying import by_columns
 
 
 @torch.library.custom_op("tilecompile::keep", mutates_args=("state",))
@@ -29,18 +29,7 @@ def _(state: torch.Tensor, x: torch.Tensor) -> None:
 def tile(node: OpNode, parts: int) -> Tiling:
     """Ranges of columns, for all tokens; the coordinates are (first, one past the last)."""
     tokens, size = node.inputs[1].shape
-    bounds = split(size, pieces(parts, tokens * size))
-    lo, hi = bounds[:-1], bounds[1:]
-    coords = np.zeros((len(lo), 4), np.int32)
-    coords[:, 0], coords[:, 1] = lo, hi
-    box = ((0, tokens), (lo, hi))
-    return Tiling(
-        coords=coords,
-        reads=(Access(1, box),),
-        writes=(Access(0, box),),
-        weights=((),) * len(lo),
-        cost=np.asarray((hi - lo) * tokens * 8, np.float64),
-    )
+    return by_columns(parts, size, tokens, (1, tokens), (0, tokens))
 
 
 def cpu(node: OpNode) -> str:

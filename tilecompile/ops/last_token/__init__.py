@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
 from tilecompile.ir.node import OpNode
-from tilecompile.ir.tiling import Access, Tiling, pieces, split
+from tilecompile.ir.tiling import Tiling
 from tilecompile.ops.base import TileOp, register
+from tilecompile.ops.kit.copying import by_columns
 from tilecompile.ops.last_token.gpu import gpu
 
 
@@ -25,17 +25,7 @@ def _(x: torch.Tensor) -> torch.Tensor:
 def tile(node: OpNode, parts: int) -> Tiling:
     """Ranges of columns; the coordinates are (first, one past the last)."""
     tokens, size = node.inputs[0].shape
-    bounds = split(size, pieces(parts, size))
-    lo, hi = bounds[:-1], bounds[1:]
-    coords = np.zeros((len(lo), 4), np.int32)
-    coords[:, 0], coords[:, 1] = lo, hi
-    return Tiling(
-        coords=coords,
-        reads=(Access(0, ((0, tokens), (lo, hi))),),
-        writes=(Access(1, ((0, 1), (lo, hi))),),
-        weights=((),) * len(lo),
-        cost=np.asarray((hi - lo) * 8, np.float64),
-    )
+    return by_columns(parts, size, 1, (0, tokens), (1, 1))
 
 
 def cpu(node: OpNode) -> str:

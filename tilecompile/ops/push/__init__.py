@@ -6,30 +6,19 @@ memory, and notifies an event there.
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
 from tilecompile.ir.node import OpNode
-from tilecompile.ir.tiling import Access, Tiling, pieces, split
+from tilecompile.ir.tiling import Tiling
 from tilecompile.ops.base import TileOp, register
+from tilecompile.ops.kit.copying import by_columns
 from tilecompile.ops.push.gpu import gpu
 
 
 def tile(node: OpNode, parts: int) -> Tiling:
     """Ranges of columns, for all tokens; the coordinates are (first, one past the last)."""
     tokens, size = node.inputs[0].shape
-    bounds = split(size, pieces(parts, tokens * size))
-    lo, hi = bounds[:-1], bounds[1:]
-    coords = np.zeros((len(lo), 4), np.int32)
-    coords[:, 0], coords[:, 1] = lo, hi
-    box = ((0, tokens), (lo, hi))
-    return Tiling(
-        coords=coords,
-        reads=(Access(0, box),),
-        writes=(Access(1, box),),
-        weights=((),) * len(lo),
-        cost=np.asarray((hi - lo) * tokens * 8, np.float64),
-    )
+    return by_columns(parts, size, tokens, (0, tokens), (1, tokens))
 
 
 def cpu(node: OpNode) -> str:

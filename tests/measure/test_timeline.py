@@ -113,6 +113,15 @@ def test_gaps_are_attributed_to_their_causes() -> None:
     assert gaps.loop.tolist() == [0, 10, 50, 20]
 
 
+def test_a_task_begins_after_those_that_notify_its_events() -> None:
+    """A task that doesn't wait is recorded from the end of the one before, when short ones may not have begun."""
+    begins, ends = np.array([10.0, 110, 120, 420]), np.array([110.0, 400, 200, 430])
+    begins[2] = 4
+    spans = spans_of(two_workers().tasks, begins, ends, 430.0)
+    assert spans.begin.tolist() == [10, 110, 10, 420]
+    check_format(json.dumps(trace(spans, {})))
+
+
 def test_the_critical_path_lasts_as_long_as_the_step() -> None:
     spans = two_workers()
     path = critical_path(spans, gaps_of(spans))

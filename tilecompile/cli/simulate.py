@@ -119,13 +119,13 @@ def _step(
     from tilecompile.cli.files import write_whole
     from tilecompile.cli.output import note, print_json
     from tilecompile.cost.simulate.report import figures, print_figures
-    from tilecompile.measure.simulated.speculation import GLM_5_2, constant, speculation
+    from tilecompile.measure.simulated.speculation import PUBLISHED, constant, speculation
     from tilecompile.measure.timeline.perfetto import trace
 
     context = contexts[0] if contexts else min(DEFAULT_CONTEXT, plan.manifest.max_seq_len)
     found = plan.step(machine, context, threads)
     about = {**about, **figures(found, plan.manifest, machine, context)}
-    curve = GLM_5_2 if acceptance is None else constant(acceptance)
+    curve = PUBLISHED if acceptance is None else constant(acceptance)
     about["speculation"] = speculation(plan, machine, context, threads, curve, found.ms)
     if output is not None:
         write_whole("--output", output, json.dumps(trace(found.spans, about), ensure_ascii=False))

@@ -131,13 +131,18 @@ def spans_of(tasks: Tasks, begins: Numbers, ends: Numbers, duration: float) -> S
     """Spans from the times of all instructions [instructions], as a recording has them.
 
     A thread may lose its core between its last notify and its reading of the clock, so that an end can seem to be
-    after the step's: it is cut there, as the sink's is, whose work includes the beginning of the next step.
+    after the step's: it is cut there, as the sink's is, whose work includes the beginning of the next step. A task is
+    recorded to begin when its thread ended the one before, some nanoseconds before it looks for its events: it begins
+    after the tasks that notify them.
     """
     end = np.clip(ends[tasks.instruction], 0, duration)
     begin = np.clip(begins[tasks.instruction], 0, end)
     first = np.append(True, tasks.worker[1:] != tasks.worker[:-1])
     wait_begin = np.where(first, 0, np.append(0, end[:-1]))
-    return Spans(tasks, wait_begin, np.maximum(begin, wait_begin), end, duration)
+    begin = np.maximum(begin, wait_begin)
+    while (late := begin[tasks.producer] > begin[tasks.consumer]).any():
+        np.maximum.at(begin, tasks.consumer[late], begin[tasks.producer[late]])
+    return Spans(tasks, wait_begin, begin, np.maximum(begin, end), duration)
 
 
 def gaps_of(spans: Spans) -> Gaps:

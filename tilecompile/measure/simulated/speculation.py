@@ -24,7 +24,7 @@ class Curve:
     acceptance: float | None = None
 
 
-GLM_5_2 = Curve(
+PUBLISHED = Curve(
     "accepted as published for GLM-5.2 (coding, temperature 1)", (1.84, 2.50, 2.99, 3.33, 3.61, 3.78, 3.91, 4.06)
 )
 """Accepted length by depth 1 to 8, from the model's publication. It grows more slowly than at any constant rate."""

@@ -47,10 +47,9 @@ def round_trace(steps: Sequence[NamedStep], about: dict[str, Any]) -> dict[str, 
     names = {"thread_name": {"name": "steps"}, "thread_sort_index": {"sort_index": ROUND_TRACK}}
     events: list[Event] = [{"ph": "M", "name": key, **where, "args": args} for key, args in names.items()]
     known: set[tuple[Any, ...]] = set()
-    flows = 0
+    flows, end = 0, 0
     for step in steps:
-        begin = round(step.begin)
-        end = begin + round(step.spans.duration)
+        begin, end = end, end + round(step.spans.duration)  # of whole nanoseconds, as the times within steps are
         args = {"program": step.program, "tokens": step.tokens}
         events.append(_slice(where, f"{step.program}, {step.tokens} token(s)", "step", begin, end, args))
         for event in trace(step.spans, {})["traceEvents"]:

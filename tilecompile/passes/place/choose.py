@@ -178,5 +178,7 @@ def simulated_ms(graph: OpGraph, placement: Placement, machine: Machine, workers
     kinds = [ops[0], *(f"k{i}_{op}" for i, op in enumerate(ops[1:], 1))]
     program = schedule([plan], workers, kind_of, kinds)
     facts = {"max_seq_len": context, "workers": workers * placement.devices, "devices": placement.devices}
-    manifest = Manifest(Path("auto"), {**facts, "kinds": program.kinds, "operators": program.operators})
+    programs = [{"tokens": graph.tokens}]
+    stated = {**facts, "kinds": program.kinds, "operators": program.operators, "programs": programs}
+    manifest = Manifest(Path("auto"), stated)
     return simulate(manifest, program.tables, nodes, machine, context).ms

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from tilecompile.errors import InputError
 from tilecompile.ir.expr import to_cpp
 from tilecompile.ir.node import OpNode, View
 from tilecompile.ir.tiling import Access, Bound, Tiling, WeightTile, split, whole
@@ -52,6 +53,19 @@ def norm_scratch(node: OpNode) -> int:
     """Bytes of scratch memory for the folded norm."""
     x = node.inputs[0]
     return 0 if node.attrs.get("norm") is None else 4 * x.shape[0] * x.shape[1]
+
+
+def cpu_columns(node: OpNode) -> str:
+    """The columns of a node's weights as `Columns`. InputError where the body can't begin at the first of them."""
+    weight = node.weights[0]
+    stored, begin = FORMATS[weight.dtype], weight.offset % weight.strides[-2]
+    phase = stored.phase(begin)
+    if phase % stored.group_cols:
+        raise InputError(
+            f"{node.name} begins at column {begin} of {weight.tensor}, "
+            f"in {stored.name} it must be a multiple of {stored.group_cols}"
+        )
+    return f"Columns{{{weight.shape[-1]}, {phase}}}"
 
 
 def cpu_input(node: OpNode) -> tuple[str, int]:
@@ -104,14 +118,14 @@ def tile(node: OpNode, parts: int) -> Tiling:
 
 def cpu(node: OpNode) -> str:
     """The call of `linear_rows` with the node's shapes, prologue and epilogue."""
-    x, weight = node.inputs[0], node.weights[0]
+    weight = FORMATS[node.weights[0].dtype]
     source, stride = cpu_input(node)
     epilogue = cpu_epilogue(node, epilogue_begin(node), lambda v: f"t * {v.strides[0]} + row")
     return (
         "const int tokens = c.tokens(0);\n"
         f"  const Tokens x = Tokens::first(tokens, {source}, {stride});\n"
-        f"  linear_rows<{len(node.weights)}>(c.weights<{FORMATS[weight.dtype].cpp}>(0), x, {x.shape[1]}, c.tile(0), "
-        f"c.tile(1), [&](const v16* a, int t, int row, int n) {{\n{epilogue}\n  }});"
+        f"  linear_rows<{len(node.weights)}>(c.weights<{weight.cpp}>(0), x, {cpu_columns(node)}, c.tile(0), c.tile(1), "
+        f"[&](const v16* a, int t, int row, int n) {{\n{epilogue}\n  }});"
     )
 
 

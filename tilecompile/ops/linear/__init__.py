@@ -12,10 +12,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from tilecompile.errors import InputError
 from tilecompile.ir.expr import to_cpp
 from tilecompile.ir.node import OpNode, View
-from tilecompile.ir.tiling import PANEL, Access, Bound, Tiling, WeightTile, split, whole
+from tilecompile.ir.tiling import Access, Bound, Tiling, WeightTile, split, whole
 from tilecompile.ops.base import SplitAxis, TileOp, epilogue_begin, register
 from tilecompile.ops.elementwise import evaluate
 from tilecompile.ops.linear.gpu import gpu
@@ -56,23 +55,10 @@ def norm_scratch(node: OpNode) -> int:
 
 
 def cpu_columns(node: OpNode) -> str:
-    """The columns of a node's weights as `Columns`.
-
-    InputError where they, or the rows, begin where no line or panel of a format with scales can.
-    """
+    """The columns of a node's weights as `Columns`."""
     weight = node.weights[0]
-    stored = FORMATS[weight.dtype]
-    row, col = divmod(weight.offset, weight.strides[-2])
-    if len(weight.shape) == 3:
-        row %= weight.strides[0] // weight.strides[1]
-    if stored.scaled:
-        for what, begin, unit in (("row", row, PANEL), ("column", col, stored.group_cols)):
-            if begin % unit:
-                raise InputError(
-                    f"{node.name} begins at {what} {begin} of {weight.tensor}, "
-                    f"in {stored.name} it must be a multiple of {unit}"
-                )
-    return f"Columns{{{weight.shape[-1]}, {stored.phase(col)}}}"
+    begin = weight.offset % weight.strides[-2]
+    return f"Columns{{{weight.shape[-1]}, {FORMATS[weight.dtype].phase(begin)}}}"
 
 
 def cpu_input(node: OpNode) -> tuple[str, int]:

@@ -110,26 +110,50 @@ class WeightFormat:
         each = self.panel_scales(cols, col_begin) * SCALE_BYTES[self.scale]
         return panels * (each + (SCALE_BYTES[self.matrix_scale] if self.matrix_scale else 0))
 
+    def head_bytes(self, panels: Count, cols: Count, col_begin: Count) -> Count:
+        """Bytes in front of a tile's numbers in layout "fragments": the scales of its panels, in whole k-blocks."""
+        return -(-self.scale_bytes(panels, cols, col_begin) // FRAGMENT_BYTES) * FRAGMENT_BYTES
+
+    @property
+    def scaled_rows(self) -> bool:
+        """Whether each row of a panel has scales of its own."""
+        return self.scaled and self.block[0] < PANEL
+
+    @property
+    def line_cols(self) -> int:
+        """Columns of a panel that are a line of layout "rows"."""
+        return LINE_BYTES * 8 // (PANEL * self.bits)
+
+    @property
+    def begin_cols(self) -> int:
+        """What the column must be a multiple of at which a tile of layout "rows" begins."""
+        return self.block[1] if self.scaled_rows else self.line_cols if self.scaled else 1
+
     @property
     def group_cols(self) -> int:
-        """Columns of a panel of layout "rows" that are stored as one line, where blocks have scales; else 1."""
-        return LINE_BYTES * 8 // (PANEL * self.bits) if self.scaled else 1
+        """Columns that are stored together in layout "rows": a line of them, or as many as a line of scales is for."""
+        if self.scaled_rows:
+            return self.block[1] * LINE_BYTES // (PANEL * SCALE_BYTES[self.scale])
+        return self.line_cols if self.scaled else 1
 
-    def head_bytes(self, panels: Count, cols: Count, col_begin: Count, layout: str = FRAGMENTS) -> Count:
-        """Bytes in front of a tile's numbers: the scales of its panels, in whole k-blocks or lines."""
-        unit = FRAGMENT_BYTES if layout == FRAGMENTS else LINE_BYTES
-        return -(-self.scale_bytes(panels, cols, col_begin) // unit) * unit
+    def _rows_bytes(self, panels: int, cols: int, col_begin: int) -> int:
+        """Bytes of a tile in layout "rows"."""
+        each = SCALE_BYTES[self.matrix_scale] if self.matrix_scale else 0
+        if not self.scaled_rows:
+            each += self.panel_scales(cols, col_begin) * SCALE_BYTES[self.scale]
+        group = self.group_cols * PANEL * self.bits // 8 + (LINE_BYTES if self.scaled_rows else 0)
+        return -(-panels * each // LINE_BYTES) * LINE_BYTES + panels * -(-cols // self.group_cols) * group
 
     def tile_bytes(self, panels: int, cols: int, col_begin: int, layout: str) -> int:
         """Bytes of a weight tile of `panels` panels, in which columns begin at `col_begin` of the matrix.
 
-        The scales of all panels come first. Panels are whole k-blocks in layout "fragments"; in layout "rows" they are
-        whole lines where there are scales.
+        The scales of all panels come first; in layout "rows", those that are each row's own come in lines in front of
+        the columns that they are for. Panels are whole k-blocks in layout "fragments"; in layout "rows" they are whole
+        groups of columns.
         """
-        head = self.head_bytes(panels, cols, col_begin, layout)
         if layout == ROWS:
-            return head + panels * -(-cols // self.group_cols) * self.group_cols * (PANEL * self.bits // 8)
-        return head + panels * -(-cols // self.fragment_cols) * FRAGMENT_BYTES
+            return self._rows_bytes(panels, cols, col_begin)
+        return self.head_bytes(panels, cols, col_begin) + panels * -(-cols // self.fragment_cols) * FRAGMENT_BYTES
 
 
 FORMATS: dict[str, WeightFormat] = {}
@@ -189,3 +213,19 @@ FP8 = register(
         exact="bf16",
     )
 )
+NVFP4 = register(
+    WeightFormat(
+        name="nvfp4",
+        code=4,
+        bits=4,
+        torch="uint4",
+        cpp="nvfp4",
+        exact="bf16",
+        block=(1, 16),
+        scale="e4m3",
+        matrix_scale="f32",
+        largest=6.0,
+    )
+)
+"""e2m1 numbers (0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives), 16 of a row with an e4m3 scale, a matrix with an f32
+one."""

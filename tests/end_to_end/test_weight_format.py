@@ -84,7 +84,7 @@ def test_traffic_capacity_and_tiles_follow_from_its_row(tmp_path: Path) -> None:
         rows, cols = node.weights[0].shape[-2:]
         if slots is None and len(node.weights[0].shape) == 2:
             panels = len(node.weights) * -(-rows // 16)
-            size = panels * 8 * -(-cols // 8) * 8 + -(-panels * 16 * -(-cols // 32) // 64) * 64
+            size = panels * -(-cols // 128) * (64 + 8 * 128)
             constants = 4 * sum(v.shape[0] for v in node.inputs if graphs["int4"].tensors[v.tensor].role == "constant")
             assert node_reads(graphs["int4"], node, 64) == size + constants
     assert len(nodes) > 10

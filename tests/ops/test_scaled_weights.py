@@ -11,12 +11,13 @@ import torch
 from support.opharness import RUNNABLE, any_seed, build_bodies, cases_of, run_body, same_bits
 from tilecompile.errors import InputError
 from tilecompile.ir.node import OpNode, View
-from tilecompile.ir.tiling import Tiling
+from tilecompile.ir.tiling import Tiling, WeightTile
 from tilecompile.ops.base import REGISTRY, reference_values
 from tilecompile.ops.testing import Case, normal
 from tilecompile.runtime.format import MAX_TOKENS
 from tilecompile.runtime.weight_formats import FORMATS, ROWS
-from tilecompile.targets.codecs import Quantised
+from tilecompile.targets.codec import Copy
+from tilecompile.targets.codecs import CODECS, Quantised
 from tilecompile.targets.cpu.build import Isa
 from tilecompile.targets.cpu.windows import check_windows
 
@@ -29,6 +30,15 @@ def test_the_ops_that_stream_weights_are_known() -> None:
     assert found == set(STREAMING)
 
 
+def unpacked(whole: torch.Tensor, dtype: str) -> torch.Tensor:
+    """What the numbers and scales of matrices [matrices, rows, cols] in a format stand for, f64."""
+    count, rows, cols = whole.shape
+    packer = CODECS[dtype].packer(lambda name, m, a, b, t: whole[m, a:b].to(t), lambda name: rows)
+    tile, matrices = WeightTile(("w",), 0, count, 0, rows, cols), range(count)
+    found = CODECS[dtype].unpack(packer(tile, matrices), Copy(1, count, rows, cols, 0, ROWS))
+    return torch.stack([w.double() for (w,) in found])
+
+
 def quantised(case: Case, dtype: str) -> tuple[Case, Case]:
     """A case with its weights in a format, spread over many magnitudes, and one with their values in f64."""
     node, tensors = case.node, dict(case.tensors)
@@ -38,15 +48,7 @@ def quantised(case: Case, dtype: str) -> tuple[Case, Case]:
         spread = torch.exp2(torch.randint(-12, 12, whole.shape).float())
         tensors[view.tensor] = whole = whole * spread
         stacked = whole.unsqueeze(0) if whole.dim() == 2 else whole
-        read = Quantised(
-            FORMATS[dtype], lambda name, m, a, b, t, w=stacked: w[m, a:b].to(t), lambda name, w=stacked: w.shape[1]
-        )
-        found = []
-        for m in range(len(stacked)):
-            numbers, scales = read.read(view.tensor, m, 0, stacked.shape[1])
-            wide = scales.double().repeat_interleave(FORMATS[dtype].block[1], 1)[:, : stacked.shape[2]]
-            found.append(numbers.double() * wide)
-        values[view.tensor] = torch.stack(found).view(whole.shape)
+        values[view.tensor] = unpacked(stacked, dtype).view(whole.shape)
     weights = tuple(dataclasses.replace(v, dtype=dtype) for v in node.weights)
     stored = dataclasses.replace(case, node=dataclasses.replace(node, weights=weights), tensors=tensors)
     return stored, dataclasses.replace(case, tensors=values)

@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from support.four_bits import INT4
 from tilecompile.runtime import weight_formats
 from tilecompile.runtime.format import FRAGMENT_BYTES, LAYOUTS, PANEL
-from tilecompile.runtime.weight_formats import BF16, F32, FORMATS, FP8, FRAGMENTS, ROWS, WeightFormat, format_of
+from tilecompile.runtime.weight_formats import BF16, F32, FORMATS, FP8, FRAGMENTS, NVFP4, ROWS, WeightFormat, format_of
 
-NVFP4 = replace(INT4, name="nvfp4", code=10, block=(1, 16), matrix_scale="f32")
 ALL = (F32, BF16, FP8, INT4, NVFP4)
 
 
@@ -53,8 +52,10 @@ def test_tile_bytes_in_rows_are_whole_lines_behind_all_scales() -> None:
     assert BF16.tile_bytes(3, 21, 5, ROWS) == 3 * 16 * 21 * 2
     assert FP8.tile_bytes(3, 130, 0, ROWS) == 64 + 3 * 16 * 132
     assert FP8.tile_bytes(6, 256, 64, ROWS) == 128 + 6 * 16 * 256
-    assert INT4.tile_bytes(3, 33, 0, ROWS) == 128 + 3 * 8 * 40
-    assert NVFP4.tile_bytes(1, 16, 0, ROWS) == 64 + 8 * 16
+    assert INT4.tile_bytes(3, 33, 0, ROWS) == 3 * (64 + 128 * 8)
+    assert NVFP4.tile_bytes(1, 16, 0, ROWS) == 64 + 64 + 64 * 8
+    assert NVFP4.tile_bytes(17, 65, 32, ROWS) == 128 + 17 * 2 * (64 + 64 * 8)
+    assert [stored.begin_cols for stored in ALL] == [1, 1, 4, 32, 16]
 
 
 def test_counts_of_many_tiles_at_once_are_those_of_each() -> None:
@@ -65,8 +66,8 @@ def test_counts_of_many_tiles_at_once_are_those_of_each() -> None:
 
 
 def test_codes_and_layouts_are_those_of_the_tables() -> None:
-    assert {name: stored.code for name, stored in FORMATS.items()} == {"f32": 0, "bf16": 1, "fp8": 3}
-    assert [format_of(code) for code in (0, 1, 3)] == [F32, BF16, FP8]
+    assert {name: stored.code for name, stored in FORMATS.items()} == {"f32": 0, "bf16": 1, "fp8": 3, "nvfp4": 4}
+    assert [format_of(code) for code in (0, 1, 3, 4)] == [F32, BF16, FP8, NVFP4]
     with pytest.raises(KeyError):
         format_of(2)
     assert {layout for stored in FORMATS.values() for layout in stored.layouts} == set(LAYOUTS)

@@ -27,7 +27,8 @@ from tilecompile.runtime.folder.rows import SPANS, span
 from tilecompile.runtime.folder.tables import Tables
 from tilecompile.runtime.format import ARENAS, DTYPES, LAYOUTS, NONE, PANEL, SAMPLING_INPUTS, WRITE
 from tilecompile.runtime.weight_formats import format_of
-from tilecompile.targets.codecs import CODECS, Copy
+from tilecompile.targets.codec import Copy
+from tilecompile.targets.codecs import CODECS
 
 POISON = 0x7FC07FC0
 """NaN as f32 and as a pair of bf16, and an index out of every range as i32."""

@@ -5,9 +5,7 @@ A format's row in `runtime/weight_formats.py` says how many bytes there are, its
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
@@ -15,47 +13,10 @@ from tilecompile.errors import InputError
 from tilecompile.ir.tiling import PANEL, WeightTile
 from tilecompile.ops.dtypes import torch_dtype
 from tilecompile.runtime.weight_formats import BF16, F32, FP8, FRAGMENTS, ROWS, WeightFormat
+from tilecompile.targets.codec import Codec, Copy, Packer, Read, RowsOf, Values
 from tilecompile.targets.cuda.fragments import pack_copy, unpack_copy
+from tilecompile.targets.nvfp4 import Nvfp4
 from tilecompile.targets.tiles import pack_lines, pack_rows, unpack_lines, unpack_rows
-
-Read = Callable[[str, int, int, int, torch.dtype], torch.Tensor]
-"""Rows of one matrix of a parameter in a torch type: (name, matrix, row_begin, row_end, dtype) -> [rows, cols]."""
-
-RowsOf = Callable[[str], int]
-"""The rows of a parameter's matrices, by its name."""
-
-Packer = Callable[[WeightTile, range], torch.Tensor]
-"""The bytes of one copy of a tile, which holds these matrices. It may keep what it has learnt of a parameter."""
-
-Values = list[list[torch.Tensor]]
-"""Matrices [rows, cols] by matrix and tensor of a tile."""
-
-
-@dataclass(frozen=True)
-class Copy:
-    """What one copy of a tile holds: `count` matrices [rows, cols] of each of `tensors` tensors, whose columns begin at
-    `col_begin` of the whole ones, in a layout."""
-
-    tensors: int
-    count: int
-    rows: int
-    cols: int
-    col_begin: int
-    layout: str
-
-
-class Codec(Protocol):
-    """Packs and unpacks tiles of a format."""
-
-    @property
-    def values(self) -> torch.dtype:
-        """The type of unpacked values."""
-
-    def packer(self, read: Read, rows_of: RowsOf) -> Packer:
-        """A packer of the tiles of a pool."""
-
-    def unpack(self, data: torch.Tensor, copy: Copy) -> Values:
-        """The values in the bytes of a copy."""
 
 
 @dataclass(frozen=True)
@@ -164,5 +125,5 @@ class Scaled:
         return [[w.float() * s[:, at] for w, s in zip(*both, strict=True)] for both in pairs]
 
 
-CODECS: dict[str, Codec] = {"f32": Plain(F32), "bf16": Plain(BF16), "fp8": Scaled(FP8)}
+CODECS: dict[str, Codec] = {"f32": Plain(F32), "bf16": Plain(BF16), "fp8": Scaled(FP8), "nvfp4": Nvfp4()}
 """The codecs by the formats' names."""

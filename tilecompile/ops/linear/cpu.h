@@ -29,16 +29,17 @@ struct Panels {
   INLINE Panels(const W* tile, int count, Columns columns) : w(tile), scales(nullptr), columns(columns) {
     if constexpr (SCALED<W>) {
       scales = reinterpret_cast<const float*>(tile);
-      w = tile + (size_t(count) * blocks() * sizeof(float) + 63) / 64 * 64 / sizeof(W);
+      w = tile + (size_t(count) * head_scales() * sizeof(float) + 63) / 64 * 64 / sizeof(W);
     }
   }
-  INLINE int blocks() const { return SCALED<W> ? (columns.phase + columns.count + SCALE_BLOCK - 1) / SCALE_BLOCK : 0; }
+  INLINE int head_scales() const { return Scaled<W>::head_scales(columns.count, columns.phase); }
   INLINE size_t size() const {
-    return size_t(SCALED<W> ? (columns.count + LINE_COLS - 1) / LINE_COLS * LINE_COLS : columns.count) * PANEL;
+    if constexpr (SCALED<W>) return Scaled<W>::panel_bytes(columns.count) / sizeof(W);
+    return size_t(columns.count) * PANEL;
   }
   INLINE void advance(int panels) {
     w += panels * size();
-    if constexpr (SCALED<W>) scales += panels * blocks();
+    if constexpr (SCALED<W>) scales += panels * head_scales();
   }
 };
 
@@ -124,8 +125,9 @@ template <int B, class W>
 template <int B, class W>
 [[gnu::noinline]] static std::enable_if_t<SCALED<W>> block_dot(Panels<W> of, const float* const* x, int panels,
                                                                v16* out, bool fetch, const W* after) {
+  using S = Scaled<W>;
   constexpr int WIDTH = B == 1 ? PARTS : 1;
-  const int K = of.columns.count, whole = K / LINE_COLS * LINE_COLS;
+  const int K = of.columns.count, whole = K / S::LINE * S::LINE;
   const int64_t bytes = of.size() * sizeof(W);
   const float* row[B];
   for (int t = 0; t < B; ++t) row[t] = x[t];
@@ -133,27 +135,30 @@ template <int B, class W>
     for (int part = 0; part < PARTS; part += WIDTH) {
       vf total[B][WIDTH] = {};
       for (int k = 0, block = 0; k < K; ++block) {
-        const int last = (block + 1) * SCALE_BLOCK - of.columns.phase, end = last < whole ? last : whole;
-        const int64_t done = k * int(PANEL * sizeof(W)) + PREFETCH_BYTES;
+        const int last = (block + 1) * S::BLOCK - of.columns.phase, end = last < whole ? last : whole;
+        const uint8_t* panel = reinterpret_cast<const uint8_t*>(of.w);
+        const int64_t begin = S::line_at(k), done = begin + PREFETCH_BYTES;
         const bool within = panels > 1 || !after || done < bytes;
-        const char* ahead = within ? reinterpret_cast<const char*>(of.w) + done
-                                   : reinterpret_cast<const char*>(after) + (done - bytes);
+        const uint8_t* line = panel + begin;
+        const uint8_t* ahead = within ? panel + done : reinterpret_cast<const uint8_t*>(after) + (done - bytes);
         vf s[B][4][WIDTH] = {};
         const auto add = [&](int columns) INLINED {
-          vf column[WIDTH][LINE_COLS];
-          repeat<WIDTH>([&](int p) INLINED { load_line(of.w + k * PANEL, part + p, column[p]); });
-          repeat<LINE_COLS>([&](int q) INLINED {
-            if (q < columns)
+          repeat<S::LINE>([&](int q) INLINED {
+            if (q < columns) {
+              vf column[WIDTH];
+              repeat<WIDTH>([&](int p) INLINED { column[p] = S::column(line, q, part + p); });
               repeat<B * WIDTH>([&](int i) INLINED {
                 const int t = i / WIDTH, p = i % WIDTH;
-                s[t][q][p] = column[p][q] * row[t][k + q] + s[t][q][p];
+                s[t][q % 4][p] = column[p] * row[t][k + q] + s[t][q % 4][p];
               });
+            }
           });
         };
         const bool fetches = B == 1 || (fetch && part == 0);
-        for (; k < end; k += LINE_COLS) {
+        if (fetches && S::FRONT && k % S::GROUP == 0) prefetch(ahead - S::FRONT);
+        for (; k < end; k += S::LINE, line += 64) {
           if (fetches) prefetch(ahead), ahead += 64;
-          add(LINE_COLS);
+          add(S::LINE);
         }
         if (k < K && k < last) {  // the columns that don't fill a line
           add(K - k);
@@ -162,7 +167,7 @@ template <int B, class W>
         repeat<B * WIDTH>([&](int i) INLINED {
           const auto sum = [&](int q) INLINED { return s[i / WIDTH][q][i % WIDTH]; };
           vf& to = total[i / WIDTH][i % WIDTH];
-          to = ((sum(0) + sum(1)) + (sum(2) + sum(3))) * (of.scales[block] * SCALE_UP) + to;
+          to = ((sum(0) + sum(1)) + (sum(2) + sum(3))) * S::scale(panel, of.scales, block, part + i % WIDTH) + to;
         });
       }
       repeat<B * WIDTH>([&](int i) INLINED { out[i / WIDTH].p[part + i % WIDTH] = total[i / WIDTH][i % WIDTH]; });

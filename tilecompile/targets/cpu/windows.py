@@ -19,7 +19,7 @@ def check_windows(nodes: Iterable[OpNode]) -> None:
             row, col = divmod(weight.offset, weight.strides[-2])
             if len(weight.shape) == 3:
                 row %= weight.strides[0] // weight.strides[1]
-            for what, begin, unit in (("row", row, PANEL), ("column", col, stored.group_cols)):
+            for what, begin, unit in (("row", row, PANEL), ("column", col, stored.begin_cols)):
                 if stored.scaled and begin % unit:
                     raise InputError(
                         f"{node.name} begins at {what} {begin} of {weight.tensor}, "

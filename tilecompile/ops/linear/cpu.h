@@ -101,20 +101,23 @@ template <int N, class W, class Epilogue>
 inline void linear_rows(const W* w, const Tokens& tokens, int K, int row_begin, int row_end, Epilogue&& epilogue,
                         const W* after = nullptr) {
   constexpr int ROOM = N * BLOCK_TOKENS > 16 ? N * BLOCK_TOKENS : 16;
-  const int most = tokens.count == 0 || tokens.count > BLOCK_TOKENS ? 1 : ROOM / (N * tokens.count);
-  for (int row = row_begin, panels; row < row_end; row += panels * PANEL, w += size_t(panels) * N * K * PANEL) {
-    panels = (row_end - row + PANEL - 1) / PANEL;
-    if (panels > most) panels = most;
-    const W* next = row + panels * PANEL < row_end ? nullptr : after;
-    for (Block b(tokens.count, BLOCK_TOKENS); b.size > 0; b.advance()) {
-      v16 acc[ROOM];
-      block_dot(b.size, w, tokens.x + b.begin, K, N * panels, acc, b.begin == 0, next);
-      for (int i = 0; i < panels * b.size; ++i) {
-        const int at = row + i / b.size * PANEL, t = i % b.size;
-        v16 a[N];
-        for (int m = 0; m < N; ++m) a[m] = acc[(i / b.size * N + m) * b.size + t];
-        epilogue(a, tokens.token[b.begin + t], at, row_end - at < PANEL ? row_end - at : PANEL);
+  by_tokens(tokens.count, [&](auto count) INLINED {
+    const int most = count == 0 || count > BLOCK_TOKENS ? 1 : ROOM / (N * count);
+    for (int row = row_begin, panels; row < row_end; row += panels * PANEL, w += size_t(panels) * N * K * PANEL) {
+      panels = (row_end - row + PANEL - 1) / PANEL;
+      if (panels > most) panels = most;
+      const W* next = row + panels * PANEL < row_end ? nullptr : after;
+      for (Block b(count, BLOCK_TOKENS); b.size > 0; b.advance()) {
+        v16 acc[ROOM];
+        block_dot(b.size, w, tokens.x + b.begin, K, N * panels, acc, b.begin == 0, next);
+        const v16* sum = acc;
+        for (int p = 0, at = row; p < panels; ++p, at += PANEL, sum += N * b.size)
+          for (int t = 0; t < b.size; ++t) {
+            v16 a[N];
+            for (int m = 0; m < N; ++m) a[m] = sum[m * b.size + t];
+            epilogue(a, tokens.token[b.begin + t], at, row_end - at < PANEL ? row_end - at : PANEL);
+          }
       }
     }
-  }
+  });
 }

@@ -42,6 +42,16 @@ struct Call {
   }
 };
 
+// `body(tokens)`, for one token with a number that the compiler knows: most steps have one, and then the loops over tokens
+// cost nothing.
+template <class Body>
+inline void by_tokens(int tokens, Body&& body) {
+  if (tokens == 1)
+    body(std::integral_constant<int, 1>());
+  else
+    body(tokens);
+}
+
 // Which positions of the sequence an operator's caches hold: of blocks of BLOCK positions every COUNT-th, from block
 // `index` on (ops/context.py); Context<1, 1>{0} is all of them.
 template <int COUNT, int BLOCK>

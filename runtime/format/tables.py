@@ -174,12 +174,13 @@ OPERATOR = Record(
 
 BODY = Record(
     "TaskBody",
-    16,
+    20,
     (
         Field("view_begin", "u4", "first entry in `views`, one an operand"),
         Field("view_count", "u4", "entries in `views`"),
         Field("access_begin", "u4", "first entry in `accesses`, one a region"),
         Field("access_count", "u4", "entries in `accesses`"),
+        Field("format", "u4", "format of the weights that it takes, as in `weights`, or NONE"),
     ),
 )
 

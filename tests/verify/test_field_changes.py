@@ -7,10 +7,12 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
 from support.engines import tiny_model
 from support.field_changes import EVERY, SWAP, Subject, changed
+from tilecompile.runtime.weight_formats import FORMATS
 
 Get = Callable[[str], Subject]
 
@@ -73,6 +75,23 @@ def show(found: dict[tuple[str, str], Counter[str]]) -> Counter[str]:
     for (table, field), counts in found.items():
         print(f"{table:<14} {field:<15} {counts['refused']:>5} refused {counts['harmless']:>5} harmless")
     return sum(found.values(), Counter())
+
+
+def test_weights_of_another_format_are_refused(subject: Get) -> None:
+    """Even where their tiles are as long: bodies take one format each."""
+    engine = subject("even")
+    for i in range(len(engine.tables["weights"])):
+        for stored in FORMATS.values():
+            tables = {name: table.copy() for name, table in engine.tables.items()}
+            if tables["weights"]["dtype"][i] != stored.code:
+                tables["weights"]["dtype"][i] = stored.code
+                assert engine.refusal(tables), f"weight {i} in {stored.name}"
+    code = engine.tables["bodies"]["format"]
+    used = np.unique(engine.tables["operators"]["body"])
+    for i in used.tolist():
+        tables = {name: table.copy() for name, table in engine.tables.items()}
+        tables["bodies"]["format"][i] = 1 - code[i] if code[i] in (0, 1) else 0
+        assert "streams weights in format" in str(engine.refusal(tables))
 
 
 def test_single_changes_of_fields_are_refused_or_harmless(subject: Get) -> None:

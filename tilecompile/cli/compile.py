@@ -55,7 +55,7 @@ def compile_command(
         str | None, typer.Option(help=f"Sums over devices: {', '.join(REDUCTIONS)}.  [default: by placement]")
     ] = None,
     max_seq_len: Annotated[int | None, typer.Option(help="Positions that the engine can hold.")] = None,
-    weights: Annotated[str | None, typer.Option(help="f32, bf16, fp8.  [default: as in the checkpoint]")] = None,
+    weights: Annotated[str | None, typer.Option(help="f32, bf16, fp8, nvfp4.  [default: as in the checkpoint]")] = None,
     cache: Annotated[str | None, typer.Option(help="f32 or bf16.  [default: f32 on a CPU, else bf16]")] = None,
     seed: Annotated[
         int | None, typer.Option(help="Draw the weights from this seed.  [default: 0 for a named configuration]")

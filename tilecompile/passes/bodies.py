@@ -18,6 +18,7 @@ from tilecompile.ops.base import TraitError
 from tilecompile.passes.table_builder import TableBuilder
 from tilecompile.passes.tile import items_of
 from tilecompile.runtime import format as fmt
+from tilecompile.runtime.weight_formats import FORMATS
 
 Stated = tuple[int, int, int]
 """A bound: the coordinate that it follows, or NONE, what that is multiplied by, and what is added."""
@@ -34,7 +35,7 @@ class Bodies:
 
     def __init__(self, tables: TableBuilder, devices: int) -> None:
         self.tables, self.devices = tables, devices
-        self._known: dict[tuple[_Views, _Accesses], int] = {}
+        self._known: dict[tuple[_Views, _Accesses, int], int] = {}
 
     def operator(
         self,
@@ -62,7 +63,7 @@ class Bodies:
             device=grid.device,
             kind=kind,
             flags=fmt.PREDICATED if node.predicate else 0,
-            body=self._body(views, accesses),
+            body=self._body(views, accesses, FORMATS[node.weights[0].dtype].code if runs else fmt.NONE),
             operand_begin=operand_begin,
             runs=runs,
             weight=weight,
@@ -80,18 +81,18 @@ class Bodies:
                     found.append((access.operand, mode, fmt.NONE if item is None else item, bounds))
         return tuple(found)
 
-    def _body(self, views: _Views, accesses: _Accesses) -> int:
-        if (views, accesses) not in self._known:
+    def _body(self, views: _Views, accesses: _Accesses, stored: int) -> int:
+        key = views, accesses, stored
+        if key not in self._known:
             tables = self.tables
             begin, first = len(tables["views"]), len(tables["accesses"])
             for dtype, arena, rows, stride in views:
                 tables["views"].append(dtype=dtype, arena=arena, rows=rows, stride=stride)
             for operand, mode, item, bounds in accesses:
                 tables["accesses"].append(operand=operand, mode=mode, item=item, **_columns(bounds))
-            self._known[views, accesses] = tables["bodies"].append(
-                view_begin=begin, view_count=len(views), access_begin=first, access_count=len(accesses)
-            )
-        return self._known[views, accesses]
+            counts = {"view_count": len(views), "access_count": len(accesses)}
+            self._known[key] = tables["bodies"].append(view_begin=begin, access_begin=first, format=stored, **counts)
+        return self._known[key]
 
 
 def _columns(bounds: Sequence[Stated]) -> dict[str, tuple[int, ...]]:

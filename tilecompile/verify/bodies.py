@@ -51,6 +51,23 @@ def check_runs(s: Subject) -> None:
             f"{s.name(int(some[owner[k]]))} reads tile {tile[k]} in slot {slot[k]}, want rows {row}:{last} of matrices "
             f"{begin}:{end} of {' + '.join(names)} in slot {first + int(place[k])}"
         )
+    _formats(s)
+
+
+def _formats(s: Subject) -> None:
+    """Checks that each operator streams weights in the format that its body takes: tiles of two may be as long."""
+    operators, weights = s.t["operators"], s.t["weights"]
+    of = np.minimum(operators["weight"], max(0, len(weights) - 1))
+    streams = (operators["weight"] != fmt.NONE) & bool(len(weights))
+    stored = np.where(streams, weights["dtype"][of] if len(weights) else 0, fmt.NONE)
+    taken = s.t["bodies"]["format"][operators["body"]]
+    for i in np.flatnonzero(stored != taken)[:1].tolist():
+        name = s.names.operators[i]
+        raise VerifyError(f"{name} streams weights in format {_format(stored[i])}, its body takes {_format(taken[i])}")
+
+
+def _format(code: int) -> str:
+    return "none" if code == fmt.NONE else str(code)
 
 
 def _run_bounds(tile: Ints, operators: Any, op: Ints) -> list[Ints]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-FORMAT_VERSION = 9
+FORMAT_VERSION = 10
 
 MAX_TOKENS = 32
 """Largest number of tokens that one step can carry."""

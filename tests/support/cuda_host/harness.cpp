@@ -147,7 +147,9 @@ static std::string check(const Ask& ask, const Answer& answer) {
       for (uint32_t v = 0; ask.logits && v < l.vocab; ++v)
         if (memcmp(&ask.logits[fed * l.vocab + v], &in(p.logits + 4 * (row * l.vocab + v)), 4)) return "other logits";
     const auto sampled = [&](uint32_t row) { return int32_t(in(p.next + 4 * row)); };
-    asked.aborted = answer.reason == ABORTED && ++steps == answer.steps;
+    const bool last = answer.reason == ABORTED && ++steps == answer.steps;
+    const bool in_pause = last && ask.masks && answer.generated > tokens.size();  // after it had taken the step's token
+    asked.aborted = last && !in_pause;
     next = decide(
         s, asked, limits, sampled, [&](uint32_t i) { return drafts.at(i); },
         [&](uint32_t i) { return reinterpret_cast<const int32_t*>(l.stops)[i]; });
@@ -157,6 +159,7 @@ static std::string check(const Ask& ask, const Answer& answer) {
     drafts.resize(next.drafted);
     asked.generated = uint32_t(tokens.size());
     asked.drafted = next.drafted;
+    if (in_pause) next.reason = ABORTED;
   }
   if (next.reason != answer.reason || fed != answer.fed || tokens.size() != answer.generated)
     return "ended for " + std::to_string(answer.reason) + " after " + std::to_string(answer.fed) + " and " +

@@ -143,7 +143,7 @@ class StepProgram(Generic[C]):
 
     `module(config, storage, steps, tokens)` makes it for steps of `tokens` tokens, with parameters named as in the
     parameter table. `states` are its buffers that step programs hand to each other. One that `samples` takes
-    SAMPLING too, where the target's kernel writes them, and chooses ids by them; without them it takes the likeliest.
+    SAMPLING too, and chooses ids by them; without them it takes the likeliest.
     """
 
     name: str

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tilecompile.runtime.errors import InputError
-from tilecompile.runtime.folder.manifest import KERNEL, Manifest
+from tilecompile.runtime.folder.manifest import Manifest
 from tilecompile.runtime.format import AUTO_DRAFTS, MAX_DRAFTS, MAX_LOGPROBS, MAX_STOP_IDS, RECOMMENDED
 from tilecompile.runtime.validate import Number
 
@@ -176,15 +176,14 @@ class SamplingParams:
     def depth(self, manifest: Manifest) -> int:
         """Tokens that a round of speculation drafts at most, as kernels take it.
 
-        Left to the engine, a kernel for CPUs finds the depth that pays; one for GPUs drafts as many as it can.
-        None are drafted where each token has a mask of its own.
+        Left to the engine, the kernel finds the depth that pays. None are drafted where each token has a mask of its
+        own.
         """
         if self.allowed_tokens is not None:
             return 0
         if isinstance(self.drafts, int):
             return self.drafts
-        most = manifest.programs.drafts
-        return AUTO_DRAFTS if most and manifest.kernel == KERNEL else most
+        return AUTO_DRAFTS if manifest.programs.drafts else 0
 
     @property
     def max_new(self) -> int:

@@ -103,7 +103,7 @@ def plan_graphs(
     """The passes: the plan of a model's step programs. `config` is that of a short model where `repeat` says so."""
     machine, workers, storage, copies = settings.machine, settings.workers, source.storage, copies_of(repeat)
     # trace: the step modules to graphs of tile ops, by torch.export
-    graphs = stages.each("trace", trace_program, source.programs, config, storage, source.steps, machine.is_cpu)
+    graphs = stages.each("trace", trace_program, source.programs, config, storage, source.steps)
     # fuse: norms into the matrices behind them, activations and residuals into those before them
     graphs = stages.each("fuse", fuse, graphs)
     # place: which device has which shard of an operator; exchanges between devices become operators
@@ -136,7 +136,7 @@ def choose_placement(source: ModelSource, settings: Settings, stages: Stages) ->
     cut = (settings.machine, settings.devices, settings.workers)
 
     def chosen() -> Chosen:
-        graph = fuse(trace_program(decode, config, source.storage, source.steps, settings.machine.is_cpu))
+        graph = fuse(trace_program(decode, config, source.storage, source.steps))
         return choose(graph, len(layers), SEVERAL, *cut, context, stages.advance)
 
     return stages.run("choose", chosen)

@@ -15,6 +15,7 @@ from tilecompile.runtime.cuda.driver import CudaError
 from tilecompile.runtime.cuda.kernel import CudaKernel, Mail
 from tilecompile.runtime.cuda.node import Node, Part
 from tilecompile.runtime.cuda.options import CudaOptions
+from tilecompile.runtime.cuda.sampler import DeviceSampler, Write
 from tilecompile.runtime.cuda.share import share_of
 from tilecompile.runtime.cuda.tables import controller, device_tables
 from tilecompile.runtime.errors import EngineError
@@ -61,7 +62,9 @@ class CudaBackend:
         if self.options.share is not None:
             tables = share_of(tables, self.options.share, [o.shared for o in read_operators(self.manifest)])
         held: list[tuple[Part, int]] = []
-        mail = Mail(self.node.gpus[0], self.manifest.workers, self.manifest.max_seq_len, self.manifest.vocab_size)
+        manifest = self.manifest
+        sizes = manifest.workers, manifest.max_seq_len, manifest.vocab_size
+        mail = Mail(self.node.gpus[0], *sizes, manifest.samples)
 
         def free() -> None:
             for part, address in held:
@@ -74,7 +77,8 @@ class CudaBackend:
 
         parts = self.node.parts
         streams = [(part.gpu, part.stream) for part in parts]
-        kernel = CudaKernel(mail, tables, streams, self.stall_ms, self._leave, free)
+        sampler = DeviceSampler(self._write_input(tables), manifest.vocab_size) if manifest.samples else None
+        kernel = CudaKernel(mail, tables, streams, self.stall_ms, self._leave, free, sampler)
         try:
             pairs = zip(parts, extra, strict=True) if extra else ()
             self._extra = {part.device: get(part, size, "selections") for part, size in pairs}
@@ -93,6 +97,17 @@ class CudaBackend:
             raise
         self._kernel = kernel
         return kernel
+
+    def _write_input(self, tables: Tables) -> Write:
+        """What copies an array to one of the tensors that the loop's bodies sample with."""
+        io, buffers = self.manifest.data["io"], tables["buffers"]
+
+        def write(name: str, array: npt.NDArray[Any]) -> None:
+            buffer = buffers[io[name]]
+            part, at = self._at(int(buffer["device"]), fmt.ARENAS[buffer["arena"]])
+            part.copy().write(at + int(buffer["offset"]), array)
+
+        return write
 
     def _records(self, tables: Tables, mail: Mail, stops: Iterable[int] | None, get: Any) -> list[Table]:
         """The DeviceLaunch of each part, with its tables uploaded; `get(part, size, what)` allocates memory."""
@@ -129,7 +144,7 @@ class CudaBackend:
                 record[name] = at
             for name in ("mailbox", "status", "tokens", "stalls"):
                 record[name] = mail.at[name]
-            for name in fmt.LOOP_INPUTS:
+            for name in (*fmt.LOOP_INPUTS, *(("sampling", "counts") if manifest.samples else ())):
                 record[name] = places[data["io"][name]]
             if self.options.times:
                 size = 16 * self.options.times * len(tables["instructions"])

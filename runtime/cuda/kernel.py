@@ -16,6 +16,7 @@ from tilecompile.runtime import format as fmt
 from tilecompile.runtime.cuda.device import Gpu
 from tilecompile.runtime.cuda.driver import NOT_READY, SUCCESS, error_of
 from tilecompile.runtime.cuda.memory import Pinned
+from tilecompile.runtime.cuda.sampler import DeviceSampler
 from tilecompile.runtime.errors import EngineError
 from tilecompile.runtime.folder.tables import Tables
 from tilecompile.runtime.format import State
@@ -38,15 +39,19 @@ COUNTS = ("fed", "generated", "reason", "program_steps", "proposed", "accepted",
 
 NAP_SECONDS = 5e-5
 
+LOGPROB_WORDS = 1 + 2 * fmt.MAX_LOGPROBS
+"""Words of a token's log-probabilities at most."""
+
 
 class Mail:
     """The host memory that a kernel and its host share, by parts: `host[name]` as an array, `at[name]` for devices.
 
     mailbox, status: one record; stalls: one a worker; tokens: i4 [max_seq_len + 1]; ids: i4 [max_seq_len];
-    logits: f4 [rows, vocab].
+    script: i4 [max_seq_len + 1 + MAX_DRAFTS]; logits: f4 [rows, vocab]; logprobs, if the kernel `samples`: i4
+    [max_seq_len + 1, LOGPROB_WORDS].
     """
 
-    def __init__(self, gpu: Gpu, workers: int, max_seq_len: int, vocab: int) -> None:
+    def __init__(self, gpu: Gpu, workers: int, max_seq_len: int, vocab: int, samples: bool) -> None:
         rows = max(1, min(max_seq_len, LOGITS_BYTES // (4 * vocab)))
         parts: list[tuple[str, int, Any]] = [
             ("mailbox", 1, fmt.MAILBOX.dtype),
@@ -54,6 +59,8 @@ class Mail:
             ("stalls", workers, fmt.STALL.dtype),
             ("tokens", max_seq_len + 1, np.dtype("<i4")),
             ("ids", max_seq_len, np.dtype("<i4")),
+            ("script", max_seq_len + 1 + fmt.MAX_DRAFTS, np.dtype("<i4")),
+            ("logprobs", (max_seq_len + 1) * LOGPROB_WORDS if samples else 0, np.dtype("<i4")),
             ("logits", rows * vocab, np.dtype("<f4")),
         ]
         sizes = [-(-count * dtype.itemsize // 256) * 256 for _, count, dtype in parts]
@@ -78,7 +85,7 @@ class CudaKernel:
     """A kernel that is resident on GPUs, with the calls of `Kernel`, which are thread-safe.
 
     streams: a GPU and a stream for each launch; leave: makes all blocks end, without the controller; free: frees
-    what the launch alone used, once the kernel has ended.
+    what the launch alone used, once the kernel has ended; sampler: None for a kernel that decodes greedily.
     """
 
     def __init__(
@@ -89,12 +96,13 @@ class CudaKernel:
         stall_ms: int,
         leave: Callable[[], None],
         free: Callable[[], None],
+        sampler: DeviceSampler | None = None,
     ) -> None:
         self.status: Record = np.zeros(1, fmt.STATUS.dtype)
         self.status["launches"] = 1
         self.logit_rows: int | None = mail.rows
         self._mail, self._tables, self._streams = mail, tables, streams
-        self._leave, self._free = leave, free
+        self._leave, self._free, self._sampler = leave, free, sampler
         self._patience = max(HUNG_SECONDS, 0.1 * stall_ms)
         self._mutex = threading.RLock()
         self._gate = threading.RLock()  # keeps the mailbox while a request is aborted, which waits for no one
@@ -104,6 +112,9 @@ class CudaKernel:
         self._failure: EngineError | None = None
         self._submitted = 0
         self._logits: npt.NDArray[np.float32] | None = None
+        self._allowed = 0  # pauses that have been answered
+        self._keep: object = None  # what `_logprobs` points into
+        self._logprobs = self._width = self._copied = 0  # address and words a token of log-probabilities, tokens so far
         self._watched = self._moved = time.monotonic()
         self._last: tuple[int, int] = (0, 0)
 
@@ -134,8 +145,16 @@ class CudaKernel:
             raise self._failure
 
     def allow(self, bits: npt.NDArray[np.uint8]) -> None:
-        """Never called: the kernel decodes greedily, so it doesn't pause for a mask."""
-        raise AssertionError("a greedy kernel takes no mask")
+        """Goes on with a request that is PAUSED: these ids can come next. Does nothing if it was aborted meanwhile."""
+        self._check()
+        with self._mutex:
+            self._check()
+            if self._poll() != State.PAUSED or self._sampler is None:
+                return
+            self._sampler.allow(bits)
+            self._allowed = int(self._mail.host["status"]["pauses"][0])
+            self._moved = time.monotonic()
+            self._mail.host["mailbox"]["allowed"] = self._allowed
 
     def submit(self, request: Record, logits: npt.NDArray[np.float32] | None, keep: object = None) -> int:
         """Starts a request: 0, or -1 while one is running, or -2 after a stall. `logits` is filled when it ends."""
@@ -144,7 +163,7 @@ class CudaKernel:
             self._check()
             state = self._poll()
             if state != State.IDLE:
-                return -1 if state == State.RUNNING else -2
+                return -1 if state in (State.RUNNING, State.PAUSED) else -2
             count = int(request["count"][0])
             if logits is not None and count > self._mail.rows:
                 raise EngineError(f"logits of {count} positions are asked for at once, want {self._mail.rows} at most")
@@ -154,17 +173,43 @@ class CudaKernel:
             mail = self._mail.host["mailbox"]
             mail["ids"] = self._mail.at["ids"]
             mail["logits"] = 0 if logits is None else self._mail.at["logits"]
-            for name in ("count", "position", "max_new", "drafts"):
+            for name in ("count", "position", "max_new", "drafts", "logprob_count"):
                 mail[name] = request[name]
+            mail["script"] = self._script(request)
+            self._keep, self._copied = keep, 0
+            self._logprobs, self._width = int(request["logprobs"][0]), 1 + 2 * int(request["logprob_count"][0])
+            mail["logprobs"] = self._mail.at["logprobs"] if self._logprobs else 0
+            if self._sampler is not None:
+                self._sampler.begin(request, mail)
             with self._fence:  # whoever sees the number sees the request: a lock orders what comes before and after it
                 self._submitted += 1
             self._moved = time.monotonic()
             mail["submitted"] = self._submitted
             return 0
 
+    def _script(self, request: Record) -> int:
+        """Copies what takes the place of a request's drafts; returns where devices see it, 0 if it has none."""
+        if not request["script"][0]:
+            return 0
+        room = self._mail.host["script"]
+        count = min(int(request["max_new"][0]) + fmt.MAX_DRAFTS, len(room))
+        room[:count] = (ctypes.c_int32 * count).from_address(int(request["script"][0]))
+        return self._mail.at["script"]
+
     def release(self) -> None:
         """Drops the logits of a request that has ended."""
-        self._logits = None
+        self._logits = self._keep = None
+        self._logprobs = 0
+
+    def _copy_logprobs(self) -> None:
+        """Hands on the log-probabilities of tokens that have come since the last time."""
+        until, begin = self.field("generated"), self._copied
+        if not self._logprobs or until <= begin:
+            return
+        words = (until - begin) * self._width
+        to = np.ctypeslib.as_array((ctypes.c_int32 * words).from_address(self._logprobs + 4 * begin * self._width))
+        to[:] = self._mail.host["logprobs"][begin * self._width :][:words]
+        self._copied = until
 
     def _poll(self) -> int:
         """Reads the state into `status`; returns it."""
@@ -176,6 +221,8 @@ class CudaKernel:
             for name in COUNTS:
                 now[name] = 0
         else:
+            if state == State.PAUSED and int(seen["pauses"]) == self._allowed:  # it hasn't seen yet that it may go on
+                state = State.RUNNING
             for name in COUNTS:  # after the state: they are whole once it is not RUNNING
                 now[name] = seen[name]
         now["steps"] = seen["steps"]
@@ -214,6 +261,7 @@ class CudaKernel:
                     break
                 self._watch(now)
                 time.sleep(NAP_SECONDS)
+            self._copy_logprobs()
             if state != State.RUNNING and self._logits is not None:
                 rows = self.field("fed")
                 self._logits[:rows] = self._mail.host["logits"][:rows]
@@ -278,6 +326,6 @@ class CudaKernel:
                     where = ", ".join(sorted({gpu.where for gpu, _ in self._streams}))
                     raise EngineError(f"{where}: the kernel doesn't end; the memory is free once this process ends")
             self._ended = True
-            self._logits = None
+            self.release()
             with self._gate:
                 self._free()

@@ -51,7 +51,7 @@ DEVICE_RUN = Record(
 
 DEVICE_LAUNCH = Record(
     "DeviceLaunch",
-    184,
+    200,
     (
         Field("streams", "u8", "address of [program_count][blocks] DeviceStream, empty ones of programs not launched"),
         Field("instructions", "u8", "address of the instructions table; flags have CONDITIONAL too"),
@@ -67,6 +67,8 @@ DEVICE_LAUNCH = Record(
         Field("stops", "u8", "address of the stop ids, i4"),
         Field("ids", "u8", "address that the controller writes the step's ids to"),
         Field("position", "u8", "address that the controller writes the step's position to"),
+        Field("sampling", "u8", "address of the request's Sampling, or 0 in a kernel that decodes greedily"),
+        Field("counts", "u8", "address of the counted ids, i4 [vocab], or 0"),
         Field("times", "u8", "address of the timestamps, if the kernel takes them"),
         Field("programs", "u8", "address of the StepProgram table"),
         Field("device", "u4", "device, from 0"),
@@ -92,19 +94,26 @@ at LEAVE_OFFSET, a word that makes all blocks end."""
 
 MAILBOX = Record(
     "Mailbox",
-    64,
+    88,
     (
         Field("submitted", "u4", "requests so far; written after all that describes the last one"),
         Field("abort", "u4", "the request of that number is to end at its next step"),
         Field("stop", "u4", "1: the kernel is to end"),
-        Field("reserved", "u4", "reserved, zero"),
+        Field("allowed", "u4", "the request that has paused `Status.pauses` times goes on once this is as many"),
         Field("ids", "u8", "as in Request, in host memory"),
         Field("logits", "u8", "as in Request"),
+        Field("logprobs", "u8", "as in Request"),
+        Field("script", "u8", "as in Request"),
         Field("count", "u4", "as in Request"),
         Field("position", "u4", "as in Request"),
         Field("max_new", "u4", "as in Request"),
         Field("drafts", "u4", "as in Request"),
-        Field("more", "u4", "reserved, zero", 4),
+        Field("logprob_count", "u4", "as in Request"),
+        Field("samples", "u4", "1: the stop ids are those of its Sampling; 0: the launch's"),
+        Field("masks", "u4", "1: it pauses after each token, until the host has written the next mask"),
+        Field("counted", "u4", "1: `counts` are kept; the host has counted the prompt"),
+        Field("text_begin", "u4", "as in Sampling"),
+        Field("stop_count", "u4", "as in Sampling"),
     ),
 )
 

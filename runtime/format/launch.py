@@ -97,6 +97,6 @@ STATUS = Record(
         Field("proposed", "u4", "how often draft i of a round was verified, in the current request", MAX_DRAFTS),
         Field("accepted", "u4", "how often it was accepted", MAX_DRAFTS),
         Field("extended", "u4", "positions that the MTP layer's caches hold, if the request drafts"),
-        Field("reserved", "u4", "reserved, zero"),
+        Field("pauses", "u4", "on a GPU: how often requests have paused since the launch"),
     ),
 )

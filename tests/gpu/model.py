@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from typing import Any
 
@@ -17,6 +18,9 @@ ERROR = 0.03
 
 REPEATS = 20
 """Times that a text is scored, with the same bits."""
+SAMPLED = 32
+"""Tokens of the request that samples."""
+LOGPROB_ERROR = 1e-5
 SHORT = 100
 """Positions of the text that is repeated."""
 
@@ -48,6 +52,41 @@ def compare(got: np.ndarray, want: np.ndarray) -> Json:
     }
 
 
+def sampled(engine: Any, prompt: list[int]) -> Json:
+    """A request with every parameter: its tokens against the rules in numpy, on the logits that the engine has there.
+
+    `wrong` counts tokens that are others, without drafts too, and `logprob_error` is the largest error of one.
+    """
+    from tilecompile import SamplingParams
+    from tilecompile.ops.sample.reference import choose
+    from tilecompile.runtime.sampler import sampling_record
+
+    filters = {"temperature": 0.9, "top_k": 60, "top_p": 0.97, "min_p": 1e-3, "logit_bias": {7: 1.0, 9: -3.0}}
+    penalties = {"repetition_penalty": 1.2, "presence_penalty": 0.1, "frequency_penalty": 0.2}
+    params = SamplingParams(SAMPLED, seed=11, logprobs=5, min_tokens=3, **filters, **penalties)
+    made = engine.generate(prompt, params)
+    plain = engine.generate(prompt, dataclasses.replace(params, drafts=0)).tokens
+    logits = engine.score([*prompt, *made.tokens])[len(prompt) - 1 : -1]
+    resolved = params.resolved(engine.manifest)
+    record, vocab = sampling_record(resolved, len(prompt))[0], engine.manifest.vocab_size
+    bias = np.zeros(vocab, np.float32)
+    bias[list(resolved.logit_bias)] = list(resolved.logit_bias.values())
+    wide = logits.astype(np.float64)
+    each = wide - wide.max(-1, keepdims=True)
+    each -= np.log(np.exp(each).sum(-1, keepdims=True))
+    wrong, error = 0, 0.0
+    for i, token in enumerate(made.tokens):
+        counts = np.zeros(vocab, np.int32)
+        counts[prompt[: None if i else -1]] = 1
+        np.add.at(counts, made.tokens[: max(0, i - 1)], 2)
+        last = np.array([made.tokens[i - 1] if i else prompt[-1]], np.int32)
+        wrong += choose(record, logits[i], bias, counts, last, len(prompt) + i - 1) != token
+        pairs = [(token, made.logprobs[i].logprob), *made.logprobs[i].top]
+        error = max(error, *(abs(value - each[i][one]) for one, value in pairs))
+    wrong += sum(a != b for a, b in zip(plain, made.tokens, strict=True)) if len(plain) == len(made.tokens) else 1
+    return {"tokens": len(made.tokens), "wrong": int(wrong), "logprob_error": float(error)}
+
+
 def check_engine(engine: Any, folder: Folder, end: float) -> Json:
     """One loaded engine: logits with its own selections and with the CPU engine's, tokens, repetitions."""
     from tilecompile.runtime.replay.selections import Selections
@@ -72,6 +111,7 @@ def check_engine(engine: Any, folder: Folder, end: float) -> Json:
         repeats += 1
         equal += engine.score(ids[:SHORT]).tobytes() == first.tobytes()
     found |= {"repeats": repeats, "repeats_equal": equal, "same_as_longer": bool(np.array_equal(first, free[:SHORT]))}
+    found["sampled"] = sampled(engine, ids[:16])
     found["passed"] = passed(found)
     return found
 
@@ -80,7 +120,8 @@ def passed(found: Json) -> bool:
     """Whether an engine's figures are as they should be."""
     replayed = found["replayed"]
     same = found["repeats"] == REPEATS == found["repeats_equal"] and found["same_as_longer"]
-    return bool(same and replayed["error"] <= ERROR and not replayed["argmax_differs"])
+    chosen = not found["sampled"]["wrong"] and found["sampled"]["logprob_error"] <= LOGPROB_ERROR
+    return bool(same and chosen and replayed["error"] <= ERROR and not replayed["argmax_differs"])
 
 
 def run(folder: Folder, seconds: float, earlier: Json) -> Json:
@@ -105,5 +146,6 @@ def _words(one: Json) -> tuple[str, str]:
         f"{replayed['positions']} positions, error {replayed['error']:.1e} of RMS with selections replayed, "
         f"argmax differs at {replayed['argmax_differs']} of {replayed['decided']}; "
         f"without replay {free['error']:.1e} and {free['argmax_differs']}",
-        f"{one['repeats_equal']} of {one['repeats']} repeats equal",
+        f"{one['repeats_equal']} of {one['repeats']} repeats equal, "
+        f"{one['sampled']['wrong']} of {one['sampled']['tokens']} sampled tokens wrong",
     )

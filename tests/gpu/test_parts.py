@@ -144,11 +144,14 @@ def test_logits_are_compared_where_they_decide() -> None:
     got[2, 3] = 2
     found = model.compare(got, want)
     assert (found["argmax_differs"], found["first_difference"]) == (1, 2)
-    good = {"repeats": 20, "repeats_equal": 20, "same_as_longer": True}
+    chosen = {"tokens": 32, "wrong": 0, "logprob_error": 1e-7}
+    good: dict[str, Any] = {"repeats": 20, "repeats_equal": 20, "same_as_longer": True, "sampled": chosen}
     assert not model.passed({"replayed": found, **good})
     fine = model.compare(want, want)
     assert model.passed({"replayed": fine, **good})
     assert not model.passed({"replayed": fine, **good, "repeats_equal": 19})
+    for wrong in ({"wrong": 1}, {"logprob_error": 1e-4}):
+        assert not model.passed({"replayed": fine, **good, "sampled": chosen | wrong})
     assert not model.passed({"replayed": model.compare(np.full_like(want, np.nan), want), **good})
 
 

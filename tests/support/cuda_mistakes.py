@@ -32,8 +32,9 @@ BUGS = {
     "one epoch for all programs": [("++c.runs[next.program]", "++c.runs[BUG ? 0 : next.program]")],
     "tokens read after the next step has begun": [
         (
-            "uint32_t(c.newest[i]));",
-            "uint32_t(BUG ? load(sampled + next.row + i) : c.newest[i]));",
+            "uint32_t(c.recent[i % RECENT]));",
+            "uint32_t(BUG ? load(at<int32_t>(c.programs[s.program].next) + next.row + i - first)"
+            " : c.recent[i % RECENT]));",
         )
     ],
     "another program begun with what was fetched": [
@@ -52,7 +53,7 @@ BUGS = {
         )
     ],
     "an abort in the place of an announced step": [
-        ("asked(ending && s.follower == NONE)", "asked(ending && (BUG || s.follower == NONE))")
+        ("asked(c.ending && s.follower == NONE)", "asked(c.ending && (BUG || s.follower == NONE))")
     ],
     "the follower of a record that isn't there yet": [
         ("if (!await_step(steps - 1)) return false;", "if (!BUG && !await_step(steps - 1)) return false;")
@@ -62,6 +63,8 @@ BUGS = {
         ("count * w.l.vocab; i += CONSUMERS", "(BUG ? 1 : count) * w.l.vocab; i += CONSUMERS")
     ],
     "expert chosen without its event": [("      if (!w.await(run.counter", "      if (!BUG && !w.await(run.counter")],
+    "a mask isn't waited for": [("->allowed) != c.pauses) return;", "->allowed) != c.pauses - BUG) return;")],
+    "the model's draft in the place of the script's": [("load(c.mail.script ?", "load(!BUG && c.mail.script ?")],
     "copies outlive the block": [
         (
             "while (!mbarrier_try(w.b.full + place.stage, place.parity ^ 1))",

@@ -20,7 +20,9 @@ from tilecompile.targets.cpu.build import find_compiler
 from tilecompile.targets.cuda.emit import header
 
 HERE = Path(__file__).parent / "cuda_host"
-HEADERS = ("ring.cuh", "call.cuh", "commit_rules.h", "worker.cuh", "control.cuh", "loader.cuh", "loop.cuh")
+BODIES_FRONT = ("ring.cuh", "call.cuh", "ranked.cuh", "sampling.h")
+LOOP = ("commit_rules.h", "draft_depth.h", "worker.cuh", "control.cuh", "logprobs.cuh", "loader.cuh", "loop.cuh")
+HEADERS = (*BODIES_FRONT, *LOOP)
 SLOT, SLOTS, FRONT = 64, 3, 2048
 SHAPE = fmt.BlockShape(lanes=1, warps=4, front_bytes=FRONT, slot_bytes=SLOT, shared_bytes=FRONT + SLOT * SLOTS)
 """Blocks that are simulated: a warp has one lane."""
@@ -60,7 +62,8 @@ class Ask(ctypes.Structure):
     _fields_ = [
         ("ids", ctypes.c_int32 * 8),
         *((n, ctypes.c_uint32) for n in ("count", "position", "max_new", "drafts", "abort_at", "stop_at")),
-        ("logits", ctypes.c_uint64),
+        *((n, ctypes.c_uint32) for n in ("masks", "pauses")),
+        *((n, ctypes.c_uint64) for n in ("logits", "script")),
     ]
 
 
@@ -82,7 +85,7 @@ def aligned(size: int, dtype: Any = np.uint8) -> np.ndarray:
 
 @dataclass
 class Result:
-    """What a run gave: the message of a failure or nothing, the answers, stall records, operations, hints, copies."""
+    """What a run gave: the message of a failure or nothing, answers, stall records, figures, and the requests."""
 
     error: str
     answers: list[Any]
@@ -90,6 +93,7 @@ class Result:
     operations: int
     hints: int
     copies: int
+    asks: list[Ask]
 
 
 def request(rng: random.Random, **fields: int) -> Ask:
@@ -115,6 +119,7 @@ def run(
     change: Callable[[dict[str, np.ndarray]], None] = lambda tables: None,
     logits: bool = False,
     cut: int = 0,
+    script: list[int] | None = None,
 ) -> Result:
     """Runs a case's programs on the shim, compares its tokens and memory with the reference, and returns what differs.
 
@@ -171,13 +176,16 @@ def run(
     program.memory_words, program.devices = case.words, case.devices
     program.experts, program.vocab = EXPERTS, VOCAB
     for ask in asks:
+        if script is not None:
+            kept.append(np.array(script, np.int32))
+            ask.script = kept[-1].ctypes.data
         if logits:
             kept.append(np.zeros(8 * VOCAB, np.float32))
             ask.logits = kept[-1].ctypes.data
     ask_array, answers = (Ask * len(asks))(*asks), (Answer * len(asks))()
     about, message = (ctypes.c_uint64 * 3)(), ctypes.create_string_buffer(256)
     library.tc_try(ctypes.byref(program), ask_array, answers, len(asks), ctypes.c_uint64(seed), about, message)
-    return Result(message.value.decode(), list(answers), stalls, *map(int, about))
+    return Result(message.value.decode(), list(answers), stalls, *map(int, about), list(ask_array))
 
 
 def random_run(library: ctypes.CDLL, seed: int) -> Result:
@@ -191,8 +199,10 @@ def random_run(library: ctypes.CDLL, seed: int) -> Result:
             max_new=rng.randint(0, most),
             drafts=rng.randint(0, case.programs.drafts),
             abort_at=rng.randint(0, most) if rng.random() < 0.2 else NEVER,
+            masks=rng.random() < 0.2,
         )
         for _ in range(rng.randint(1, 3))
     ]
     stops = (rng.randrange(VOCAB),) if rng.random() < 0.3 else ()
-    return run(library, case, asks, seed, stops=stops, logits=rng.random() < 0.3)
+    script = [rng.randrange(VOCAB) for _ in range(most + fmt.MAX_DRAFTS)] if rng.random() < 0.2 else None
+    return run(library, case, asks, seed, stops=stops, logits=rng.random() < 0.3, script=script)

@@ -70,9 +70,9 @@ def build(folder: Path, kinds: list[GpuKind], panels: Mapping[int, int], shared:
     folder.mkdir()
     names = f'constexpr char MEGAKERNEL[] = "{MEGAKERNEL}", FILL[] = "{FILL}";\n'
     names += f"constexpr uint32_t BLOCK_THREADS = {BLOCK.threads};\n"
-    shape = BlockShape(lanes=1, warps=3, shared_bytes=shared)
+    shape = BlockShape(lanes=1, warps=3, scratch_bytes=1024, shared_bytes=shared)
     loop = [c_header(), block_header(shape), names, (HOST / "resident.h").read_text()]
-    loop += [emit.header(name) for name in ("ring.cuh", "call.cuh", *emit.LOOP)]
+    loop += [emit.header(name) for name in ("ring.cuh", "call.cuh", "ranked.cuh", "sampling.h", *emit.LOOP)]
     (folder / "loop.h").write_text("#include <algorithm>\n" + once("\n".join(loop)))
     (folder / "streams.cpp").write_text(_streams(kinds, panels))
     (folder / "tiles.cpp").write_text(_tiles(kinds))

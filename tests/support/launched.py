@@ -10,19 +10,25 @@ import ctypes
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import numpy as np
+import numpy.typing as npt
 
 import tilecompile
+from support import fake_engine
 from support.using import feeding
 from tilecompile import SamplingParams
-from tilecompile.errors import EngineError, EngineStalled
+from tilecompile.errors import EngineError, EngineStalled, InputError
+from tilecompile.measure.bench.speculation import pinned
 from tilecompile.runtime import load as loading
+from tilecompile.runtime.run import Ask
 
+Bits = npt.NDArray[np.bool_]
+VOCAB = fake_engine.VOCAB
 IDS = [3, 17, 25, 9, 44, 12, 8, 8, 77]
 NEW = 6
 PATIENCE = 20.0  # seconds; the machine may be busy
@@ -68,6 +74,109 @@ def generated(engine: str, out: str) -> None:
     """What an engine with a stop id generates."""
     with tilecompile.load(engine, stall_seconds=PATIENCE) as e:
         np.savez(out, tokens=e.generate(IDS, NEW).tokens, logits=e.score(IDS))
+
+
+def even(tokens: Sequence[int]) -> Bits:
+    """A mask: even ids after an even number of tokens, ids that are multiples of 3 after an odd one."""
+    return np.arange(VOCAB) % (3 if len(tokens) % 2 else 2) == 0
+
+
+EVERYTHING: dict[str, Any] = {
+    "max_new_tokens": 12,
+    "temperature": 0.9,
+    "seed": 11,
+    "top_k": 60,
+    "top_p": 0.97,
+    "min_p": 0.001,
+    "repetition_penalty": 1.2,
+    "presence_penalty": 0.1,
+    "frequency_penalty": 0.2,
+    "logit_bias": {7: 1.0, 9: -3.0},
+    "logprobs": 5,
+    "min_tokens": 3,
+}
+REQUESTS: dict[str, dict[str, Any]] = {
+    "everything": EVERYTHING,
+    "warm": {"max_new_tokens": 8, "temperature": 0.7, "seed": 3, "drafts": 0},
+    "penalties": {"max_new_tokens": 8, "repetition_penalty": 1.5, "frequency_penalty": 0.5, "drafts": 2},
+    "masked": {"max_new_tokens": 5, "temperature": 1.0, "seed": 4, "allowed_tokens": even, "logprobs": 20},
+    "biased": {"max_new_tokens": 2, "logit_bias": {5: 100.0}, "logprobs": 0},
+    "greedy": {"max_new_tokens": 6, "logprobs": 2},
+}
+"""Requests of a conversation: what each turn asks for."""
+
+
+def talked(e: Any, drafts: int | str | None = None, names: Sequence[str] = tuple(REQUESTS)) -> dict[str, Any]:
+    """What an engine says in a conversation of REQUESTS, each turn of which takes up the text so far.
+
+    Tokens and log-probabilities of each turn; `drafts` takes the place of what turns ask for that may draft.
+    """
+    found: dict[str, Any] = {}
+    text = list(IDS)
+    e.reset()
+    for name in names:
+        asked = REQUESTS[name]
+        own = {} if drafts is None or "allowed_tokens" in asked else {"drafts": drafts}
+        made = e.generate(text, SamplingParams(**asked | own))
+        text += made.tokens
+        found[name] = made.tokens
+        if made.logprobs is not None:
+            found[f"{name} logprobs"] = [one.logprob for one in made.logprobs]
+            found[f"{name} top"] = [[pair for top in one.top for pair in top] for one in made.logprobs]
+    return found
+
+
+def sampled(engine: str, out: str) -> None:
+    """Two turns, and requests that end early."""
+    with tilecompile.load(engine, stall_seconds=PATIENCE) as e:
+        found = talked(e, names=("everything", "masked"))
+        stop = found["everything"][1]
+        e.reset()
+        stopping = EVERYTHING | {"min_tokens": 0, "stop_token_ids": (stop, VOCAB - 1)}
+        found["stopped"] = e.generate(IDS, SamplingParams(**stopping)).tokens
+        try:
+            e.generate(IDS, SamplingParams(4, allowed_tokens=lambda tokens: np.arange(VOCAB) < 5 * (not tokens)))
+        except InputError as error:
+            found["refused"] = str(error)
+        stream = e.stream(IDS, SamplingParams(9, allowed_tokens=even))
+        found["begun"] = next(stream)
+        stream.close()  # aborts it, most likely in a pause
+        found["after"] = e.generate(IDS, SamplingParams(1, temperature=0)).tokens
+    np.savez(out, **{name: np.array(value) for name, value in found.items()})
+
+
+def conversations(engine: str, out: str) -> None:
+    """All turns, without drafts, with as many as there can be, and with as many as pay."""
+    with tilecompile.load(engine, stall_seconds=PATIENCE) as e:
+        found = {f"{d} {n}": value for d in (None, 0, e.manifest.programs.drafts) for n, value in talked(e, d).items()}
+    np.savez(out, **{name: np.array(value) for name, value in found.items()})
+
+
+def depths(engine: str, out: str) -> None:
+    """The steps by program of a request that leaves the depth to the engine, and of one that fixes it."""
+    with tilecompile.load(engine, stall_seconds=PATIENCE) as e:
+        row = e.manifest.programs.rows[e.manifest.programs.first]
+        steps = {}
+        for name, drafts in (("auto", "auto"), ("fixed", e.manifest.programs.drafts)):
+            e.reset()
+            steps[name] = e.generate(IDS, SamplingParams(24, drafts=drafts)).stats.program_steps
+        np.savez(out, numbers=[row["on_verify"], row["on_token"]], **steps)
+
+
+def scripted(engine: str, out: str) -> None:
+    """Tokens, and the drafts that were accepted, where a script takes the place of drafts."""
+    found: dict[str, Any] = {}
+    with tilecompile.load(engine, stall_seconds=PATIENCE) as e:
+        ids, new = np.array(IDS, np.int32), 16
+        plain = e.generate(IDS, SamplingParams(new, drafts=0)).tokens
+        for rate in (0.0, 0.5, 1.0):
+            e.reset()
+            ask = Ask(ids, 0, len(plain), drafts=e.manifest.programs.drafts, script=pinned(plain, rate, VOCAB))
+            with e._requests.start(ask) as run:
+                run.wait(len(plain))
+            found[f"tokens {rate}"], found[f"rate {rate}"] = run.tokens(), run.stats().acceptance
+        found["plain"] = plain
+    np.savez(out, **found)
 
 
 def replayed(engine: str, out: str) -> None:
@@ -153,6 +262,6 @@ def attempts(engine: str, out: str) -> None:
 
 if __name__ == "__main__":
     functions: tuple[Callable[[str, str], None], ...] = (
-        *(compute, one_gpu, generated, replayed, drawn, stalls, attempts),
+        *(compute, one_gpu, generated, sampled, conversations, depths, scripted, replayed, drawn, stalls, attempts),
     )
     {f.__name__: f for f in functions}[sys.argv[1]](*sys.argv[2:])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -112,7 +113,7 @@ def traced_programs(config: ModelConfig, storage: Storage, every: bool = False) 
     """The unfused programs of a model that take one token a step, or `every` one."""
     spec = spec_of(config)
     steps = STEPS if spec.drafts(config) else Steps()
-    found = [step for step in spec.programs(config, steps) if every or step.tokens == 1]
+    found = [replace(step, samples=False) for step in spec.programs(config, steps) if every or step.tokens == 1]
     return [trace_program(step, config, storage, steps) for step in found]
 
 

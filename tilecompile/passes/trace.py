@@ -52,9 +52,9 @@ ELEMENTWISE = {
 NO_DATA = ("_assert_tensor_metadata.default",)
 
 
-def trace_program(step: StepProgram[C], config: C, storage: Storage, steps: Steps, samples: bool = False) -> OpGraph:
-    """The operator graph of a model's step program; `samples`: the kernel writes what programs sample with."""
-    inputs = INPUTS | SAMPLING if samples and step.samples else INPUTS
+def trace_program(step: StepProgram[C], config: C, storage: Storage, steps: Steps) -> OpGraph:
+    """The operator graph of a model's step program."""
+    inputs = INPUTS | SAMPLING if step.samples else INPUTS
     with torch.device("meta"):
         module = step.module(config, storage, steps, step.tokens)
         args = [torch.zeros(i.sizes(config, step.tokens), dtype=torch_dtype(i.dtype)) for i in inputs.values()]

@@ -7,6 +7,12 @@
 // the same at any depth.
 #pragma once
 
+#ifdef TC_DEVICE
+#define TC_DEPTH TC_DEVICE
+#else
+#define TC_DEPTH inline
+#endif
+
 class DraftDepth {
  public:
   static constexpr uint32_t PROBE = 48;  // rounds between trials of one more draft
@@ -16,7 +22,7 @@ class DraftDepth {
   static constexpr uint32_t MEMORY = 16; // samples that an average remembers, about; while it is tried again, MEMORY / 4
 
   // Begins a request whose rounds draft `most` tokens at most. What steps cost is kept from the request before.
-  void begin(uint32_t most) {
+  TC_DEPTH void begin(uint32_t most) {
     most_ = most < MAX_DRAFTS ? most : MAX_DRAFTS;
     for (Mean& a : accepted_) a = {};
     depth_ = most_;
@@ -25,7 +31,7 @@ class DraftDepth {
   }
 
   // A step without drafts has run in `ns`.
-  void decoded(double ns) {
+  TC_DEPTH void decoded(double ns) {
     decode_.time(ns);
     if (depth_ || ++plain_ < REST) return;
     plain_ = 0;
@@ -36,11 +42,11 @@ class DraftDepth {
       depth_ = found;
     samples_ = false;
   }
-  void extended(double ns) { extend_.time(ns); }
-  void drafted(double ns) { draft_.time(ns); }
+  TC_DEPTH void extended(double ns) { extend_.time(ns); }
+  TC_DEPTH void drafted(double ns) { draft_.time(ns); }
 
   // A round is over that verified `drafts` tokens in `ns`, of which `taken` were accepted.
-  void verified(uint32_t drafts, uint32_t taken, double ns) {
+  TC_DEPTH void verified(uint32_t drafts, uint32_t taken, double ns) {
     verify_[drafts].time(ns);
     for (uint32_t i = 0; i < drafts; ++i) accepted_[i].learn(taken > i);
     ++rounds_;
@@ -55,30 +61,43 @@ class DraftDepth {
     }
   }
 
+  // A step of a program has run in `ns`, over that many drafts if it is one that verifies, of which `taken` were accepted.
+  TC_DEPTH void ran(const Step& step, const StepProgram& program, uint32_t drafts, uint32_t taken, double ns) {
+    if (step.program == program.on_taken) {
+      if (step.flags & NEEDS_LOGITS) extended(ns);
+    } else if (program.drafts) {
+      drafted(ns);
+    } else if (drafts) {
+      verified(drafts, taken, ns);
+    } else if (step.tokens == 1) {
+      decoded(ns);
+    }
+  }
+
   // Drafts of the next round; 0: none.
-  uint32_t depth() const { return depth_; }
+  TC_DEPTH uint32_t depth() const { return depth_; }
 
  private:
-  // An average that forgets.
+  // An average that forgets. It is small: on a GPU it is in shared memory.
   struct Mean {
-    double value = 0;
+    float value = 0;
     uint32_t count = 0;
-    void learn(double seen) {
+    TC_DEPTH void learn(double seen) {
       if (count < MEMORY) ++count;
-      value += (seen - value) / count;
+      value += float((seen - value) / count);
     }
     // Of times: one step that was interrupted must not count for many.
-    void time(double ns) { learn(count && ns > 2 * value ? 2 * value : ns); }
+    TC_DEPTH void time(double ns) { learn(count && ns > 2 * value ? 2 * value : ns); }
   };
 
   // What a step without drafts costs must be seen too, and again: some run for that alone.
-  void sample_plain() {
+  TC_DEPTH void sample_plain() {
     depth_ = trial_ = 0;
     samples_ = true;
     plain_ = REST - TRIAL;
   }
 
-  void try_at(uint32_t depth) {
+  TC_DEPTH void try_at(uint32_t depth) {
     depth_ = depth;
     trial_ = TRIAL;
     for (Mean& a : accepted_)
@@ -86,7 +105,7 @@ class DraftDepth {
   }
 
   // ns of a step that verifies `drafts` tokens: as measured, or in line with the nearest depths that were.
-  double verify(uint32_t drafts) const {
+  TC_DEPTH double verify(uint32_t drafts) const {
     if (verify_[drafts].count) return verify_[drafts].value;
     double below = decode_.value, above = 0;
     uint32_t lower = 0, upper = 0;
@@ -98,7 +117,7 @@ class DraftDepth {
     return upper ? below + (above - below) * (drafts - lower) / (upper - lower) : below;
   }
 
-  uint32_t best() const {
+  TC_DEPTH uint32_t best() const {
     uint32_t found = 0;
     double fastest = 1 / decode_.value, tokens = 1, last = 1;
     for (uint32_t d = 1; d <= most_; ++d) {

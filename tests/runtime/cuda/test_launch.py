@@ -15,7 +15,7 @@ import tilecompile
 from support.engines import tiny_model
 from support.fake_cuda import Done, run
 from support.host_kernel import compile_for_host
-from support.launched import IDS, NEW
+from support.launched import IDS, NEW, REQUESTS, talked
 from support.two_programs import alternating
 from tilecompile.compile import compile_model
 from tilecompile.options import CompileOptions
@@ -108,6 +108,64 @@ def test_two_gpus_compute_what_cpus_do(two: Built, two_devices: Path, tmp_path: 
     both, done = launched("one_gpu", two, tmp_path)
     assert both["logits"].tobytes() == found["logits"].tobytes()
     assert done.calls["cuCtxCreate"] == 1
+
+
+def same_texts(found: dict[str, Any], want: dict[str, Any], kind: str = "") -> None:
+    """The tokens of some turns, and their log-probabilities within the error of 16-bit activations."""
+    for name in set(want) & set(REQUESTS):
+        assert found[kind + name].tolist() == want[name], kind + name
+        if f"{name} logprobs" not in want:
+            continue
+        assert np.allclose(found[f"{kind}{name} logprobs"], want[f"{name} logprobs"], atol=0.1), kind + name
+        top, of_cpus = (np.array(w, np.float64)[:, 1::2] for w in (found[f"{kind}{name} top"], want[f"{name} top"]))
+        assert top.shape == of_cpus.shape
+        assert np.allclose(top, of_cpus, atol=0.1), kind + name
+        assert (np.diff(top) <= 0).all(), kind + name
+
+
+def test_text_is_sampled_as_on_cpus(two: Built, two_devices: Path, tmp_path: Path) -> None:
+    """Every parameter, with log-probabilities and drafts, then a mask, stop ids, an abort in a pause."""
+    found, _ = launched("sampled", two, tmp_path, devices=2)
+    with tilecompile.load(two_devices) as e:
+        want = talked(e, names=("everything", "masked"))
+        same_texts(found, want)
+        assert found["after"].tolist() == e.generate(IDS, 1).tokens
+    assert all(token % (3 if i % 2 else 2) == 0 for i, token in enumerate(want["masked"]))
+    assert len(set(want["everything"])) > 3
+    assert found["stopped"].tolist() == want["everything"][:2]
+    assert "allows no token after 1 tokens" in str(found["refused"])
+    assert int(found["begun"]) % 2 == 0
+
+
+@pytest.mark.slow
+def test_conversations_are_sampled_as_on_cpus_whatever_is_drafted(
+    two: Built, two_devices: Path, tmp_path: Path
+) -> None:
+    found, _ = launched("conversations", two, tmp_path, devices=2, timeout=600)
+    with tilecompile.load(two_devices) as e:
+        want = talked(e)
+    for drafts in (None, 0, 3):
+        same_texts(found, want, f"{drafts} ")
+        for name in [name for name in want if name.endswith(("logprobs", "top"))]:
+            assert found[f"{drafts} {name}"].tobytes() == found[f"None {name}"].tobytes(), f"{name}, {drafts}"
+    assert want["biased"] == [5] * 2
+
+
+def test_the_depth_of_drafts_adapts_on_gpus(two: Built, tmp_path: Path) -> None:
+    """Left to the engine, a request tries steps without drafts too; a fixed depth never does."""
+    found, _ = launched("depths", two, tmp_path, devices=2)
+    verify, decode = (int(i) for i in found["numbers"])
+    assert found["auto"][verify] > 0
+    assert found["auto"][decode] > found["fixed"][decode]
+
+
+def test_a_script_takes_the_place_of_drafts_on_gpus(two: Built, tmp_path: Path) -> None:
+    found, _ = launched("scripted", two, tmp_path, devices=2)
+    for rate in (0.0, 0.5, 1.0):
+        assert found[f"tokens {rate}"].tolist() == found["plain"].tolist()
+    assert found["rate 1.0"].tolist() == [1.0] * 3
+    assert not found["rate 0.0"].any()
+    assert 0 < found["rate 0.5"][0] < 1
 
 
 def test_two_gpus_alternate_between_programs(two: Built, tmp_path: Path) -> None:

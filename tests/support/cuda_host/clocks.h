@@ -1,5 +1,6 @@
 // Vector clocks, and what carries them between warps.
 #pragma once
+#include <cmath>
 #include <cstdint>
 #include <vector>
 

@@ -25,7 +25,9 @@ struct Program {
 struct Ask {
   int32_t ids[8];
   uint32_t count, position, max_new, drafts, abort_at, stop_at;  // tokens after which to abort, to stop; NONE: never
+  uint32_t masks, pauses;  // 1: it pauses after each token; how often it did
   float* logits;
+  const int32_t* script;
 };
 struct Answer {
   uint32_t state, reason, fed, generated, steps, accepted;
@@ -145,15 +147,19 @@ static std::string check(const Ask& ask, const Answer& answer) {
       for (uint32_t v = 0; ask.logits && v < l.vocab; ++v)
         if (memcmp(&ask.logits[fed * l.vocab + v], &in(p.logits + 4 * (row * l.vocab + v)), 4)) return "other logits";
     const auto sampled = [&](uint32_t row) { return int32_t(in(p.next + 4 * row)); };
-    asked.aborted = answer.reason == ABORTED && ++steps == answer.steps;
+    const bool last = answer.reason == ABORTED && ++steps == answer.steps;
+    const bool in_pause = last && ask.masks && answer.generated > tokens.size();  // after it had taken the step's token
+    asked.aborted = last && !in_pause;
     next = decide(
         s, asked, limits, sampled, [&](uint32_t i) { return drafts.at(i); },
         [&](uint32_t i) { return reinterpret_cast<const int32_t*>(l.stops)[i]; });
     for (uint32_t i = 0; i < next.taken; ++i) tokens.push_back(sampled(next.row + i));
-    if (next.drafted > drafts.size()) drafts.push_back(draft_of(limits, sampled(next.row)));
+    if (next.drafted > drafts.size())
+      drafts.push_back(draft_of(limits, ask.script ? ask.script[asked.generated + drafts.size()] : sampled(next.row)));
     drafts.resize(next.drafted);
     asked.generated = uint32_t(tokens.size());
     asked.drafted = next.drafted;
+    if (in_pause) next.reason = ABORTED;
   }
   if (next.reason != answer.reason || fed != answer.fed || tokens.size() != answer.generated)
     return "ended for " + std::to_string(answer.reason) + " after " + std::to_string(answer.fed) + " and " +
@@ -169,8 +175,9 @@ static void host_thread(Ask* asks, Answer* answers, uint32_t count) {
   Mailbox& mail = *reinterpret_cast<Mailbox*>(l.mailbox);
   const Status& status = *reinterpret_cast<const Status*>(l.status);
   bool stopped = false;
+  uint32_t allowed = 0;
   for (uint32_t n = 1; n <= count && !stopped; ++n) {
-    const Ask& ask = asks[n - 1];
+    Ask& ask = asks[n - 1];
     Answer& answer = answers[n - 1];
     tc::store(&mail.ids, reinterpret_cast<uint64_t>(ask.ids));
     tc::store(&mail.logits, reinterpret_cast<uint64_t>(ask.logits));
@@ -178,10 +185,17 @@ static void host_thread(Ask* asks, Answer* answers, uint32_t count) {
     tc::store(&mail.position, ask.position);
     tc::store(&mail.max_new, ask.max_new);
     tc::store(&mail.drafts, ask.drafts);
+    tc::store(&mail.masks, ask.masks);
+    tc::store(&mail.script, reinterpret_cast<uint64_t>(ask.script));
     tc::store_release_sys(&mail.submitted, n);
     for (;;) {
       const bool mine = tc::load_acquire_sys(&status.request) == n;
       answer.state = tc::load_acquire_sys(&status.state);
+      const uint32_t pauses = tc::load_acquire_sys(&status.pauses);
+      if (mine && answer.state == PAUSED && pauses != allowed) {
+        ++ask.pauses;
+        tc::store_release_sys(&mail.allowed, allowed = pauses);
+      }
       answer.generated = tc::load_acquire_sys(&status.generated);
       if (answer.state == STALLED) return;
       if (mine && answer.state == IDLE) break;

@@ -123,6 +123,16 @@ def test_an_abort_ends_the_request_and_nothing_else(library: ctypes.CDLL) -> Non
     raise AssertionError("no abort came in time")
 
 
+def test_a_request_pauses_once_a_token(library: ctypes.CDLL) -> None:
+    """Where it waits for masks: after every token but the last, and never otherwise."""
+    for seed in range(6):
+        rng = random.Random(seed)
+        asks = [request(rng, position=0, max_new=n, count=2, masks=m) for n, m in ((4, 1), (3, 0), (1, 1))]
+        result = run(library, Case(rng), asks, seed)
+        assert not result.error, seed
+        assert [a.pauses for a in result.asks] == [3, 0, 0]
+
+
 def test_a_stop_ends_a_running_request(library: ctypes.CDLL) -> None:
     """The kernel ends by itself in the middle of a request; a bulk copy must not outlive its block."""
     reasons = []

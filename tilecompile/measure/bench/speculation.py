@@ -138,7 +138,7 @@ def pinned(tokens: Sequence[int], acceptance: float, vocab: int) -> Ids:
 def measure_speculation(
     engine: Engine, kernel: Resident, context: int, step_ms: float, asked: Drafting, progress: Count
 ) -> dict[str, Any] | None:
-    """Measures an engine that drafts; None for one that doesn't, and for one on GPUs with drawn weights.
+    """Measures an engine that drafts; None for one that doesn't.
 
     Returns `cases`, one for the text and one for each rate of acceptance, with `text` or `acceptance`, and `depths`:
     for 0 and each number of `drafts`, and AUTO, the median over the rounds of `ms_per_token` with their `spread`,
@@ -146,9 +146,7 @@ def measure_speculation(
     `accepted` by depth. `best` is the number of drafts with the least time, AUTO apart. Requests have `tokens` each.
     """
     most = engine.manifest.programs.drafts
-    depths: dict[int | str, int] = {d: d for d in range(most + 1)}
-    if engine.threads:  # kernels for GPUs find no depth
-        depths[AUTO] = AUTO_DRAFTS
+    depths: dict[int | str, int] = {d: d for d in range(most + 1)} | {AUTO: AUTO_DRAFTS}
     cases = _cases(engine, context, step_ms, asked) if most else []
     if not cases:
         return None
@@ -186,8 +184,6 @@ def _cases(engine: Engine, context: int, step_ms: float, asked: Drafting) -> lis
         cases.append(Case(str(asked.text or "built in"), None, begins, most))
     elif not trained and not rates:
         rates = ACCEPTANCE
-    if not engine.threads:  # kernels for GPUs take no script
-        return cases
     contexts = window(context, tokens, manifest.max_seq_len)
     before = np.full(contexts.start - 1, contexts.start % manifest.vocab_size, np.int32)
     return cases + [Case(None, rate, [(before, len(before) - 1)], len(contexts)) for rate in rates]

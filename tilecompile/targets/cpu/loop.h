@@ -131,16 +131,7 @@ struct Engine {
     if (request.drafts != AUTO_DRAFTS) return;
     const auto before = std::exchange(committed, std::chrono::steady_clock::now());
     const double ns = double(std::chrono::nanoseconds(committed - before).count());
-    const StepProgram& of = program(s.program);
-    if (s.program == of.on_taken) {
-      if (s.flags & NEEDS_LOGITS) depth.extended(ns);
-    } else if (of.drafts) {
-      depth.drafted(ns);
-    } else if (now.drafted) {
-      depth.verified(now.drafted, next.taken ? next.taken - 1 : 0, ns);
-    } else if (s.tokens == 1) {
-      depth.decoded(ns);
-    }
+    depth.ran(s, program(s.program), now.drafted, next.taken ? next.taken - 1 : 0, ns);
   }
 
   // The sink: every other instruction of the step is done. Takes what was sampled, and starts what comes next.

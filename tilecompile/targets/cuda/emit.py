@@ -27,7 +27,16 @@ OPS = Path(__file__).parents[2] / "ops"
 FRONT = ("sync.cuh", "ring.cuh", "call.cuh", "scalar.cuh", "reduce.cuh", "ranked.cuh", "sampling.h")
 """What bodies are written over."""
 
-LOOP = ("commit_rules.h", "worker.cuh", "control.cuh", "loader.cuh", "loop.cuh", "fill.cuh")
+LOOP = (
+    "commit_rules.h",
+    "draft_depth.h",
+    "worker.cuh",
+    "control.cuh",
+    "logprobs.cuh",
+    "loader.cuh",
+    "loop.cuh",
+    "fill.cuh",
+)
 """The resident loop, and what fills memory for measurements."""
 
 

@@ -84,6 +84,7 @@ struct Consumers {
     Step& to = w.b.steps[(steps + 1) % 2];
     for (;;) {
       if (w.controls() && !w.b.control.running) controller.poll_mailbox();
+      if (w.controls() && w.b.control.paused) controller.poll_mask();
       const uint32_t n = poll(&w.board.sequence, w.several);
       if (n != sequence) {
         fence(w.several);
@@ -182,6 +183,12 @@ struct Consumers {
     if (warp() == 2) fetch_notifies(words, k + 1);
     if (load(&ins.kind) == COMMIT_KIND) {
       keep_logits(step);
+      if (thread() == 0) Controller{w, w.b.control}.settle(step);
+      if (w.b.control.mail.logprobs) {
+        body_barrier();
+        keep_log_probabilities(w, step, shared_memory() + FRONT_BYTES);
+        body_barrier();
+      }
       if (thread() == 0) Controller{w, w.b.control}.commit(step);
     } else if (!(load(&ins.flags) & PREDICATED) || (load(&step.flags) & NEEDS_LOGITS)) {
       Bodies::run(load(&ins.kind),

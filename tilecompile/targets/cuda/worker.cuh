@@ -6,6 +6,7 @@ namespace tc {
 constexpr uint32_t FETCHED = 8;          // waits and notifies of an instruction that are fetched ahead
 constexpr uint32_t EAGER_POLLS = 65536;  // for the next step, before a block naps between polls
 constexpr uint32_t LONGEST_NAP = 20000;  // ns
+constexpr uint32_t RECENT = 2 * BODY_TOKENS;  // of the request's tokens the controller has that many at hand
 
 // What the controller publishes to a device.
 struct Board {
@@ -23,9 +24,15 @@ struct Control {
   StepProgram programs[MAX_PROGRAMS];
   int32_t sampled[BODY_TOKENS];  // what the last step chose: once the next one has begun, the buffer of that is the next one's
   int32_t drafts[MAX_DRAFTS];   // of the round
-  int32_t newest[BODY_TOKENS];   // the tokens that were taken last, from number `newest_begin` on
-  uint32_t newest_begin;
+  int32_t recent[RECENT];       // token n in recent[n % RECENT]
+  uint32_t counted;             // tokens that `counts` has
+  uint32_t ending;              // whether the step's end found that the request or the kernel is to end
+  uint32_t paused, pauses;      // whether the request waits for a mask; how often one has
   Step step;  // the record that is published
+  Asked now;  // the request as the step's end found it,
+  Next next;  // and what follows the step
+  DraftDepth depth;    // of a request that leaves it to the engine
+  uint64_t committed;  // when the step before ended, ns
   Mailbox mail;
 };
 

@@ -12,19 +12,30 @@ struct Ranked {
   }
 };
 
-// Over all consumers, which all get it. `room` has an element for each; it may be in use when this begins, and is when
-// it returns.
-TC_DEVICE Ranked best_of(const Ranked& mine, Ranked* room) {
+// Over all consumers, which all get the result; `join(to, other)` depends on no order.
+template <class T, class Join>
+TC_DEVICE T joined(const T& mine, T* room, Join&& join) {
   const int t = fresh_thread();
   body_barrier();
   room[t] = mine;
   body_barrier();
   for (int n = CONSUMERS, half; n > 1; n = half) {
     half = (n + 1) / 2;
-    if (t + half < n) room[t].take(room[t + half].value, room[t + half].id);
+    if (t + half < n) join(room[t], room[t + half]);
     body_barrier();
   }
   return room[0];
+}
+
+// Over all consumers, which all get it. `room` has an element for each; it may be in use when this begins, and is when
+// it returns.
+TC_DEVICE Ranked best_of(const Ranked& mine, Ranked* room) {
+  return joined(mine, room, [](Ranked& to, const Ranked& other) { to.take(other.value, other.id); });
+}
+
+// The sum over all consumers; `room` as above.
+TC_DEVICE uint64_t sum_of(uint64_t mine, uint64_t* room) {
+  return joined(mine, room, [](uint64_t& to, uint64_t other) { to += other; });
 }
 
 }  // namespace tc

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tilecompile.runtime.errors import InputError
+from tilecompile.runtime.format import SCALE_BLOCK
 
 STORED = ("bfloat16", "float16", "float32")
 """Types of a checkpoint's matrices as `dtype` names them."""
@@ -38,11 +39,42 @@ def agreed(stated: Mapping[str, Any], source: str) -> Any:
     return found[0][1] if found else None
 
 
+METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "fp8": ("", ()),
+    "modelopt": ("quant_algo", ("FP8", "NVFP4", "W4A16_NVFP4", "MIXED_PRECISION")),
+    "modelopt_fp4": ("quant_algo", ("NVFP4", "W4A16_NVFP4", "MIXED_PRECISION")),
+    "compressed-tensors": ("format", ("float-quantized", "nvfp4-pack-quantized", "mixed-precision", "dense")),
+}
+"""Methods of quantisation that are read, each with the field that says more and its values that are read. What a tensor
+is stored as is found from the tensor itself."""
+
+
+def check_method(field: str, values: Mapping[str, Any], source: str) -> None:
+    """InputError for a method of quantisation that isn't read; `values` describe it, in a field of that name."""
+    method = values.get("quant_method")
+    if not isinstance(method, str) or method not in METHODS:
+        required = f"{', '.join(METHODS)}, or no quantization (FP8 and NVFP4 weights are read)"
+        raise refuse(source, f"{field}.quant_method", method, required)
+    detail, read = METHODS[method]
+    if read and (found := values.get(detail)) is not None and found not in read:
+        raise refuse(source, f"{field}.{detail}", found, f"{', '.join(read)} (FP8 and NVFP4 weights are read)")
+
+
 def check_stored(values: Mapping[str, Any], source: str) -> None:
-    """InputError for a checkpoint whose weights are quantised."""
-    if (quantization := values.get("quantization_config")) is not None:
-        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
-        raise refuse(source, "quantization_config.quant_method", method, "no quantization (f32, bf16 or f16 weights)")
+    """InputError for a checkpoint whose weights are quantised by a method that isn't read."""
+    if (found := values.get("quantization_config")) is not None:
+        check_method("quantization_config", found if isinstance(found, dict) else {"quant_method": found}, source)
+
+
+def fp8_block(values: Mapping[str, Any], source: str) -> tuple[int, int]:
+    """Rows and columns of the blocks that share a scale in FP8. InputError for what can't be a size."""
+    found = values.get("quantization_config")
+    stated = found.get("weight_block_size") if isinstance(found, dict) else None
+    if stated is None:
+        return SCALE_BLOCK, SCALE_BLOCK
+    if not isinstance(stated, list) or len(stated) != 2 or any(type(n) is not int or n < 1 for n in stated):
+        raise refuse(source, "quantization_config.weight_block_size", stated, "two positive integers")
+    return stated[0], stated[1]
 
 
 def plain_fields(

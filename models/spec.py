@@ -8,7 +8,7 @@ name. Nothing here imports torch; functions of a spec that need it import it whe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, Self, TypeVar
 
@@ -179,7 +179,8 @@ if tuple(SAMPLING) != SAMPLING_INPUTS:
 class Window:
     """One matrix of a parameter, as it is stored in a checkpoint tensor of shape `shape`.
 
-    The matrix begins at (`row`, `col`) of the tensor; if `transposed`, its rows are columns of the tensor.
+    The matrix begins at (`row`, `col`) of the tensor, of a 3-d one at its matrix `matrix`; if `transposed`, its rows
+    are columns of the tensor.
     """
 
     tensor: str
@@ -187,6 +188,7 @@ class Window:
     row: int = 0
     col: int = 0
     transposed: bool = False
+    matrix: int = 0
 
 
 @dataclass(frozen=True)
@@ -212,7 +214,17 @@ class PeerModel(Generic[C]):
     buffers: tuple[str, ...] = ()
 
 
-def _as_configured(config: Any, tensors: Collection[str]) -> tuple[Any, tuple[str, ...]]:
+class HeldTensors(Protocol):
+    """What a checkpoint holds, by the names that the model uses."""
+
+    def holds(self, tensor: str) -> bool:
+        """Whether a tensor is there, in any form."""
+
+    def differ(self, one: str, other: str) -> bool:
+        """Whether two tensors that are there have different values."""
+
+
+def _as_configured(config: Any, held: HeldTensors) -> tuple[Any, tuple[str, ...]]:
     return config, ()
 
 
@@ -239,8 +251,20 @@ class ModelSpec(Generic[C]):
     tables: Mapping[str, Callable[[C], Tensor]] = field(default_factory=dict)
     """Buffers of the step programs that no checkpoint holds, by name: they are computed."""
 
-    held: Callable[[C, Collection[str]], tuple[C, tuple[str, ...]]] = _as_configured
-    """The configuration without optional layers that a checkpoint with these tensors lacks, and notes on that."""
+    held: Callable[[C, HeldTensors], tuple[C, tuple[str, ...]]] = _as_configured
+    """The configuration without optional layers that a checkpoint lacks, and notes on that."""
+
+    prefix: str = ""
+    """What the names of most tensors begin with; a checkpoint may have another begin in its place."""
+
+    joined: Callable[[C], Mapping[str, Window]] = lambda config: {}
+    """Tensors that may be parts of larger ones in a checkpoint: where they are there."""
+
+    routed: Callable[[str], bool] = lambda tensor: False
+    """Whether a checkpoint tensor belongs to experts that tokens are routed to."""
+
+    spare: Callable[[C, str], bool] = lambda config, tensor: False
+    """Whether a model may do without a checkpoint tensor, and nobody needs to know."""
 
     named: Mapping[str, C] = field(default_factory=dict)
     """Configurations by the name that the command line takes."""
@@ -249,6 +273,9 @@ class ModelSpec(Generic[C]):
     """Model types that are taken for this one and are others: what each is, in words."""
 
     peer: Callable[[], PeerModel[C]] | None = None
+
+    chosen: frozenset[str] = frozenset()
+    """Fields that an option of the compiler can set: an engine states them, and its peers take them from there."""
 
     same_results: frozenset[str] = frozenset()
     """Fields in which configurations may differ although the models compute the same."""

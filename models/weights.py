@@ -7,23 +7,29 @@ that its matrices are.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from math import isfinite
 from typing import Generic
 
 import torch
 from torch import Tensor
 
 from tilecompile.models.registry import spec_of
-from tilecompile.models.spec import C
+from tilecompile.models.spec import C, Window
+from tilecompile.runtime.errors import InputError
 
 
 class Weights(ABC, Generic[C]):
     """A model's parameters, read a few rows at a time.
 
-    `config` is the model that they make, `source` their origin in words, `notes` are remarks for the user.
+    `config` is the model that they make, `source` their origin in words, `notes` are remarks for the user. `stored`
+    counts the numbers of matrices by the form in which they are stored, `states_type` is the type that the source's own
+    configuration states. With `finite` numbers that aren't finite are errors.
     """
 
-    def __init__(self, config: C, source: str, notes: tuple[str, ...] = ()) -> None:
-        self.config, self.source, self.notes = config, source, notes
+    def __init__(self, config: C, source: str, notes: tuple[str, ...] = (), finite: bool = False) -> None:
+        self.config, self.source, self.notes, self.finite = config, source, notes, finite
+        self.stored: dict[str, int] = {}
+        self.states_type: object = None
         self.spec = spec_of(config)
         self.parameters = self.spec.parameters(config)
 
@@ -34,7 +40,8 @@ class Weights(ABC, Generic[C]):
     def read(self, name: str, matrix: int, row_begin: int, row_end: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Rows `row_begin:row_end` of one matrix of a parameter, [rows, cols] and contiguous, rounded to nearest even.
 
-        A 2-d parameter is one matrix; a 1-d one is a matrix of one row.
+        A 2-d parameter is one matrix; a 1-d one is a matrix of one row. InputError for a number that isn't finite,
+        where those are errors.
         """
         parameter = self.parameters[name]
         window, width = parameter.windows[matrix], parameter.shape[-1]
@@ -44,7 +51,24 @@ class Weights(ABC, Generic[C]):
         else:
             rows = slice(window.row + row_begin, window.row + row_end)
             part = self._window(window.tensor, window.shape, rows, slice(window.col, window.col + width))
-        return part.to(dtype).contiguous()
+        found = part.to(dtype).contiguous()
+        if self.finite and not bool(found.sum(dtype=torch.float32).isfinite()):
+            self._check_finite(found, part, window, row_begin)
+        return found
+
+    def _check_finite(self, found: Tensor, part: Tensor, window: Window, row_begin: int) -> None:
+        """InputError that names the first number in rows from `row_begin` on of a matrix that isn't finite."""
+        wrong = (~found.isfinite()).nonzero()
+        if not len(wrong):
+            return  # only their sum was too large
+        row, col = wrong[0].tolist()
+        value = float(part[row, col])
+        row, col = (col, row + row_begin) if window.transposed else (row + row_begin, col)
+        at = f"{window.row + row}, {window.col + col}" if len(window.shape) > 1 else f"{window.col + col}"
+        words = f"is {value:g}" + (f", which {found.dtype} can't hold".replace("torch.", "") if isfinite(value) else "")
+        raise InputError(
+            f"{self.source}: {window.tensor}[{at}] {words}; want finite numbers (--allow-nan compiles them as they are)"
+        )
 
     def full(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
         """A whole parameter in its own shape, or a table that no checkpoint holds."""

@@ -34,6 +34,9 @@ MACHINES = {"sm_90a": "h100", "sm_100a": "b200"}
 
 CACHE_DTYPES = ("f32", "bf16")
 
+KEEP = "keep"
+"""Weights in the form in which they are stored, where the target has it: the default."""
+
 PREFILL, DRAFTS = 32, 3
 """Tokens of a prompt that a step takes on a CPU, and tokens that a round of speculation drafts, by default. On a GPU a
 step takes as many tokens of a prompt as are verified."""
@@ -77,8 +80,10 @@ class CompileOptions:
     `model` is a checkpoint folder or a named configuration, `seed` is for drawn weights, `workers` counts those of
     one device, `granularity` the tasks that each of them gets of an operator, `prefill` the tokens of a prompt that
     a step takes, `drafts` those that a round of speculation drafts, `context` is the number of positions that placement
-    `auto` is chosen for, `on_one_gpu` divides the workers of one GPU over the
-    devices, `no_kernel` only plans and proves, `dump` is a folder for every stage's value in readable form.
+    `auto` is chosen for, `experts_from` a second checkpoint folder for the experts that tokens are routed to,
+    `latent_norm_eps` the epsilon of the latent norms, `allow_nan` compiles numbers that aren't finite, `on_one_gpu`
+    divides the workers of one GPU over the devices, `no_kernel` only plans and proves, `dump` is a folder for every
+    stage's value in readable form.
     """
 
     model: str
@@ -99,6 +104,9 @@ class CompileOptions:
     weights: str | None = None
     cache: str | None = None
     seed: int | None = None
+    experts_from: Path | None = None
+    latent_norm_eps: float | None = None
+    allow_nan: bool = False
     no_weights: bool = False
     no_kernel: bool = False
     dump: Path | None = None
@@ -108,7 +116,7 @@ class CompileOptions:
         _one_of("--placement", self.placement, PLACEMENTS)
         _one_of("--reduction", self.reduction, REDUCTIONS)
         _one_of("--target", self.target, TARGETS)
-        _one_of("--weights", self.weights, FORMATS)
+        _one_of("--weights", self.weights, (KEEP, *FORMATS))
         _one_of("--cache", self.cache, CACHE_DTYPES)
         _in_range("--devices", self.devices, 1, MAX_DEVICES)
         _in_range("--workers", self.workers, 1, MAX_WORKERS)
@@ -200,6 +208,10 @@ class CompileOptions:
     def _check_model(self) -> None:
         if self.no_weights and self.seed is not None:
             raise InputError("--seed draws weights and --no-weights leaves them out; give one of the two")
+        if (eps := self.latent_norm_eps) is not None and not 0 < eps < 1:
+            raise InputError(f"--latent-norm-eps is {eps}, want a number between 0 and 1")
+        if self.experts_from is not None and (self.seed is not None or self.no_weights or self.model in NAMED):
+            raise InputError(f"--experts-from {self.experts_from}: is for a checkpoint folder with weights of its own")
         if self.model in NAMED:
             return
         path = Path(self.model)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from collections.abc import Container
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,16 @@ from tilecompile.models.registry import NAMED, config_of, spec_of
 from tilecompile.models.spec import ModelConfig, StepProgram, Steps, Storage
 from tilecompile.models.tokenizer import read_tokenizer
 from tilecompile.models.weights import Weights
-from tilecompile.options import DRAFTS, CompileOptions, Settings
+from tilecompile.options import DRAFTS, KEEP, CompileOptions, Settings
 from tilecompile.runtime.weight_formats import FORMATS
 
 DEFAULT_MAX_SEQ_LEN = 4096
+
+QUANTISED = ("fp8", "nvfp4")
+"""Forms of stored matrices whose numbers have scales."""
+
+STATED = {"bfloat16": "bf16", "float16": "f16", "float32": "f32"}
+"""Forms of stored matrices by a configuration's name of the type."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +58,15 @@ def open_model(options: CompileOptions, settings: Settings) -> ModelSource:
     folder = None if options.model in NAMED else Path(options.model)
     weights: Weights[Any] | None = None
     if folder is not None and options.seed is None and not options.no_weights:
-        weights = Checkpoint(folder)
+        weights = Checkpoint(folder, options.experts_from, finite=not options.allow_nan)
         config, origin = weights.config, "checkpoint"
+        if options.experts_from is not None:
+            origin = f"checkpoint, experts of {options.experts_from.resolve().name}"
     else:
         config, origin = config_of(options.model), "none"
-    storage, steps = storage_of(config, options, settings), steps_of(config, options, settings)
-    notes = weights.notes if weights else ()
+    config = _chosen(config, options)
+    storage, steps = storage_of(config, weights, options, settings), steps_of(config, options, settings)
+    notes = (*weights.notes, *_conversions(weights, storage)) if weights else ()
     if weights is None and not options.no_weights:
         seed = options.seed or 0
         weights, origin = DrawnWeights(config, seed), f"seed {seed}"
@@ -76,10 +86,50 @@ def open_model(options: CompileOptions, settings: Settings) -> ModelSource:
     return ModelSource(name, config, storage, steps, weights, origin, tokenizer, chat, generation, notes)
 
 
-def storage_of(config: ModelConfig, options: CompileOptions, settings: Settings) -> Storage:
+def _chosen(config: ModelConfig, options: CompileOptions) -> ModelConfig:
+    """The configuration with the fields that the options set. InputError for a model that hasn't such a field."""
+    values = {name: value for name in ("latent_norm_eps",) if (value := getattr(options, name)) is not None}
+    for name, value in values.items():
+        if name not in spec_of(config).chosen:
+            raise InputError(f"--{name.replace('_', '-')} is {value}, and {options.model} has no such norms")
+    return replace(config, **values)
+
+
+def kept_type(config: ModelConfig, weights: Weights[Any] | None, takes: Container[str]) -> str:
+    """The weight type that keeps the values as they are stored, as most matrices are.
+
+    Quantised ones that the machine doesn't take (`takes`) become bf16, or f32 where it doesn't take that either.
+    """
+    if weights is None or not weights.stored:
+        return config.weight_type
+    most = max(weights.stored, key=lambda kind: weights.stored[kind])
+    if most not in QUANTISED:
+        return "bf16" if most == "bf16" else "f32"
+    return next(name for name in (most, "bf16", "f32") if name in takes or name == "f32")
+
+
+def _conversions(weights: Weights[Any], storage: Storage) -> tuple[str, ...]:
+    """Notes on weights that are stored otherwise than the engine has them, or than their configuration says."""
+    numbers, notes = sum(weights.stored.values()), []
+    holds = {"f32": ("f32", "bf16", "f16"), "bf16": ("bf16",)}.get(storage.weights)
+    for kind, count in weights.stored.items():
+        if holds is not None and kind not in holds:
+            becomes = "read as" if storage.weights == "f32" else "rounded to"
+            share = "" if count == numbers else f"{count} of {numbers} numbers of "
+            notes.append(f"{weights.source}: {share}matrices are stored in {kind} and {becomes} {storage.weights}")
+    stated, most = str(weights.states_type), max(weights.stored, key=weights.stored.__getitem__, default=None)
+    if stated in STATED and most in STATED.values() and STATED[stated] != most:
+        notes.append(f"{weights.source}: config.json says {stated}, and most matrices are stored in {most}")
+    return tuple(notes)
+
+
+def storage_of(
+    config: ModelConfig, model_weights: Weights[Any] | None, options: CompileOptions, settings: Settings
+) -> Storage:
     """How an engine stores a model. InputError for weights that the machine doesn't take, for more positions than the
     model has, and for a context of more than the engine has."""
-    weights, takes = options.weights or config.weight_type, settings.machine.weight_types
+    takes = settings.machine.weight_types
+    weights = kept_type(config, model_weights, takes) if options.weights in (None, KEEP) else options.weights
     if weights not in takes:
         raise InputError(f"weights are {weights}, and machine {settings.machine.name} takes {', '.join(takes)}")
     limit = config.max_position_embeddings

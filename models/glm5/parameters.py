@@ -73,6 +73,22 @@ def parameters(config: Glm5Config) -> dict[str, Parameter]:
     return table
 
 
+def joined_experts(config: Glm5Config) -> dict[str, Window]:
+    """Where experts' matrices are if a checkpoint has those of a layer in two tensors: `gate_up_proj` [experts, 2 ×
+    width, hidden], gate first, and `down_proj` [experts, hidden, width]."""
+    c = config
+    count, width, hidden = c.n_routed_experts, c.moe_intermediate_size, c.hidden_size
+    both, down = (count, 2 * width, hidden), (count, hidden, width)
+    found = {}
+    for layer in range(c.num_hidden_layers + (c.mtp_layer is not None)):
+        prefix = f"model.layers.{layer}.mlp.experts"
+        for e in range(count if layer == c.mtp_layer or c.mlp_layer_types[layer] == "sparse" else 0):
+            found[f"{prefix}.{e}.gate_proj.weight"] = Window(f"{prefix}.gate_up_proj", both, matrix=e)
+            found[f"{prefix}.{e}.up_proj.weight"] = Window(f"{prefix}.gate_up_proj", both, row=width, matrix=e)
+            found[f"{prefix}.{e}.down_proj.weight"] = Window(f"{prefix}.down_proj", down, matrix=e)
+    return found
+
+
 def spread(config: Glm5Config, tensor: str, cols: int) -> tuple[float, float]:
     """Mean and standard deviation of a drawn tensor. They are such that
 

@@ -315,7 +315,7 @@ BAD = [
     ({"model": __file__}, "is a file, want a checkpoint folder"),
     ({"target": "gpu"}, "--target 'gpu' is unknown; there are: cpu, cpu-avx2, cpu-portable"),
     ({"placement": "double"}, "--placement 'double' is unknown; there are: single"),
-    ({"weights": "fp4"}, "--weights 'fp4' is unknown; there are: f32, bf16, fp8, nvfp4"),
+    ({"weights": "fp4"}, "--weights 'fp4' is unknown; there are: keep, f32, bf16, fp8, nvfp4"),
     ({"cache": "fp8"}, "--cache 'fp8' is unknown; there are: f32, bf16"),
     ({"machine": "moon"}, "machine 'moon' is unknown and no file; there are: "),
     ({"devices": 0}, "--devices is 0, want 1 to"),

@@ -207,7 +207,7 @@ def test_checkpoints_whose_headers_are_false_are_refused(tmp_path: Path) -> None
             Checkpoint(model)
         assert "\n" not in str(error.value)
     index.write_text("[" * 100_000)
-    with pytest.raises(InputError, match="not a safetensors index"):
+    with pytest.raises(InputError, match="not valid JSON"):
         Checkpoint(model)
     index.write_text(json.dumps({"weight_map": {"lm_head.weight": "a.safetensors"}}))
     header = content[8 : 8 + int.from_bytes(content[:8], "little")]
@@ -221,7 +221,9 @@ def test_checkpoints_whose_headers_are_false_are_refused(tmp_path: Path) -> None
     wrong += [content[:-1], content[:100], content[:4], b"", content + b"x", b"\xff" * 8 + content[8:]]
     for changed in wrong:
         damage.put(model / "a.safetensors", changed)
-        with pytest.raises(InputError, match=r"a\.safetensors: not a readable safetensors file"):
+        with pytest.raises(
+            InputError, match=r"a\.safetensors: (not a readable safetensors file|is incomplete|is empty)"
+        ):
             Checkpoint(model)
     (model / "a.safetensors").unlink()
     os.mkfifo(model / "a.safetensors")

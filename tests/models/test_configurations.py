@@ -78,7 +78,7 @@ def test_configuration_matches_transformers(overrides: dict[str, Any]) -> None:
         ("rope_parameters", {"rope_theta": 1e6, "rope_type": "yarn", "factor": 4}, "rope_type is 'yarn'"),
         ("rope_parameters", None, "missing rope_parameters.rope_theta"),
         ("rope_scaling", {"type": "linear", "factor": 2}, "rope_scaling.rope_type is 'linear'"),
-        ("quantization_config", {"quant_method": "fp8"}, "quantization_config.quant_method is 'fp8'"),
+        ("quantization_config", {"quant_method": "gptq"}, "quantization_config.quant_method is 'gptq'"),
         ("hidden_size", None, "missing hidden_size"),
         ("hidden_size", "256", "hidden_size is '256', want an integer"),
         ("index_topk", 0, "index_topk is 0"),

@@ -55,11 +55,20 @@ def compile_command(
         str | None, typer.Option(help=f"Sums over devices: {', '.join(REDUCTIONS)}.  [default: by placement]")
     ] = None,
     max_seq_len: Annotated[int | None, typer.Option(help="Positions that the engine can hold.")] = None,
-    weights: Annotated[str | None, typer.Option(help="f32, bf16, fp8, nvfp4.  [default: as in the checkpoint]")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="f32, bf16, fp8, nvfp4, or keep: as in the checkpoint.  [default: keep]")
+    ] = None,
     cache: Annotated[str | None, typer.Option(help="f32 or bf16.  [default: f32 on a CPU, else bf16]")] = None,
     seed: Annotated[
         int | None, typer.Option(help="Draw the weights from this seed.  [default: 0 for a named configuration]")
     ] = None,
+    experts_from: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Checkpoint folder with other routed experts.")
+    ] = None,
+    latent_norm_eps: Annotated[
+        float | None, typer.Option(metavar="EPS", help="Epsilon of the latent norms.  [default: the model's, or 1e-6]")
+    ] = None,
+    allow_nan: Annotated[bool, typer.Option("--allow-nan", help="Compile weights that aren't finite numbers.")] = False,
     no_weights: Annotated[bool, typer.Option("--no-weights", help="Leave the weights out: to inspect only.")] = False,
     no_kernel: Annotated[bool, typer.Option("--no-kernel", help="Leave the kernel out: only plan and prove.")] = False,
     dump: Annotated[Path | None, typer.Option(metavar="DIR", help="Write the value of every stage there.")] = None,
@@ -87,6 +96,9 @@ def compile_command(
         weights=weights,
         cache=cache,
         seed=seed,
+        experts_from=experts_from,
+        latent_norm_eps=latent_norm_eps,
+        allow_nan=allow_nan,
         no_weights=no_weights,
         no_kernel=no_kernel,
         dump=dump,

@@ -14,7 +14,7 @@ def checkpoint_folder() -> str:
 
     return (
         f"a folder with a Hugging Face config.json of the architecture {' or '.join(SPECS)}, weights as *.safetensors "
-        "(one file, or shards with an index) in f32 or bf16, and optionally tokenizer.json"
+        "(one file, or shards with an index) in f32, bf16, f16, FP8 or NVFP4, and optionally tokenizer.json"
     )
 
 

@@ -150,7 +150,7 @@ def _check_model(model: str, config: ModelConfig, engine: Path) -> None:
     found = config_of(model)
     if found.architecture != config.architecture:
         raise InputError(f"--model {model}: is {found.architecture}, {engine} was compiled from {config.architecture}")
-    same = spec_of(config).same_results
+    same = spec_of(config).same_results | spec_of(config).chosen
     for field in (f.name for f in dataclasses.fields(config) if f.name not in same):
         have, want = getattr(found, field), getattr(config, field)
         if have != want:

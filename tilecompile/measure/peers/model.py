@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -20,7 +21,13 @@ DTYPES = {"bf16": torch.bfloat16, "f32": torch.float32}
 
 def open_weights(job: dict[str, Any]) -> Weights[Any]:
     """The weights of a job (`peers.weights_job`). InputError if they can't be read."""
-    return Checkpoint(job["folder"]) if "folder" in job else DrawnWeights(read_config(job["config"]), job["seed"])
+    config = read_config(job["config"])
+    if "folder" not in job:
+        return DrawnWeights(config, job["seed"])
+    weights = Checkpoint(job["folder"])
+    chosen = {field: getattr(config, field) for field in weights.spec.chosen}
+    weights.config = dataclasses.replace(weights.config, **chosen)
+    return weights
 
 
 def build(weights: Weights[Any], stored: torch.dtype, dtype: torch.dtype, device: str = "cpu") -> PreTrainedModel:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-STATES = ("model.hidden", "model.draft_hidden")
+STATES = ("model.hidden", "model.draft_hidden", "model.draft_selection")
 
 
 def _step(config: Glm5Config, storage: Storage, steps: Steps, tokens: int) -> nn.Module:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 COPIES = {"embed_tokens.weight": "model.embed_tokens.weight", "shared_head.head.weight": "lm_head.weight"}
 """Tensors of the MTP layer that checkpoints have twice."""
 
-STATES = ("model.hidden", "model.draft_hidden")
+STATES = ("model.hidden", "model.draft_hidden", "model.draft_selection")
 
 
 def _step(config: Glm5Config, storage: Storage, steps: Steps, tokens: int) -> nn.Module:

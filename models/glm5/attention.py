@@ -34,6 +34,13 @@ class Rows(NamedTuple):
         return Rows(ops.last_token(self.x), angles, position)
 
 
+class Selection(NamedTuple):
+    """What attention reads: positions i32 [T, K], and `last` i32 [1]: min(K, last + t + 1) entries of row t count."""
+
+    entries: Tensor
+    last: Tensor
+
+
 class Indexer(nn.Module):
     """Selects the positions that attention reads: the best `index_topk` by a small attention of its own."""
 
@@ -49,8 +56,8 @@ class Indexer(nn.Module):
         cache = torch.zeros(s.max_seq_len, self.width, dtype=torch_dtype(s.cache))
         self.register_buffer("index_cache", cache, persistent=False)
 
-    def forward(self, cached: Rows, asking: Rows, q_latent: Tensor) -> Tensor:
-        """Positions i32 [T, index_topk] for the tokens `asking`, q_latent [T, q_lora_rank]; -1 where there are fewer.
+    def forward(self, cached: Rows, asking: Rows, q_latent: Tensor) -> Selection:
+        """The best index_topk positions for the tokens `asking`, q_latent [T, q_lora_rank]; -1 where there are fewer.
 
         The keys of `cached` are appended to the cache.
         """
@@ -61,8 +68,7 @@ class Indexer(nn.Module):
         query = ops.rope(self.wq_b(q_latent).view(tokens, self.heads, self.width), asking.angles)
         head_weight = self.weights_proj(asking.x) * self.scale
         score = ops.index_score(query, head_weight, self.index_cache, asking.position, self.topk)
-        selection: Tensor = ops.topk_select(score, asking.position, self.topk)
-        return selection
+        return Selection(ops.topk_select(score, asking.position, self.topk), asking.position)
 
 
 class Attention(nn.Module):
@@ -90,7 +96,7 @@ class Attention(nn.Module):
         cache = torch.zeros(s.max_seq_len, c.kv_width, dtype=torch_dtype(s.cache))
         self.register_buffer("kv_cache", cache, persistent=False)
 
-    def forward(self, cached: Rows, asking: Rows, selection: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def forward(self, cached: Rows, asking: Rows, selection: Selection | None) -> tuple[Tensor, Selection]:
         """Attention [T, hidden] of the normed rows `asking`, and the selection used, for the next layers that share it.
 
         `cached` are appended to the caches; the tokens `asking` are among them, or in the caches already.
@@ -109,6 +115,8 @@ class Attention(nn.Module):
 
         if self.indexer is not None:
             selection = self.indexer(cached, asking, q_latent)
-        attended = ops.mla_attention(q_absorbed, q_rope, self.kv_cache, selection, asking.position, self.scale)
+        if selection is None:
+            raise ValueError("a layer without an indexer needs the selection of another")
+        attended = ops.mla_attention(q_absorbed, q_rope, self.kv_cache, *selection, self.scale)
         values = ops.head_linear(attended, self.w_uv).reshape(tokens, self.heads * self.value)
         return self.o_proj(values), selection

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tilecompile import ops
-from tilecompile.models.glm5.attention import Attention, Rows
+from tilecompile.models.glm5.attention import Attention, Rows, Selection
 from tilecompile.models.glm5.config import Glm5Config
 from tilecompile.models.glm5.moe import Moe
 from tilecompile.models.modules import GatedMlp, Matrix, RmsNorm, inverse_frequencies, next_ids
@@ -27,18 +27,19 @@ from tilecompile.models.spec import Steps, Storage
 class Layer(nn.Module):
     """Attention and MLP, each on the normed residual stream and added back to it."""
 
-    def __init__(self, c: Glm5Config, s: Storage, layer: int) -> None:
+    def __init__(self, c: Glm5Config, s: Storage, layer: int, shares: bool = False) -> None:
         super().__init__()
-        # The MTP layer comes after the last of the main model, with an indexer and experts of its own.
+        # The MTP layer comes after the last of the main model, with an indexer and experts of its own. With `shares`
+        # it goes on with the selection of another step.
         extra = layer == c.mtp_layer
-        full = extra or c.indexer_types[layer] == "full"
+        full = not shares if extra else c.indexer_types[layer] == "full"
         sparse = extra or c.mlp_layer_types[layer] == "sparse"
         self.input_layernorm = RmsNorm(c.hidden_size, c.rms_norm_eps)
         self.self_attn = Attention(c, s, full)
         self.post_attention_layernorm = RmsNorm(c.hidden_size, c.rms_norm_eps)
         self.mlp = Moe(c, s) if sparse else GatedMlp(c.hidden_size, c.intermediate_size, s.weights)
 
-    def forward(self, cached: Rows, asking: Rows, selection: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def forward(self, cached: Rows, asking: Rows, selection: Selection | None) -> tuple[Tensor, Selection]:
         """The rows `asking` [T, hidden] after the layer, and the selection for the next one.
 
         `cached` are the rows that the layer's caches take: the same ones, or those of more tokens, up to these.
@@ -54,15 +55,23 @@ class Trunk(nn.Module):
     """What a step has besides the lm_head: embedding table, rotation frequencies, layers by number, last norm.
 
     `states` names what step programs hand to each other, with its rows: `hidden`, the normed hidden rows of the main
-    model's last step, and `draft_hidden`, that of the MTP layer's last token.
+    model's last step, and `draft_hidden`, that of the MTP layer's last token. `selected` are the columns of
+    `draft_selection`, the position of that token and what the first draft selected, where later drafts share it.
     """
 
     inv_freq: Tensor
     hidden: Tensor
     draft_hidden: Tensor
+    draft_selection: Tensor
 
     def __init__(
-        self, c: Glm5Config, layers: dict[int, Layer], s: Storage, norm: bool, states: Mapping[str, int]
+        self,
+        c: Glm5Config,
+        layers: Mapping[int, Layer],
+        s: Storage,
+        norm: bool,
+        states: Mapping[str, int],
+        selected: int = 0,
     ) -> None:
         super().__init__()
         self.embed_tokens = Matrix(c.vocab_size, c.hidden_size, dtype=s.exact)
@@ -71,6 +80,9 @@ class Trunk(nn.Module):
         self.register_buffer("inv_freq", inverse_frequencies(c.qk_rope_head_dim, c.rope_theta), persistent=False)
         for name, rows in states.items():
             self.register_buffer(name, torch.zeros(rows, c.hidden_size), persistent=False)
+        if selected:
+            kept = torch.zeros(1, selected, dtype=torch.int32)
+            self.register_buffer("draft_selection", kept, persistent=False)
 
 
 ONE = Steps()
@@ -98,7 +110,8 @@ class Glm5Step(nn.Module):
         """
         model = self.model
         angles = ops.rope_angles(position, model.inv_freq, self.tokens)
-        x, selection = ops.embed(ids, model.embed_tokens.weight), None
+        x = ops.embed(ids, model.embed_tokens.weight)
+        selection: Selection | None = None
         for layer in model.layers.values():
             rows = Rows(x, angles, position)
             x, selection = layer(rows, rows, selection)

@@ -226,6 +226,29 @@ def keeps(g: torch.Generator, tokens: int) -> Iterator[Case]:
     yield Case(OpNode("keep", "keep", inputs, (), ()), drawn(g, *inputs), 0)
 
 
+def kept_selections(g: torch.Generator, tokens: int) -> Iterator[Case]:
+    """What a round's first draft selected."""
+    inputs = (view("state", 8, TOPK + 3, dtype="i32"), view("selection", tokens, TOPK, dtype="i32"))
+    inputs = (*inputs, view("position", 1, dtype="i32"))
+    chosen = torch.randint(3000, (tokens, TOPK), generator=g, dtype=torch.int32).sort(1).values
+    tensors = {"state": torch.zeros(8, TOPK + 3, dtype=torch.int32), "selection": chosen} | number("position", 3000)
+    yield Case(OpNode("keep", "keep_selection", inputs, (), ()), tensors, 0)
+
+
+def shared_selections(g: torch.Generator, tokens: int) -> Iterator[Case]:
+    """What a later draft of the round attends to, of all positions and of a shard."""
+    inputs = (view("state", 8, TOPK + 3, dtype="i32"), view("position", 1, dtype="i32"))
+    outputs = (view("selection", tokens, TOPK + 2, dtype="i32"), view("last", tokens, 1, dtype="i32"))
+    for context, chosen in ((None, TOPK), (ATTRS, 250)):
+        state = torch.full((8, TOPK + 3), -1, dtype=torch.int32)
+        state[:, 0] = 3000
+        for row in state:
+            row[1 : 1 + chosen] = torch.randperm(3000 if context is None else 370, generator=g)[:chosen].sort().values
+        attrs = {"tokens": tokens, "context": context}
+        node = OpNode(f"share{chosen}", "share_selection", inputs, (), outputs, attrs)
+        yield Case(node, {"state": state} | number("position", 3002), 0)
+
+
 def last_tokens(g: torch.Generator, tokens: int) -> Iterator[Case]:
     """The hidden row that the head takes."""
     x = view("x", tokens, HIDDEN)
@@ -260,6 +283,8 @@ CASES: dict[str, Make] = {
     "mla_attention": attentions,
     "attention_merge": parts,
     "keep": keeps,
+    "keep_selection": kept_selections,
+    "share_selection": shared_selections,
     "last_token": last_tokens,
     "token_positions": places,
 }

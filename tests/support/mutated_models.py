@@ -29,7 +29,7 @@ MODELS: dict[str, tuple[dict[str, Any], bool]] = {
     "tiny reusing": ({}, True),
     "odd": ({**ODD, "num_hidden_layers": 3}, False),
     "odd reusing": ({**ODD, "num_nextn_predict_layers": 0}, True),
-    "every program": ({"num_hidden_layers": 1}, False),
+    "every program": ({"num_hidden_layers": 1, "index_share_for_mtp_iteration": True}, False),
     "shared": ({"num_hidden_layers": 4, "index_topk_pattern": "FSFS", "num_nextn_predict_layers": 0}, False),
 }
 """What differs from `small.GLM5`, and whether buffers are written more than once: see `spared` and `reusing`."""

@@ -10,6 +10,7 @@ from tilecompile.ops.expert_linear import expert_linear
 from tilecompile.ops.head_linear import head_linear
 from tilecompile.ops.index_score import index_score
 from tilecompile.ops.keep import keep
+from tilecompile.ops.keep_selection import keep_selection
 from tilecompile.ops.last_token import last_token
 from tilecompile.ops.layer_norm import layer_norm
 from tilecompile.ops.linear import linear
@@ -19,6 +20,7 @@ from tilecompile.ops.rope import rope
 from tilecompile.ops.rope_angles import rope_angles
 from tilecompile.ops.route import route
 from tilecompile.ops.sample import sample
+from tilecompile.ops.share_selection import share_selection
 from tilecompile.ops.token_positions import token_positions
 from tilecompile.ops.topk_select import topk_select
 
@@ -32,6 +34,7 @@ __all__ = [
     "head_linear",
     "index_score",
     "keep",
+    "keep_selection",
     "last_token",
     "layer_norm",
     "linear",
@@ -41,6 +44,7 @@ __all__ = [
     "rope_angles",
     "route",
     "sample",
+    "share_selection",
     "token_positions",
     "topk_select",
 ]

@@ -35,8 +35,8 @@ MACHINES = {"sm_90a": "h100", "sm_100a": "b200"}
 CACHE_DTYPES = ("f32", "bf16")
 
 PREFILL, DRAFTS = 32, 3
-"""Tokens of a prompt that a step takes on a CPU, and tokens that a round of speculation drafts, by default. On a GPU a
-step takes as many tokens of a prompt as are verified."""
+"""Tokens of a prompt that a step takes, and tokens that a round of speculation drafts, on a machine without costs. On
+one with costs both are chosen by them (`passes/choose_steps.py`)."""
 
 MAX_DEVICES = 1024
 MAX_WORKERS = 65536
@@ -51,8 +51,8 @@ class Settings:
     is for placement `auto`.
 
     Operators are cut into about `workers` times `granularity` tasks on each device. A step takes `prefill` tokens of a
-    prompt at most (None: one more than are drafted), and a round of speculation drafts `drafts` (None: the default of
-    a model that can). `kernel` says whether one is made. GPUs have no instruction set.
+    prompt at most, and a round of speculation drafts `drafts`; None: by the machine's costs. `kernel` says whether one
+    is made. GPUs have no instruction set.
     """
 
     target: str
@@ -160,7 +160,7 @@ class CompileOptions:
             context=self.context,
             cache=self.cache or ("f32" if machine.is_cpu else "bf16"),
             granularity=self.granularity,
-            prefill=self.prefill or (PREFILL if machine.is_cpu else None),
+            prefill=self.prefill,
             drafts=self.drafts,
             kernel=not self.no_kernel,
         )

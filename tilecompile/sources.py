@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -16,8 +17,9 @@ from tilecompile.models.generation import NOTHING_STATED, Generation, read_gener
 from tilecompile.models.registry import NAMED, config_of, spec_of
 from tilecompile.models.spec import ModelConfig, StepProgram, Steps, Storage
 from tilecompile.models.weights import Weights
-from tilecompile.options import DRAFTS, CompileOptions, Settings
+from tilecompile.options import DRAFTS, PREFILL, CompileOptions, Settings
 from tilecompile.runtime.folder.manifest import TOKENIZER
+from tilecompile.runtime.format import BODY_TOKENS, MAX_TOKENS
 from tilecompile.runtime.weight_formats import FORMATS
 
 DEFAULT_MAX_SEQ_LEN = 4096
@@ -27,7 +29,7 @@ DEFAULT_MAX_SEQ_LEN = 4096
 class ModelSource:
     """A model to compile: its name, its configuration, how the engine stores it and the sizes of its steps; its weights
     (None with --no-weights), their origin in words, its tokenizer, its chat templates (see `runtime/chat.py`), how its
-    makers recommend to sample, notes for the user."""
+    makers recommend to sample, what the sizes of steps were chosen by (None: not chosen), notes for the user."""
 
     name: str
     config: ModelConfig
@@ -38,6 +40,7 @@ class ModelSource:
     tokenizer: Path | None = None
     chat: dict[str, Any] | None = None
     generation: Generation = NOTHING_STATED
+    estimated: Mapping[str, Any] | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -69,7 +72,7 @@ def open_model(options: CompileOptions, settings: Settings) -> ModelSource:
     chat = read_chat(folder) if folder is not None and tokenizer else None
     notes += unparsable(chat) if chat else ()
     generation = NOTHING_STATED if folder is None else read_generation(folder, config.vocab_size)
-    return ModelSource(name, config, storage, steps, weights, origin, tokenizer, chat, generation, notes)
+    return ModelSource(name, config, storage, steps, weights, origin, tokenizer, chat, generation, notes=notes)
 
 
 def storage_of(config: ModelConfig, options: CompileOptions, settings: Settings) -> Storage:
@@ -88,12 +91,14 @@ def storage_of(config: ModelConfig, options: CompileOptions, settings: Settings)
 
 
 def steps_of(config: ModelConfig, options: CompileOptions, settings: Settings) -> Steps:
-    """The sizes of an engine's steps. InputError for drafts of a model that makes none."""
+    """The sizes of an engine's steps, those of a machine without costs where none are given. InputError for drafts of a
+    model that makes none."""
     can = spec_of(config).drafts(config)
     if settings.drafts and not can:
         raise InputError(f"--drafts is {settings.drafts}, and {options.model} has no layer that drafts (MTP)")
     drafts = settings.drafts if settings.drafts is not None else DRAFTS if can else 0
-    return Steps(settings.prefill or 1 + drafts, drafts)
+    prefill = settings.prefill or min(PREFILL, MAX_TOKENS if settings.machine.is_cpu else BODY_TOKENS)
+    return Steps(prefill, drafts)
 
 
 def _check_disk(weights: Weights[Any], storage: Storage, output: Path) -> None:

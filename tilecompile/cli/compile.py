@@ -34,11 +34,15 @@ def compile_command(
     ] = False,
     prefill: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Tokens of a prompt that a step takes.  [default: 32; on GPUs 1 + drafts]"),
+        typer.Option(
+            metavar="N", help="Tokens of a prompt that a step takes.  [default: by the machine's costs, or 32]"
+        ),
     ] = None,
     drafts: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Most tokens to draft in a round, 0 to 7.  [default: 3 with an MTP layer]"),
+        typer.Option(
+            metavar="N", help="Most tokens to draft in a round, 0 to 7.  [default: by the machine's costs, or 3]"
+        ),
     ] = None,
     granularity: Annotated[int, typer.Option(help="Tasks a worker that an operator is cut into, about.")] = 1,
     placement: Annotated[

@@ -65,6 +65,7 @@ def describe(plan: Plan, source: ModelSource, settings: Settings) -> dict[str, A
         "arenas": [{"device": d, **sizes} for d, sizes in enumerate(program.arena_bytes)],
         "programs": programs,
         "first_program": FIRST_PROGRAM,
+        "estimated_steps": source.estimated,
         "kinds": program.kinds,
         "operators": program.operators,
         "buffers": [{"tensor": b.tensor.name, "shape": b.tensor.shape, "program": b.program} for b in program.buffers],

@@ -28,7 +28,17 @@ CONSTANTS = {
     **dict.fromkeys(("NOT_FINITE_ID", "NOTHING_ALLOWED_ID"), "int32_t"),
     "COMMIT_KIND": "uint16_t",
     **dict.fromkeys(
-        ("MAX_TOKENS", "BODY_TOKENS", "MAX_PROGRAMS", "MAX_DRAFTS", "KEY_WORDS", "INTERVAL_BITS", "SCORE_KEYS"), "int"
+        (
+            "MAX_TOKENS",
+            "BODY_TOKENS",
+            "MAX_PROGRAMS",
+            "MAX_DRAFTS",
+            "KEY_WORDS",
+            "INTERVAL_BITS",
+            "SCORE_KEYS",
+            "MAX_STOP_IDS",
+        ),
+        "int",
     ),
     **dict.fromkeys(("PREFETCH_BYTES", "PANEL", "SCALE_BLOCK", "FRAGMENT_BYTES", "RESIDUES", "PARTIAL_BYTES"), "int"),
 }

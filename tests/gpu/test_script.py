@@ -31,7 +31,7 @@ from tilecompile.runtime.folder.tables import load_tables
 
 RUN = Path(__file__).with_name("run.py")
 
-QUICK = ("rms_norm", "linear")
+QUICK = ("rms_norm", "linear", "sample")
 
 
 @pytest.mark.parametrize("op", [op if op in QUICK else pytest.param(op, marks=pytest.mark.slow) for op in ops.ALL])

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from support.device_reads import device_reads
 from support.gqa_attention import GQA_ATTENTION, gqa_attention
 from support.graph_eval import evaluate, on_devices, random_tensors
 from support.opharness import RUNNABLE, assert_close, build_bodies, expected, run_body
 from tilecompile import ops
-from tilecompile.cost.device_reads import device_reads
 from tilecompile.cost.graph_reads import reads
 from tilecompile.cost.simulate.work import Work, work_of
 from tilecompile.cost.step_time.spans import tasks_of

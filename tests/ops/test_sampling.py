@@ -265,7 +265,7 @@ WRONG: dict[str, tuple[str, str, str]] = {
     "noise of another distribution": ("plain", "return -log_of(-log_of(", "return 0.9 * -log_of(-log_of("),
     "a skipped id": ("plain", "x + gumbel_bound(word) < best", "x + gumbel_bound(word) - 2.5 < best"),
     "no filter": ("filtered", "const bool all = (", "const bool all = true || ("),
-    "top-p of the wrong end": ("filtered", "mul(1.0 - s.top_p, double(total))", "mul(s.top_p, double(total))"),
+    "top-p of the wrong end": ("filtered", "mul(1.0 - top_p, double(total))", "mul(top_p, double(total))"),
 }
 
 

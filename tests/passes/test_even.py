@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from support.device_reads import device_reads
 from support.graph_eval import evaluate, on_devices, random_tensors, window
 from support.small import GLM5, glm5_graphs, trace_step, traced_programs
-from tilecompile.cost.device_reads import device_reads, node_reads
+from tilecompile.cost.device_reads import node_reads
 from tilecompile.cost.graph_reads import reads
 from tilecompile.cost.placement_table import placement_table
 from tilecompile.ir.graph import OpGraph

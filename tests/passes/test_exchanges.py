@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 import tilecompile
+from support.device_reads import device_reads
 from support.reference import draw
 from support.small import GLM5, traced_programs
 from tilecompile.compile import compile_model
-from tilecompile.cost.device_reads import device_reads
 from tilecompile.cost.placement_table import placement_table
 from tilecompile.interpret.interpreter import Interpreter
 from tilecompile.ir.graph import OpGraph, Tensor, pushes

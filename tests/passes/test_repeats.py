@@ -64,8 +64,8 @@ def check(values: dict[str, Any], placement: str, devices: int, workers: int) ->
         assert len(layers) < config.num_hidden_layers
         part, parts, short_placed = planned(config.with_layers(layers), repeat, placement, devices, workers)
         assert len(part.tables["repeats"])
-        whole = whole_program(part, repeat, graph_of(parts))
         graph = whole_graph(graph_of(parts), repeat, part)
+        whole = whole_program(part, repeat, graph_of(parts), graph)
         if agrees(whole, graph):
             break
     else:

@@ -53,7 +53,7 @@ def build(kinds: list[GpuKind], panels: dict[int, int], change: tuple[str, str] 
         text = text.replace(*change)
     table = ", ".join(["nullptr", *(f"tc::{kind.function}" for kind in kinds)])
     parts = [fmt.c_header(), fmt.block_header(SHAPE), (HOST / "warp.h").read_text()]
-    parts += [header(name) for name in ("call.cuh", "scalar.cuh")]
+    parts += [header(name) for name in ("call.cuh", "scalar.cuh", "ranked.cuh", "sampling.h")]
     parts += [text, f"static void (*const BODIES[])(const tc::Call&) = {{{table}}};", (HOST / "bodies.h").read_text()]
     return library("#include <algorithm>\n" + once("\n".join(parts)))
 
@@ -63,7 +63,7 @@ class Bench:
 
     def __init__(self, case: Case, parts: int, tasks: slice = slice(None), col_begin: int = 0) -> None:
         self.case, self.node = case, case.node
-        self.dtype = self.node.weights[0].dtype
+        self.dtype = self.node.weights[0].dtype if self.node.weights else None
         self.tiling: Tiling = REGISTRY[self.node.op].tile(self.node, parts)
         self.tasks = range(len(self.tiling.coords))[tasks]
         self.col_begin = col_begin
@@ -171,7 +171,7 @@ def prepare(benches: list[Bench], change: tuple[str, str] = ("", "")) -> tuple[c
     for b in benches:
         index = of_node[b.node.name].index
         tiles = [tile.panels for task in b.tiling.weights for tile, _ in task]
-        panels[index] = max(panels.get(index, 0), *tiles)
+        panels[index] = max(panels.get(index, 0), 0, *tiles)
     scratch = bodies(kinds, panels, "sm_90a").scratch
     of_bench = [of_node[b.node.name] for b in benches]
     return build(kinds, panels, change), [(kind, scratch[kind.index]) for kind in of_bench]

@@ -9,6 +9,7 @@ import torch
 from tilecompile.ir.node import OpNode, View
 from tilecompile.ops.context import Context
 from tilecompile.ops.route.cases import spread
+from tilecompile.ops.sample.cases import PENALTIES, make_case
 from tilecompile.ops.testing import Case, normal
 from tilecompile.ops.topk_candidates import reference as candidates
 
@@ -209,6 +210,16 @@ def parts(g: torch.Generator, tokens: int) -> Iterator[Case]:
     yield Case(OpNode("parts", "attention_merge", (x,), (), (y,)), tensors)
 
 
+def samples(g: torch.Generator, tokens: int) -> Iterator[Case]:
+    """A draw by all filters and penalties, one that hardly leaves an id out, and the likeliest ids."""
+    for values in (
+        PENALTIES | {"temperature": 1.0, "top_k": 200, "top_p": 0.95, "min_p": 0.01},
+        {"temperature": 20.0, "top_p": 0.99},
+        {"temperature": 0.0},
+    ):
+        yield make_case(g, (tokens, tokens, VOCAB, 0), values, False)
+
+
 def keeps(g: torch.Generator, tokens: int) -> Iterator[Case]:
     """Hidden rows for the MTP layer."""
     inputs = (view("state", 8, HIDDEN), view("x", tokens, HIDDEN))
@@ -229,6 +240,7 @@ CASES: dict[str, Make] = {
     "rope_angles": angles,
     "embed": embeds,
     "argmax": argmaxes,
+    "sample": samples,
     "route": routes,
     "dispatch": dispatches,
     "cache_append": appends,

@@ -26,8 +26,11 @@ FLAGS = ("-std=c++20", "-O1", "-fPIC", "-shared", "-fno-strict-aliasing", "-ffp-
 GPU_OPS = [name for name in opharness.OPS if REGISTRY[name].gpu]
 """Ops that have a body for GPUs."""
 
-TILE_OPS = [name for name in GPU_OPS if name not in ("linear", "head_linear", "expert_linear", "expert_combine")]
-"""Those whose bodies are written in TileLang; the others stream weights, and are written by hand."""
+BY_HAND = ("linear", "head_linear", "expert_linear", "expert_combine", "sample")
+"""Those whose bodies are written by hand: all but the last stream weights."""
+
+TILE_OPS = [name for name in GPU_OPS if name not in BY_HAND]
+"""Those whose bodies are written in TileLang."""
 
 
 def tile_body(node: OpNode) -> TileBody:
@@ -81,5 +84,18 @@ def kernels_source(nodes: list[OpNode], architecture: str) -> str:
             f'extern "C" __global__ void __launch_bounds__({BLOCK.threads}, 1) kernel{number}(Call* call) {{\n'
             f"  const Call& c = *call;\n  if (threadIdx.x >= {BLOCK.body_threads}) return;\n"
             f"  {function.call(name, body.args)}\n}}\n"
+        )
+    return emit.once("\n".join(parts))
+
+
+def front_and_kernels(kinds: list[emit.GpuKind], architecture: str) -> str:
+    """CUDA source with a kernel a kind, also of those that are written by hand; none has weights."""
+    made = emit.bodies(kinds, {}, architecture)
+    parts = [emit.front(replace(BLOCK, scratch_bytes=max(made.scratch.values()))), made.source]
+    for kind in kinds:
+        parts.append(
+            f'extern "C" __global__ void __launch_bounds__({BLOCK.threads}, 1)\n'
+            f"kernel_{kind.function}(tc::Call* call) {{\n"
+            f"  const tc::Call& c = *call;\n  if (threadIdx.x < {BLOCK.body_threads}) tc::{kind.function}(c);\n}}\n"
         )
     return emit.once("\n".join(parts))

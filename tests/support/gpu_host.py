@@ -12,7 +12,7 @@ import numpy as np
 from gpu.cases import Trial, kinds_of
 from gpu.records import TASK_LAUNCH, TASK_ROW
 from support.cuda_bodies import build
-from support.gpu_bodies import build_c_bodies
+from support.gpu_bodies import BY_HAND, build_c_bodies
 from tilecompile.runtime import format as fmt
 from tilecompile.targets.cuda.emit import bodies
 
@@ -24,12 +24,12 @@ class HostKernel:
     library: ctypes.CDLL
     scratch: int
     of_node: dict[str, Any]
-    streams: bool
+    by_hand: bool
 
 
 def host_kernel(trials: list[Trial]) -> HostKernel:
     """The bodies of trials of one op."""
-    if not trials[0].streams:
+    if trials[0].case.node.op not in BY_HAND:
         library, of_node = build_c_bodies([t.case.node for t in trials])
         return HostKernel(library, 1 << 20, of_node, False)
     kinds, of_gpu, panels = kinds_of(trials)
@@ -97,7 +97,7 @@ class HostCard:
         scratch = np.full(kernel.scratch + 1024, 255, np.uint8)
         at = ctypes.c_void_p(scratch.ctypes.data + -scratch.ctypes.data % 1024)
         instruction, step_at = ctypes.c_void_p(ins.ctypes.data), ctypes.c_void_p(step)
-        if kernel.streams:
+        if kernel.by_hand:
             array = np.array(runs or [(0, 0)], np.uint64)
             given = ctypes.c_void_p(array.ctypes.data)
             kernel.library.run(

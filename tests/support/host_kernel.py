@@ -21,7 +21,7 @@ from support.cuda_bodies import HOST
 from support.gpu_bodies import FLAGS
 from tilecompile.compile import compile_model
 from tilecompile.engine import kernels
-from tilecompile.ops.kit.body import StreamBody, TileBody
+from tilecompile.ops.kit.body import HandBody, TileBody
 from tilecompile.options import CompileOptions
 from tilecompile.runtime.folder.contract import MARK
 from tilecompile.runtime.format import BLOCK, FILL, MEGAKERNEL, BlockShape, block_header, c_header
@@ -98,7 +98,7 @@ def build(folder: Path, kinds: list[GpuKind], panels: Mapping[int, int], shared:
 
 def _streams(kinds: list[GpuKind], panels: Mapping[int, int]) -> str:
     """The hand-written bodies over warp.h."""
-    mine = [kind for kind in kinds if isinstance(kind.body, StreamBody)]
+    mine = [kind for kind in kinds if isinstance(kind.body, HandBody)]
     made = emit.bodies(mine, panels, "sm_90a")
     names = {kind.index: f"tc::{kind.function}" for kind in mine}
     last = max(kind.index for kind in kinds)
@@ -106,7 +106,7 @@ def _streams(kinds: list[GpuKind], panels: Mapping[int, int]) -> str:
     scratch = ", ".join(str(made.scratch.get(i, 0)) for i in range(last + 1))
     shape = replace(BLOCK, scratch_bytes=SCRATCH, shared_bytes=4 * SCRATCH)
     parts = [c_header(), block_header(shape), "#include <algorithm>", (HOST / "warp.h").read_text()]
-    parts += [emit.header(name) for name in ("call.cuh", "scalar.cuh")]
+    parts += [emit.header(name) for name in ("call.cuh", "scalar.cuh", "ranked.cuh", "sampling.h")]
     parts += [made.source, f"static void (*const BODIES[])(const tc::Call&) = {{{bodies}}};"]
     parts += [f"constexpr uint32_t SCRATCH[] = {{{scratch}}};"]
     parts += [(HOST / name).read_text() for name in ("bodies.h", "stream_bodies.h")]

@@ -12,7 +12,6 @@ from math import prod
 
 from tilecompile.ir.graph import OpGraph
 from tilecompile.ir.node import OpNode
-from tilecompile.ir.placement import PlacedGraph
 from tilecompile.ops.base import RowsRead, cache_reads, op_of
 from tilecompile.ops.context import Context, rows_of
 from tilecompile.runtime.format import DTYPE_BYTES
@@ -40,14 +39,6 @@ def _rows(node: OpNode, stated: RowsRead, context: int) -> float:
     """Rows that a node reads of a cache: the average where the cache is a shard of the context."""
     rows = stated.at(context)
     return rows if Context.of(node) is None else rows * rows_of(node, context) / max(1, context)
-
-
-def device_reads(placed: PlacedGraph, context: int) -> list[float]:
-    """Bytes that each device reads in a step at a context. A constant that several operators read counts once."""
-    reads = [0.0] * placed.placement.devices
-    for node, size in distinct_reads(placed.graph, context):
-        reads[node.device] += size
-    return reads
 
 
 def distinct_reads(graph: OpGraph, context: int) -> Iterable[tuple[OpNode, float]]:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
 
-from tilecompile.cost.device_reads import device_reads, distinct_reads
+from tilecompile.cost.device_reads import distinct_reads
 from tilecompile.ir.graph import OpGraph, pushes
 from tilecompile.ir.node import OpNode, View
 from tilecompile.ir.placement import PlacedGraph, Split
@@ -100,7 +100,9 @@ def placement_table(placed: PlacedGraph, context: int | None = None) -> Placemen
     read: dict[str, list[float]] = defaultdict(lambda: [0.0] * devices)
     nodes: dict[str, list[OpNode]] = defaultdict(list)
     sent: dict[str, list[View]] = defaultdict(list)  # in another device's memory
+    device = [0.0] * devices
     for node, size in distinct_reads(graph, context):
+        device[node.device] += size
         if op_of(node).is_sink:
             continue
         name = (node.origin or INPUTS) if node.role == PUSH else node.undivided
@@ -123,7 +125,7 @@ def placement_table(placed: PlacedGraph, context: int | None = None) -> Placemen
         exchanges = len({graph.tensors[view.tensor].undivided for view in pushed})
         moved = sum(int(prod(view.shape)) * DTYPE_BYTES[view.dtype] for view in pushed)
         rows.append(Row(short, ops, len(names), where, axis, total, exchanges, len(pushed), moved))
-    return PlacementTable(context, tuple(rows), tuple(map(round, device_reads(placed, context))), _chain(graph))
+    return PlacementTable(context, tuple(rows), tuple(map(round, device)), _chain(graph))
 
 
 def positions(graph: OpGraph) -> int:

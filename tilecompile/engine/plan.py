@@ -40,8 +40,8 @@ class Plan:
         """The plan of the whole model that a short one stands for: graphs and tasks stay those of the short one."""
         if self.repeat is None:
             return self
-        program = whole_program(self.program, self.repeat, self.operators)
         operators = whole_graph(self.operators, self.repeat, self.program)
+        program = whole_program(self.program, self.repeat, self.operators, operators)
         placed = [whole_placed(p, self.repeat, operators) for p in self.placed]
         return replace(self, placed=placed, program=program, operators=operators)
 

@@ -105,8 +105,8 @@ class Repeat:
         return Move(least, copies * self.layers)
 
 
-def whole_program(short: Program, repeat: Repeat, operators: EngineGraph) -> Program:
-    """The program of the whole model, `operators` those of the short one.
+def whole_program(short: Program, repeat: Repeat, operators: EngineGraph, whole: EngineGraph) -> Program:
+    """The program of the whole model, from the operators of the short one and its own (`whole_graph`).
 
     `tiles` stay those of the short one: there are no weights to pack.
     """
@@ -120,7 +120,7 @@ def whole_program(short: Program, repeat: Repeat, operators: EngineGraph) -> Pro
         short,
         tables=tables,
         weights=repeat.whole(short.weights, weights, lambda name, move: move.name(name, layers[name])),
-        operators=[node.name for node in whole_graph(operators, repeat, short).nodes],
+        operators=[node.name for node in whole.nodes],
         buffers=[replace(b, index=i, offset=offset) for i, (b, offset) in enumerate(zip(placed, offsets, strict=True))],
         arena_bytes=[{name: int(x) for name, x in zip(ARENAS, row, strict=True) if name != "weight"} for row in sizes],
         pool_bytes=sizes[:, ARENAS.index("weight")].tolist(),

@@ -16,6 +16,7 @@
 
 #define TC_DEVICE inline
 #define TC_UNROLL
+#define TC_ROLLED
 
 struct alignas(16) uint4 {
   uint32_t x, y, z, w;
@@ -132,6 +133,12 @@ inline void run_threads(void (*body)(void*), void* argument, uint32_t seed) {
     before = fibers.moves;
     if (idle > 25) fail("threads wait for each other: not all of them meet");
   }
+}
+
+inline void add_block(uint64_t* p, uint64_t v) { *p += v; }
+inline uint32_t add_block(uint32_t* p, uint32_t v) {
+  *p += v;
+  return *p - v;
 }
 
 constexpr int BODY_BARRIER = 3;

@@ -99,7 +99,7 @@ class TileBody:
 
 
 @dataclass(frozen=True)
-class StreamBody:
+class HandBody:
     """A body written by hand: the C++ statement over `const Call& c`, and the ops whose `gpu.cuh` it needs, in order.
 
     It takes `scratch` bytes of shared memory, and `panel_scratch` for each panel of its largest weight tile.
@@ -111,7 +111,12 @@ class StreamBody:
     panel_scratch: int = 0
 
 
-Body = TileBody | StreamBody
+@dataclass(frozen=True)
+class StreamBody(HandBody):
+    """One that takes weights from the ring and multiplies on tensor cores."""
+
+
+Body = TileBody | HandBody
 
 
 def extent(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:

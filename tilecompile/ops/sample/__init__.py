@@ -12,6 +12,7 @@ import torch
 from tilecompile.ir.node import OpNode
 from tilecompile.ir.tiling import Access, Tiling, whole
 from tilecompile.ops.base import TileOp, register
+from tilecompile.ops.sample.gpu import gpu
 from tilecompile.ops.sample.reference import choose
 from tilecompile.runtime.format import INTERVAL_BITS, SAMPLING
 
@@ -86,4 +87,4 @@ def reference(node: OpNode, inputs: list[torch.Tensor], weights: list[torch.Tens
     return y
 
 
-register(TileOp("sample", tile, cpu, reference, headers=("argmax",), samples=True))
+register(TileOp("sample", tile, cpu, reference, headers=("argmax",), gpu=gpu, samples=True))

@@ -1,96 +1,8 @@
-// sample: the id that follows a token, by the rules that `reference.py` states; equal to it bit for bit.
-//
-// No result depends on the instruction set: products that would be contracted with a sum are kept apart, logarithm and
-// exponential are made of sums and products in f64, and probabilities are whole numbers, whose sums have no order.
+// sample: the id that follows a token, by the rules that `reference.py` states; equal to it bit for bit, on any
+// instruction set (ops/kit/sampling.h).
 #pragma once
 
 namespace sampling {
-
-// The product, rounded: the compiler can't make it part of a fused operation.
-INLINE double keep(double x) {
-#if defined(__x86_64__)
-  asm("" : "+x"(x));
-#elif defined(__aarch64__)
-  asm("" : "+w"(x));
-#else
-  asm("" : "+m"(x));
-#endif
-  return x;
-}
-INLINE float keep(float x) {
-#if defined(__x86_64__)
-  asm("" : "+x"(x));
-#elif defined(__aarch64__)
-  asm("" : "+w"(x));
-#else
-  asm("" : "+m"(x));
-#endif
-  return x;
-}
-INLINE double mul(double a, double b) { return keep(a * b); }
-
-constexpr double LN2_HIGH = 0.693147180369123816490, LN2_LOW = 1.90821492927058770002e-10;
-
-// The natural logarithm of a normal positive number, as in FreeBSD's e_log.c.
-inline double log_of(double x) {
-  uint64_t bits;
-  memcpy(&bits, &x, 8);
-  const uint64_t up = bits + 0x95f62ull * 0x100000000ull;  // the mantissa lies between sqrt(1/2) and sqrt(2)
-  const int k = int(up >> 52) - 1023;
-  bits = (up & 0xfffffffffffffull) + 0x3fe6a09eull * 0x100000000ull;
-  memcpy(&x, &bits, 8);
-  const double f = x - 1.0, half = mul(0.5, mul(f, f)), s = f / (2.0 + f), z = mul(s, s), w = mul(z, z);
-  const double odd = mul(w, 3.999999999940941908e-01 + mul(w, 2.222219843214978396e-01 + mul(w, 1.531383769920937332e-01)));
-  const double even =
-      mul(z, 6.666666666666735130e-01 +
-                 mul(w, 2.857142874366239149e-01 + mul(w, 1.818357216161805012e-01 + mul(w, 1.479819860511658591e-01))));
-  const double rest = mul(s, half + (even + odd)) + mul(double(k), LN2_LOW);
-  return mul(double(k), LN2_HIGH) - ((half - rest) - f);
-}
-
-// e^x for x from -40 to 0: a Taylor polynomial of the rest that is left of x after whole multiples of ln 2.
-inline double exp_of(double x) {
-  constexpr double TERMS[] = {1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320, 1.0 / 5040, 1.0 / 720,
-                              1.0 / 120,      1.0 / 24,      1.0 / 6,      0.5,         1.0,        1.0};
-  const double k = std::floor(mul(x, 1.44269504088896340736) + 0.5);
-  const double r = (x - mul(k, LN2_HIGH)) - mul(k, LN2_LOW);
-  double y = 1.0 / 479001600;
-  for (double term : TERMS) y = mul(y, r) + term;
-  const uint64_t bits = uint64_t(1023 + int64_t(k)) << 52;
-  double scale;
-  memcpy(&scale, &bits, 8);
-  return mul(y, scale);
-}
-
-// Four words of Philox 4x32-10 (Salmon et al. 2011): counter (position, group of ids, 0, 0), key the seed.
-inline void philox(uint64_t seed, uint32_t position, uint32_t group, uint32_t (&out)[4]) {
-  uint32_t a = position, b = group, c = 0, d = 0, k0 = uint32_t(seed), k1 = uint32_t(seed >> 32);
-  for (int round = 0; round < 10; ++round) {
-    const uint64_t p = uint64_t(0xD2511F53u) * a, q = uint64_t(0xCD9E8D57u) * c;
-    a = uint32_t(q >> 32) ^ b ^ k0;
-    b = uint32_t(q);
-    c = uint32_t(p >> 32) ^ d ^ k1;
-    d = uint32_t(p);
-    k0 += 0x9E3779B9u;
-    k1 += 0xBB67AE85u;
-  }
-  out[0] = a, out[1] = b, out[2] = c, out[3] = d;
-}
-
-// Gumbel noise of a random word: -log(-log u), u the middle of its interval of (0, 1).
-inline double gumbel(uint32_t word) { return -log_of(-log_of(mul(double(word) + 0.5, 0x1p-32))); }
-
-// More than the noise of a word can be, at the price of a few instructions: -log u is at least 1 - u.
-INLINE double gumbel_bound(uint32_t word) {
-  return 0.6931472 * (word == NONE ? 33 : __builtin_clz(~word) + 1) + 1e-3;
-}
-
-// Unsigned numbers in the order of floats; both zeros must be one.
-INLINE uint32_t ordered(float x) {
-  uint32_t u;
-  memcpy(&u, &x, 4);
-  return u >> 31 ? ~u : u | 0x80000000u;
-}
 
 // What a body works with, in the thread's scratch memory.
 template <int V>
@@ -135,12 +47,6 @@ struct Weighed {
   uint64_t addend;
 };
 
-// Penalties for an id that occurred before; see `counts`.
-INLINE float penalised(const Sampling& s, float x, int32_t count) {
-  x = x < 0 ? keep(x * s.repetition) : x / s.repetition;
-  return count > 1 ? (x - keep(s.frequency * float(count >> 1))) - s.presence : x;
-}
-
 // Whether all logits are finite numbers: the product of another one with zero is NaN, and so is every sum with it.
 template <int V>
 INLINE bool finite(const float* x) {
@@ -173,12 +79,8 @@ inline void adjust(const Sampling& s, const float* logits, const float* bias, co
     memcpy(x, logits, sizeof(float) * V);
   if (s.flags & COUNTED) {
     float own[MAX_TOKENS];
-    for (int t = 0; t < n; ++t) {
-      int32_t count = counts[ids[t]];
-      for (int u = 0; u < n; ++u)
-        if (ids[u] == ids[t]) count = position + u < s.text_begin ? count | 1 : count + 2;
-      own[t] = penalised(s, x[ids[t]], count);
-    }
+    for (int t = 0; t < n; ++t)
+      own[t] = penalised(s, x[ids[t]], counted_with(counts, ids, n, ids[t], position, s.text_begin));
     for (int i = 0; i < V; ++i)
       if (counts[i]) x[i] = penalised(s, x[i], counts[i]);
     for (int t = 0; t < n; ++t) x[ids[t]] = own[t];
@@ -208,13 +110,12 @@ inline int filter(const Sampling& s, Room<V>& room, float best) {
   if (s.top_p >= 1 && s.min_p <= 0) return n;
   uint64_t total = 0;
   for (int i = 0; i < n; ++i) {
-    const double d = double(room.x[room.ids[i]]) - double(best);
-    const uint64_t mass = d > -40 ? uint64_t(mul(exp_of(d), 0x1p40)) : 0;
+    const uint64_t mass = mass_of<MASS_BITS>(double(room.x[room.ids[i]]) - double(best));
     room.mass[room.ids[i]] = mass;
     total += mass;
   }
   if (s.top_p < 1) {  // from the least likely on, ids go as long as their probabilities reach no more than 1 - p
-    const uint64_t limit = uint64_t(mul(1.0 - s.top_p, double(total)));
+    const uint64_t limit = left_out(s.top_p, total);
     uint64_t before;
     const uint32_t least = key_at(room.sums, n, limit, before,
                                   [&](int i) { return Weighed{key(room.ids[i]), room.mass[room.ids[i]]}; });
@@ -227,7 +128,7 @@ inline int filter(const Sampling& s, Room<V>& room, float best) {
       return before > limit || id == last;
     });
   }
-  const uint64_t lowest = uint64_t(std::ceil(mul(s.min_p, 0x1p40)));
+  const uint64_t lowest = least_mass(s.min_p);
   return kept(n, [&](int id) { return room.mass[id] >= lowest; });
 }
 
@@ -241,7 +142,7 @@ inline int32_t sample_row(const Sampling& s, const float* logits, const float* b
   const int32_t likeliest = argmax_row(room.x, V);
   if (room.x[likeliest] == -INFINITY) return NOTHING_ALLOWED_ID;
   if (s.temperature == 0) return likeliest;
-  for (int i = 0; i < V; ++i) room.x[i] = room.x[i] / s.temperature + 0.f;  // one zero
+  for (int i = 0; i < V; ++i) room.x[i] = scaled(room.x[i], s.temperature);
   const bool all = (s.top_k == 0 || s.top_k >= uint32_t(V)) && s.top_p >= 1 && s.min_p <= 0;
   const int left = all ? V : filter<V>(s, room, room.x[likeliest]);
   double best = -INFINITY;

@@ -68,9 +68,9 @@ inline void log_probabilities(const float* logits, uint32_t vocab, int32_t id, u
     for (; j > 0 && logits[i] > values[j - 1]; --j) values[j] = values[j - 1], ids[j] = ids[j - 1];
     values[j] = logits[i], ids[j] = int32_t(i);
   }
-  double sum = 0;
-  for (uint32_t i = 0; i < vocab; ++i) sum += std::exp(double(logits[i]) - best);
-  const double log_sum = best + std::log(sum);
-  own[0] = float(logits[id] - log_sum);
-  for (uint32_t j = 0; j < n; ++j) values[j] = float(values[j] - log_sum);
+  uint64_t sum = 0;
+  for (uint32_t i = 0; i < vocab; ++i) sum += sampling::mass_of<sampling::LOGPROB_BITS>(double(logits[i]) - double(best));
+  const double log_sum = sampling::log_sum(best, sum);
+  own[0] = sampling::log_probability(logits[id], log_sum);
+  for (uint32_t j = 0; j < n; ++j) values[j] = sampling::log_probability(values[j], log_sum);
 }

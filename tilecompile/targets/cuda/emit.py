@@ -14,7 +14,7 @@ from typing import TypeVar
 from tilecompile.ir.node import OpNode
 from tilecompile.ir.tasks import TaskGrids
 from tilecompile.ops.base import REGISTRY, op_of
-from tilecompile.ops.kit.body import Body, StreamBody
+from tilecompile.ops.kit.body import Body, HandBody
 from tilecompile.runtime.format import BlockShape, block_header, c_header
 from tilecompile.targets.cuda.lower import Lowered, to_cuda
 from tilecompile.targets.kind import Kind
@@ -24,7 +24,7 @@ Label = TypeVar("Label", bound=Hashable)
 HERE = Path(__file__).parent
 OPS = Path(__file__).parents[2] / "ops"
 
-FRONT = ("sync.cuh", "ring.cuh", "call.cuh", "scalar.cuh", "reduce.cuh")
+FRONT = ("sync.cuh", "ring.cuh", "call.cuh", "scalar.cuh", "reduce.cuh", "ranked.cuh", "sampling.h")
 """What bodies are written over."""
 
 LOOP = ("commit_rules.h", "worker.cuh", "control.cuh", "loader.cuh", "loop.cuh", "fill.cuh")
@@ -51,7 +51,7 @@ def task_kinds(nodes: Mapping[Label, OpNode]) -> tuple[list[GpuKind], dict[Label
         key = (node.op, body)
         if key not in kinds:
             shapes = " ".join(str(v) for v in (*node.inputs, *node.weights)) + " -> " + " ".join(map(str, node.outputs))
-            statement = body.statement if isinstance(body, StreamBody) else ""
+            statement = body.statement if isinstance(body, HandBody) else ""
             kinds[key] = GpuKind(len(kinds) + 1, node.op, node.name, shapes, statement, body)
         of_node[label] = kinds[key]
     return list(kinds.values()), of_node
@@ -81,7 +81,7 @@ def bodies(kinds: list[GpuKind], panels: Mapping[int, int], architecture: str) -
     headers: dict[str, None] = {}
     functions, scratch = [], {}
     for kind in kinds:
-        if isinstance(kind.body, StreamBody):
+        if isinstance(kind.body, HandBody):
             headers |= dict.fromkeys(kind.body.headers)
             scratch[kind.index] = kind.body.scratch + kind.body.panel_scratch * panels.get(kind.index, 0)
             functions.append(_function(kind, kind.body.statement))
@@ -101,7 +101,7 @@ def _function(kind: GpuKind, statement: str) -> str:
 
 def header(name: str) -> str:
     """The text of a hand-written header: of `ops/kit/cuda`, of this folder, or of all targets."""
-    folders = (OPS / "kit" / "cuda", HERE, HERE.parent)
+    folders = (OPS / "kit" / "cuda", OPS / "kit", HERE, HERE.parent)
     return next(folder / name for folder in folders if (folder / name).exists()).read_text()
 
 

@@ -91,6 +91,17 @@ TC_DEVICE void store_release_block(uint32_t* p, uint32_t v) {
 // Whether the thread is the first of the block to claim a word of shared memory, which is 0 before.
 TC_DEVICE bool claim(uint32_t* p) { return atomicExch_block(p, 1u) == 0; }
 
+// Adds to words of shared memory that threads of the block add to; barriers order it with other accesses.
+TC_DEVICE void add_block(uint64_t* p, uint64_t v) {
+  asm volatile("red.relaxed.cta.shared::cta.add.u64 [%0], %1;" ::"r"(shared(p)), "l"(v) : "memory");
+}
+// Returns what the word was.
+TC_DEVICE uint32_t add_block(uint32_t* p, uint32_t v) {
+  uint32_t before;
+  asm volatile("atom.relaxed.cta.shared::cta.add.u32 %0, [%1], %2;" : "=r"(before) : "r"(shared(p)), "r"(v) : "memory");
+  return before;
+}
+
 // Named barriers. 0: the whole block. 1 and 2 belong to TileLang's reductions.
 constexpr int BODY_BARRIER = 3;  // `__syncthreads` of a body: all consumers
 constexpr int LOOP_BARRIER = 4;  // the loop's own: all consumers

@@ -76,9 +76,10 @@ class CompileOptions:
 
     `model` is a checkpoint folder or a named configuration, `seed` is for drawn weights, `workers` counts those of
     one device, `granularity` the tasks that each of them gets of an operator, `prefill` the tokens of a prompt that
-    a step takes, `drafts` those that a round of speculation drafts, `context` is the number of positions that placement
-    `auto` is chosen for, `on_one_gpu` divides the workers of one GPU over the
-    devices, `no_kernel` only plans and proves, `dump` is a folder for every stage's value in readable form.
+    a step takes, `drafts` those that a round of speculation drafts, `draft_head` the format of a copy of the lm_head
+    for drafts (None: they use the model's own), `context` is the number of positions that placement `auto` is chosen
+    for, `on_one_gpu` divides the workers of one GPU over the devices, `no_kernel` only plans and proves, `dump` is a
+    folder for every stage's value in readable form.
     """
 
     model: str
@@ -97,6 +98,7 @@ class CompileOptions:
     context: int | None = None
     max_seq_len: int | None = None
     weights: str | None = None
+    draft_head: str | None = None
     cache: str | None = None
     seed: int | None = None
     no_weights: bool = False
@@ -109,6 +111,7 @@ class CompileOptions:
         _one_of("--reduction", self.reduction, REDUCTIONS)
         _one_of("--target", self.target, TARGETS)
         _one_of("--weights", self.weights, FORMATS)
+        _one_of("--draft-head", self.draft_head, FORMATS)
         _one_of("--cache", self.cache, CACHE_DTYPES)
         _in_range("--devices", self.devices, 1, MAX_DEVICES)
         _in_range("--workers", self.workers, 1, MAX_WORKERS)

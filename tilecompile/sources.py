@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,7 @@ def open_model(options: CompileOptions, settings: Settings) -> ModelSource:
 
 
 def storage_of(config: ModelConfig, options: CompileOptions, settings: Settings) -> Storage:
-    """How an engine stores a model. InputError for weights that the machine doesn't take, for more positions than the
+    """How an engine stores a model. InputError for formats that the machine doesn't take, for more positions than the
     model has, and for a context of more than the engine has."""
     weights, takes = options.weights or config.weight_type, settings.machine.weight_types
     if weights not in takes:
@@ -87,15 +87,22 @@ def storage_of(config: ModelConfig, options: CompileOptions, settings: Settings)
     max_seq_len = options.max_seq_len or min(limit, DEFAULT_MAX_SEQ_LEN)
     if settings.context is not None and settings.context > max_seq_len:
         raise InputError(f"--context is {settings.context}, the engine holds {max_seq_len} positions")
-    return Storage(max_seq_len, settings.cache, weights)
+    head = options.draft_head
+    if head is not None and head not in takes:
+        raise InputError(f"--draft-head is {head}, and machine {settings.machine.name} takes {', '.join(takes)}")
+    storage = Storage(max_seq_len, settings.cache, weights)
+    return storage if head == storage.exact else replace(storage, draft_head=head)
 
 
 def steps_of(config: ModelConfig, options: CompileOptions, settings: Settings) -> Steps:
     """The sizes of an engine's steps, those of a machine without costs where none are given. InputError for drafts of a
-    model that makes none."""
+    model that makes none, and for their head where none are made."""
     can = spec_of(config).drafts(config)
     if settings.drafts and not can:
         raise InputError(f"--drafts is {settings.drafts}, and {options.model} has no layer that drafts (MTP)")
+    if options.draft_head is not None and not (can and settings.drafts != 0):
+        why = "--drafts is 0" if can else f"{options.model} has no layer that drafts (MTP)"
+        raise InputError(f"--draft-head is {options.draft_head}, and {why}")
     drafts = settings.drafts if settings.drafts is not None else DRAFTS if can else 0
     prefill = settings.prefill or min(PREFILL, MAX_TOKENS if settings.machine.is_cpu else BODY_TOKENS)
     return Steps(prefill, drafts)
@@ -103,7 +110,8 @@ def steps_of(config: ModelConfig, options: CompileOptions, settings: Settings) -
 
 def _check_disk(weights: Weights[Any], storage: Storage, output: Path) -> None:
     """InputError where the disk of the engine hasn't room for the matrices, even without padding and scales."""
-    numbers = sum(prod(p.shape) for p in weights.parameters.values() if len(p.shape) > 1)
+    stored = {(w, p.shape[-2:]) for p in weights.parameters.values() if len(p.shape) > 1 for w in p.windows}
+    numbers = sum(prod(shape) for _, shape in stored)
     least = numbers * FORMATS[storage.weights].bits // 8
     free = shutil.disk_usage(next(p for p in output.absolute().parents if p.exists())).free
     if least > free:

@@ -42,7 +42,9 @@ class MtpStep(nn.Module):
         layers: dict[int, Layer] = {config.mtp_layer: MtpLayer(config, storage, config.mtp_layer)}
         states = {"draft_hidden": 1} | ({"hidden": steps.most} if extend else {})
         self.model = Trunk(config, layers, storage, norm=False, states=states)
-        self.lm_head = Matrix(config.vocab_size, config.hidden_size, dtype=storage.exact)
+        # A copy of the lm_head in another format changes what is drafted, and never what the main model says.
+        self.head, dtype = ("draft_head", storage.draft_head) if storage.draft_head else ("lm_head", storage.exact)
+        self.add_module(self.head, Matrix(config.vocab_size, config.hidden_size, dtype=dtype))
 
     def forward(self, ids: Tensor, position: Tensor, *sampling: Tensor) -> tuple[Tensor, Tensor]:
         """ids i32 [T], position i32 [1], SAMPLING or nothing -> logits [1, vocab] after the last token and the draft.
@@ -59,5 +61,5 @@ class MtpStep(nn.Module):
         x, _ = layer(x, angles, position, None)
         x = ops.last_token(x)
         ops.keep(self.model.draft_hidden, layer.shared_head["norm"](x))
-        logits = self.lm_head(layer.shared_head["norm"](x))
+        logits = self.get_submodule(self.head)(layer.shared_head["norm"](x))
         return logits, next_ids(logits, ids, position, sampling, shift=1)

@@ -60,6 +60,13 @@ def compile_command(
     ] = None,
     max_seq_len: Annotated[int | None, typer.Option(help="Positions that the engine can hold.")] = None,
     weights: Annotated[str | None, typer.Option(help="f32, bf16, fp8.  [default: as in the checkpoint]")] = None,
+    draft_head: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FORMAT",
+            help="Format of a copy of the lm_head for drafts, such as fp8.  [default: they use the model's own]",
+        ),
+    ] = None,
     cache: Annotated[str | None, typer.Option(help="f32 or bf16.  [default: f32 on a CPU, else bf16]")] = None,
     seed: Annotated[
         int | None, typer.Option(help="Draw the weights from this seed.  [default: 0 for a named configuration]")
@@ -89,6 +96,7 @@ def compile_command(
         reduction=reduction,
         max_seq_len=max_seq_len,
         weights=weights,
+        draft_head=draft_head,
         cache=cache,
         seed=seed,
         no_weights=no_weights,

@@ -62,6 +62,7 @@ def describe(plan: Plan, source: ModelSource, settings: Settings) -> dict[str, A
             "tensors": program.weights,
         },
         "cache": storage.cache,
+        "draft_head": storage.draft_head,
         "arenas": [{"device": d, **sizes} for d, sizes in enumerate(program.arena_bytes)],
         "programs": programs,
         "first_program": FIRST_PROGRAM,

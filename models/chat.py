@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from tilecompile.models.files import read_object, read_text
 from tilecompile.runtime.chat import DEFAULT
 from tilecompile.runtime.errors import InputError
 from tilecompile.runtime.validate import mismatch
@@ -23,10 +23,10 @@ def read_chat(folder: Path) -> dict[str, Any] | None:
     tokenizer_config.json as one text or a list of names and texts, as transformers reads them. InputError for files
     that aren't what they should be.
     """
-    config = _json(folder / CONFIG)
-    templates = {path.stem: _text(path) for path in sorted((folder / FOLDER).glob("*.jinja"))}
+    config = read_object(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    templates = {path.stem: read_text(path) for path in sorted((folder / FOLDER).glob("*.jinja"))}
     if (folder / TEMPLATE).is_file():
-        templates[DEFAULT] = _text(folder / TEMPLATE)
+        templates[DEFAULT] = read_text(folder / TEMPLATE)
     templates = templates or _in_config(folder / CONFIG, config.get("chat_template"))
     if not templates:
         return None
@@ -65,23 +65,3 @@ def _content(token: Any) -> str | None:
     """The text of a special token, which is written as text or as an object."""
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) else None
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text("utf-8")
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: can't be read as text: {error}") from error
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """The object in a file; empty if the file isn't there."""
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(_text(path))
-    except ValueError as error:
-        raise InputError(f"{path}: is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: is a {type(value).__name__}, want an object")
-    return value

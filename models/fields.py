@@ -24,6 +24,20 @@ def check_only(values: Mapping[str, Any], only: Mapping[str, tuple[Any, ...]], s
             raise refuse(source, field, values[field], " or ".join(map(repr, supported)))
 
 
+def agreed(stated: Mapping[str, Any], source: str) -> Any:
+    """The value that fields state, by their names; None where none of them does (None stands for no value).
+
+    InputError that names two fields whose values contradict each other.
+    """
+    found = [(field, value) for field, value in stated.items() if value is not None]
+    for field, value in found[1:]:
+        if value != found[0][1]:
+            raise InputError(
+                f"{source}: {found[0][0]} is {found[0][1]!r} and {field} is {value!r}: they contradict each other"
+            )
+    return found[0][1] if found else None
+
+
 def check_stored(values: Mapping[str, Any], source: str) -> None:
     """InputError for a checkpoint whose weights are quantised."""
     if (quantization := values.get("quantization_config")) is not None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tilecompile.models.files import read_object
 from tilecompile.runtime.errors import InputError
 from tilecompile.runtime.sampling import DEFAULTS, SamplingParams
 
@@ -33,14 +33,7 @@ def read_generation(folder: Path, vocab: int) -> Generation:
     path = folder / FILE
     if not path.is_file():
         return NOTHING_STATED
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: the content is a {type(values).__name__}, want an object")
+    values = read_object(path)
     defaults = {name: values[name] for name in DEFAULTS if values.get(name) is not None}
     if values.get("do_sample") is False:
         defaults["temperature"] = 0.0

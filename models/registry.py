@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tilecompile.models.files import read_object
 from tilecompile.models.glm5 import GLM5
 from tilecompile.models.spec import C, ModelConfig, ModelSpec
 from tilecompile.runtime.errors import InputError
@@ -42,6 +42,10 @@ def read_config(values: Mapping[str, Any], source: str = "config") -> ModelConfi
 
     A file without `architectures` is recognised by its `model_type`.
     """
+    nested = values.get("text_config")
+    kinds = {values.get("model_type"), nested.get("model_type") if isinstance(nested, dict) else None}
+    for kind, words in ((k, w) for spec in SPECS.values() for k, w in spec.relatives.items() if k in kinds):
+        raise InputError(f"{source}: model_type is {kind!r}: {words}")
     found = values.get("architectures")
     if found is None:
         known = [spec for spec in SPECS.values() if spec.model_type == values.get("model_type")]
@@ -61,15 +65,7 @@ def read_config(values: Mapping[str, Any], source: str = "config") -> ModelConfi
 
 def read_config_file(path: Path) -> ModelConfig:
     """The configuration in a `config.json`. InputError as `read_config` has it, and if the file can't be read."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: the content is a {type(values).__name__}, want an object")
-    return read_config(values, str(path))
+    return read_config(read_object(path), str(path))
 
 
 def config_of(model: str) -> ModelConfig:

@@ -247,6 +247,9 @@ class ModelSpec(Generic[C]):
     named: Mapping[str, C] = field(default_factory=dict)
     """Configurations by the name that the command line takes."""
 
+    relatives: Mapping[str, str] = field(default_factory=dict)
+    """Model types that are taken for this one and are others: what each is, in words."""
+
     peer: Callable[[], PeerModel[C]] | None = None
 
     same_results: frozenset[str] = frozenset()

@@ -40,9 +40,25 @@ class Text:
             raise EngineError(
                 f"{path}: is not a readable tokenizer: {(str(error) or type(error).__name__).splitlines()[0]}"
             ) from error
+        self.ignored = self._without_settings()
+        """Settings in the file that would change what is encoded, and are not applied."""
         self._special = {i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
         self._byte_level = type(self._tokenizer.decoder).__name__ == "ByteLevel"
         self._alphabet = _byte_alphabet()
+
+    def _without_settings(self) -> tuple[str, ...]:
+        """Switches off what a tokenizer.json may ask for and a prompt mustn't get; returns what that was."""
+        found = [name for name in ("truncation", "padding") if getattr(self._tokenizer, name) is not None]
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        if getattr(self._tokenizer.model, "dropout", None):
+            self._tokenizer.model.dropout = None
+            found.append("dropout")
+        return tuple(found)
+
+    def beyond(self, count: int) -> list[str]:
+        """The tokens with ids of `count` or more."""
+        return [token for token, i in self._tokenizer.get_vocab(with_added_tokens=True).items() if i >= count]
 
     def encode(self, text: str, special: bool = True) -> list[int]:
         """Token ids of a text, with the special tokens that the tokenizer adds unless `special` is False."""

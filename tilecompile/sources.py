@@ -16,9 +16,9 @@ from tilecompile.models.drawn import DrawnWeights
 from tilecompile.models.generation import NOTHING_STATED, Generation, read_generation
 from tilecompile.models.registry import NAMED, config_of, spec_of
 from tilecompile.models.spec import ModelConfig, StepProgram, Steps, Storage
+from tilecompile.models.tokenizer import read_tokenizer
 from tilecompile.models.weights import Weights
 from tilecompile.options import DRAFTS, PREFILL, CompileOptions, Settings
-from tilecompile.runtime.folder.manifest import TOKENIZER
 from tilecompile.runtime.format import BODY_TOKENS, MAX_TOKENS
 from tilecompile.runtime.weight_formats import FORMATS
 
@@ -68,10 +68,14 @@ def open_model(options: CompileOptions, settings: Settings) -> ModelSource:
     if weights is not None:
         _check_disk(weights, storage, options.output)
     name = options.model if folder is None else folder.resolve().name
-    tokenizer = None if folder is None or not (folder / TOKENIZER).is_file() else folder / TOKENIZER
-    chat = read_chat(folder) if folder is not None and tokenizer else None
-    notes += unparsable(chat) if chat else ()
-    generation = NOTHING_STATED if folder is None else read_generation(folder, config.vocab_size)
+    if folder is None:
+        return ModelSource(name, config, storage, steps, weights, origin, notes=notes)
+    tokenizer, found = read_tokenizer(folder, config.vocab_size)
+    chat = read_chat(folder) if tokenizer else None
+    generation = read_generation(folder, config.vocab_size)
+    notes += (*found, *(unparsable(chat) if chat else ()))
+    if not (*config.eos_token_id, *generation.stops):
+        notes += (f"{folder}: no ids that end a text (eos_token_id) are stated: only a request's own stops end it",)
     return ModelSource(name, config, storage, steps, weights, origin, tokenizer, chat, generation, notes=notes)
 
 

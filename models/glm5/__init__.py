@@ -92,6 +92,7 @@ GLM5 = ModelSpec(
     tables={INV_FREQ: _inverse_frequencies},
     held=_held,
     named=NAMED,
+    relatives={"glm5_next": "GLM-5.3-Flash is another model (with linear attention), which is not supported"},
     peer=_peer,
     same_results=frozenset(
         (

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from tilecompile.models.fields import check_only, check_stored, plain_fields, refuse
+from tilecompile.models.fields import agreed, check_only, check_stored, plain_fields, refuse
+from tilecompile.models.glm5.layers import indexer_types, mlp_layer_types
 from tilecompile.models.spec import Figures, LayerKind
 from tilecompile.runtime.errors import InputError
 
@@ -16,6 +17,9 @@ MODEL_TYPE = "glm_moe_dsa"
 
 LEAST = {"num_nextn_predict_layers": 0}
 """Fields that may be less than 1."""
+
+ALIASES = {"n_routed_experts": ("num_experts", "num_local_experts"), "dtype": ("torch_dtype",)}
+"""Other names of fields in files that some tools write."""
 
 
 @dataclass(frozen=True)
@@ -155,11 +159,9 @@ class Glm5Config:
         """The configuration from a `config.json`'s values; whatever the model side doesn't support is an InputError."""
         values = {key: value for key, value in values.items() if value is not None}
         _refuse_unsupported(values, source)
-        for alias in ("num_experts", "num_local_experts"):
-            if "n_routed_experts" not in values and alias in values:
-                values["n_routed_experts"] = values[alias]
-        if "dtype" not in values and "torch_dtype" in values:
-            values["dtype"] = values["torch_dtype"]
+        for field, others in ALIASES.items():
+            if (value := agreed({name: values.get(name) for name in (field, *others)}, source)) is not None:
+                values[field] = value
         values["rope_theta"] = _rope_theta(values, source)
         eos = values.get("eos_token_id", ())
         values["eos_token_id"] = [eos] if isinstance(eos, int) else eos
@@ -167,9 +169,11 @@ class Glm5Config:
         layers = kept["num_hidden_layers"]
         config = cls(
             **kept,
-            indexer_types=_indexer_types(values, layers, source),
-            mlp_layer_types=_mlp_layer_types(values, layers, source),
+            indexer_types=indexer_types(values, layers, source),
+            mlp_layer_types=mlp_layer_types(values, layers, source),
         )
+        width = {"qk_head_dim": values.get("qk_head_dim"), "qk_nope_head_dim + qk_rope_head_dim": config.qk_head_dim}
+        agreed(width, source)
         _check_sizes(config, source)
         return config
 
@@ -198,7 +202,7 @@ def _refuse_unsupported(values: Mapping[str, Any], source: str) -> None:
 
 def _rope_theta(values: Mapping[str, Any], source: str) -> Any:
     """The base of the rotation frequencies, from `rope_parameters`, `rope_scaling` or the top level."""
-    theta = values.get("rope_theta")
+    stated = {"rope_theta": values.get("rope_theta")}
     for field in ("rope_parameters", "rope_scaling"):
         rope = values.get(field, {})
         if not isinstance(rope, dict):
@@ -209,55 +213,10 @@ def _rope_theta(values: Mapping[str, Any], source: str) -> Any:
         for key in ("factor", "attention_factor"):
             if rope.get(key, 1) != 1:
                 raise refuse(source, f"{field}.{key}", rope[key], "no scaling")
-        theta = rope.get("rope_theta", theta)
-    if theta is None:
+        stated[f"{field}.rope_theta"] = rope.get("rope_theta")
+    if (theta := agreed(stated, source)) is None:
         raise InputError(f"{source}: missing rope_parameters.rope_theta")
     return theta
-
-
-def _kinds(values: Any, field: str, kinds: tuple[str, str], layers: int, spare: int, source: str) -> tuple[str, ...]:
-    """A list with one kind a layer; up to `spare` entries more (for the MTP layer) are dropped."""
-    if not isinstance(values, list) or any(v not in kinds for v in values):
-        raise refuse(source, field, values, f"a list of {kinds[0]!r} and {kinds[1]!r}")
-    if not layers <= len(values) <= layers + spare:
-        raise InputError(f"{source}: {field} has {len(values)} entries, want {layers}, one a layer")
-    return tuple(values[:layers])
-
-
-def _indexer_types(values: Mapping[str, Any], layers: int, source: str) -> tuple[str, ...]:
-    """One kind a layer: the explicit list, else the pattern, else the schedule by frequency and offset."""
-    field = "indexer_types"
-    if (kinds := values.get(field)) is None:
-        field = "index_topk_pattern"
-        if (kinds := values.get(field)) is None:
-            freq = max(_schedule_number("index_topk_freq", values, 1, source), 1)
-            offset = _schedule_number("index_skip_topk_offset", values, 2, source)
-            field = "index_skip_topk_offset"
-            kinds = ["shared" if max(i - offset + 1, 0) % freq else "full" for i in range(layers)]
-        elif isinstance(kinds, str):
-            kinds = [{"F": "full", "S": "shared"}.get(letter, letter) for letter in kinds]
-    spare = 1 if values.get("num_nextn_predict_layers") else 0
-    kept = _kinds(kinds, field, ("full", "shared"), layers, spare, source)
-    if kept[0] != "full":
-        raise InputError(f"{source}: {field} begins with a shared layer, want a full one: none has selected before it")
-    return kept
-
-
-def _schedule_number(field: str, values: Mapping[str, Any], default: int, source: str) -> int:
-    value = values.get(field, default)
-    if type(value) is not int:
-        raise refuse(source, field, value, "an integer")
-    return value
-
-
-def _mlp_layer_types(values: Mapping[str, Any], layers: int, source: str) -> tuple[str, ...]:
-    """One kind a layer: the explicit list, else `first_k_dense_replace` dense layers and sparse ones after them."""
-    kinds = values.get("mlp_layer_types")
-    if kinds is None:
-        dense = min(_schedule_number("first_k_dense_replace", values, 3, source), layers)
-        kinds = ["dense"] * dense + ["sparse"] * (layers - dense)
-    spare = 1 if values.get("num_nextn_predict_layers") else 0
-    return _kinds(kinds, "mlp_layer_types", ("dense", "sparse"), layers, spare, source)
 
 
 def _check_sizes(config: Glm5Config, source: str) -> None:

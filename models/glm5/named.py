@@ -71,6 +71,12 @@ _GLM5_MINI: dict[str, Any] = {
 
 NAMED: dict[str, Glm5Config] = {
     name: Glm5Config.from_dict(values, name)
-    for name, values in (("glm-5", _GLM5), ("glm-5.1", _GLM5), ("glm-5.2", _GLM5_2), ("glm5-mini", _GLM5_MINI))
+    for name, values in (
+        ("glm-5", _GLM5),
+        ("glm-5.1", _GLM5),
+        ("glm-5.2", _GLM5_2),
+        ("glm-5.3", _GLM5_2),
+        ("glm5-mini", _GLM5_MINI),
+    )
 }
 """Configurations by the name that the command line takes; glm5-mini has no published weights (they are drawn)."""

@@ -68,6 +68,7 @@ def test_named_configurations_have_the_published_values() -> None:
     full = [i for i, kind in enumerate(NAMED["glm-5.2"].indexer_types) if kind == "full"]
     assert full == [0, 1, 2, *range(6, 75, 4)]
     assert NAMED["glm-5"] == NAMED["glm-5.1"]
+    assert NAMED["glm-5.2"] == NAMED["glm-5.3"]
     assert NAMED["glm-5"].mlp_layer_types == ("dense",) * 3 + ("sparse",) * 75
     assert NAMED["glm-5.2"].rope_theta == 8e6
     mini = NAMED["glm5-mini"]
@@ -92,9 +93,10 @@ def test_configurations_need_no_torch() -> None:
         {"index_topk_freq": 0},
         {"index_topk_pattern": "FFSS"},
         {"index_topk_pattern": ["full", "shared", "shared", "full"]},
-        {"indexer_types": ["full", "shared", "full", "shared"], "index_topk_pattern": "FFFF"},
+        {"indexer_types": ["full", "shared", "full", "shared"], "index_topk_pattern": "FSFS"},
+        {"indexer_types": ["full", "full", "shared", "full"], "index_topk_freq": 2},
         {"first_k_dense_replace": 9},
-        {"mlp_layer_types": ["sparse", "dense", "sparse", "dense"]},
+        {"mlp_layer_types": ["dense", "dense", "sparse", "sparse"], "first_k_dense_replace": 2},
         {"latent_norm_eps": 1e-5},
     ],
 )
@@ -135,6 +137,19 @@ def test_configuration_matches_transformers(overrides: dict[str, Any]) -> None:
         ("num_experts_per_tok", 17, "num_experts_per_tok is 17, want at most n_routed_experts (16)"),
         ("eos_token_id", [600], "eos_token_id is [600]"),
         ("tie_word_embeddings", "yes", "tie_word_embeddings is 'yes', want true or false"),
+        ("model_type", "glm5_next", "model_type is 'glm5_next': GLM-5.3-Flash is another model"),
+        ("text_config", {"model_type": "glm5_next"}, "model_type is 'glm5_next': GLM-5.3-Flash is another model"),
+        ("rope_theta", 1e4, "rope_theta is 10000.0 and rope_parameters.rope_theta is 1000000.0: they contradict"),
+        ("rope_scaling", {"rope_theta": 5}, "rope_parameters.rope_theta is 1000000.0 and rope_scaling.rope_theta is 5"),
+        ("num_experts", 8, "n_routed_experts is 16 and num_experts is 8: they contradict each other"),
+        ("num_local_experts", 17, "n_routed_experts is 16 and num_local_experts is 17: they contradict each other"),
+        ("qk_head_dim", 33, "qk_head_dim is 33 and qk_nope_head_dim + qk_rope_head_dim is 32"),
+        (
+            "mlp_layer_types",
+            ["dense", "sparse", "dense", "sparse"],
+            "layer 2 is dense in mlp_layer_types and sparse in first_k_dense_replace 1: they contradict each other",
+        ),
+        ("mlp_layer_types", ["dense", "sparse"], "mlp_layer_types has 2 entries, want 4"),
     ],
 )
 def test_an_unsupported_configuration_is_refused_by_field(field: str, value: object, found: str) -> None:
@@ -144,6 +159,29 @@ def test_an_unsupported_configuration_is_refused_by_field(field: str, value: obj
     assert message.startswith("here/config.json: ")
     assert found in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("fields", "found"),
+    [
+        ({"index_topk_freq": 2}, "layer 1 is shared in indexer_types and full in the schedule of index_topk_freq 2 "),
+        ({"index_topk_pattern": "FFSS"}, "layer 1 is shared in indexer_types and full in index_topk_pattern"),
+        ({"torch_dtype": "float32", "dtype": "bfloat16"}, "dtype is 'bfloat16' and torch_dtype is 'float32'"),
+    ],
+)
+def test_fields_that_contradict_each_other_are_named(fields: dict[str, object], found: str) -> None:
+    kinds = ["full", "shared", "full", "shared"]
+    with pytest.raises(InputError, match="they contradict each other") as error:
+        read_config({**BASE, "indexer_types": kinds, **fields}, "here/config.json")
+    assert found in str(error.value)
+
+
+def test_other_names_of_fields_are_taken_where_they_agree() -> None:
+    config = read_config({**BASE, "num_experts": 16, "num_local_experts": 16, "torch_dtype": "float32"})
+    assert config == Glm5Config.from_dict({**BASE, "dtype": "float32"})
+    without = {key: value for key, value in BASE.items() if key not in ("n_routed_experts", "rope_parameters")}
+    other = {"num_experts": 16, "rope_theta": 1e6, "index_topk_pattern": None, "index_topk_freq": 1}
+    assert Glm5Config.from_dict({**without, **other}) == Glm5Config.from_dict(BASE)
 
 
 # --------------------------------------------------------------------------------------------------------- numbers
@@ -386,7 +424,7 @@ def test_unreadable_checkpoint_folders_are_refused(copy: Path) -> None:
     (copy / "config.json").write_text("[]")
     assert "the content is a list, want an object" in refused(copy)
     (copy / "config.json").write_bytes(b"\xff\xfe\x00")
-    assert "config.json: not valid JSON" in refused(copy)
+    assert "config.json: can't be read as text" in refused(copy)
     (copy / "config.json").unlink()
     assert "no config.json" in refused(copy)
 

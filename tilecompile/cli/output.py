@@ -161,7 +161,7 @@ def print_engine(manifest: Manifest) -> None:
         ("machine", f"{about['machine']}: {about['devices']} device(s), {about['workers']} workers"),
         ("placement", about["placement"]),
         ("context", f"{about['max_seq_len']} positions, cache {about['cache']}, vocabulary {about['vocab_size']}"),
-        ("stops at", ", ".join(map(str, about["eos_token_ids"])) or "no id"),
+        ("stops at", ", ".join(map(str, about["eos_token_ids"])) or "no id (only a request's own stops end a text)"),
         ("weights", f"{about['weights']}, {size(weights)}, from: {about['weights_source']}"),
         ("memory", ", ".join(f"{key} {size(count)}" for key, count in arenas.items())),
         ("tokenizer", "yes" if manifest.tokenizer else "no"),

@@ -19,7 +19,6 @@ from tilecompile.engine.listing import listing
 from tilecompile.engine.plan import Plan, copies_of
 from tilecompile.engine.stages import Stages
 from tilecompile.engine.write import write_engine
-from tilecompile.errors import InputError
 from tilecompile.ir.program import graph_of
 from tilecompile.models.registry import spec_of
 from tilecompile.models.spec import ModelConfig
@@ -155,11 +154,6 @@ def choose_sizes(source: ModelSource, recipe: Choice | str, settings: Settings, 
     chosen = stages.run(
         "choose_steps", choose_steps, source.config, source.storage, *cut, drafts=given, prefill=settings.prefill
     )
-    if source.storage.draft_head and not chosen.steps.drafts:
-        raise InputError(
-            f"--draft-head is {source.storage.draft_head}, and by estimated time no drafts pay on machine "
-            f"{settings.machine.name}; give --drafts"
-        )
     notes = (*source.notes, f"by estimated time, {chosen.summary}")
     return replace(source, steps=chosen.steps, estimated=chosen.stated, notes=notes)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from tilecompile.cost.rounds import PUBLISHED, Round, rounds
 from tilecompile.cost.step_estimate import step_estimate
+from tilecompile.errors import InputError
 from tilecompile.models.registry import spec_of
 from tilecompile.models.spec import ModelConfig, Steps, Storage
 from tilecompile.passes.dag import depths
@@ -83,13 +84,19 @@ def choose_steps(
 ) -> ChosenSteps:
     """The sizes of a model's steps; `drafts` and `prefill` are those that are given, None for a choice.
 
-    InputError for a machine without costs, and where the recipe can't use the devices.
+    InputError for a machine without costs, where the recipe can't use the devices, and where no drafts pay that a head
+    is asked for.
     """
     most = MAX_DRAFTS if drafts is None and spec_of(config).drafts(config) else 0
     ms = times(config, storage, machine, devices, workers, recipe, context, most)
     found = rounds(most, PUBLISHED, ms) if most else []
     if most:
         drafts = best_drafts(found, machine.is_cpu)
+        if storage.draft_head and not drafts:
+            raise InputError(
+                f"--draft-head is {storage.draft_head}, and by estimated time no drafts pay on machine {machine.name}; "
+                "give --drafts"
+            )
     rates = {}
     if prefill is None:
         rates = {size: 1e3 * size / ms("verify", size) for size in sizes(MAX_TOKENS if machine.is_cpu else BODY_TOKENS)}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -205,8 +205,11 @@ def test_import_loads_nothing_heavier_than_numpy() -> None:
     assert loaded("import tilecompile", HEAVY) == "numpy"
 
 
+# CPU time, because what else runs on the machine delays a process, and costs it little.
+
+
 def test_import_is_quick() -> None:
-    code = "import time; t = time.perf_counter(); import tilecompile; print(time.perf_counter() - t)"
+    code = "import time; t = time.process_time(); import tilecompile; print(time.process_time() - t)"
     times = [float(subprocess.check_output([sys.executable, "-c", code])) for _ in range(3)]
     assert min(times) < 0.3
 
@@ -218,18 +221,31 @@ def test_runtime_and_command_line_need_only_the_base() -> None:
     assert loaded("import tilecompile; tilecompile.load, tilecompile.CompileOptions", compiler) == ""
 
 
+def test_runtime_imports_neither_the_compiler_nor_a_driver() -> None:
+    names = "('torch', 'tokenizers', 'cuda', 'rich')"
+    code = f"import sys, tilecompile.runtime.engine; print([m for m in {names} if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
 def test_values_and_proofs_need_no_torch() -> None:
     names = [name for name in modules(PACKAGE) if name.startswith(("tilecompile.ir", "tilecompile.verify"))]
     assert len(names) > 10
     assert loaded(f"import {', '.join(names)}", ("torch", "tilelang")) == ""
 
 
+def cpu_seconds() -> float:
+    """CPU time of all child processes that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
 def test_help_is_quick() -> None:
     times = []
     for _ in range(3):
-        begin = time.perf_counter()
+        begin = cpu_seconds()
         subprocess.run([sys.executable, "-m", "tilecompile", "--help"], capture_output=True, check=True)
-        times.append(time.perf_counter() - begin)
+        times.append(cpu_seconds() - begin)
     assert min(times) < 1
 
 

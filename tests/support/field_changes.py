@@ -175,7 +175,10 @@ def changed(tables: Mapping[str, np.ndarray], what: tuple[str, str], rng: random
         table[[a, b]] = table[[b, a]]
     else:
         values = table[field].reshape(len(table), -1)
-        row, column = rng.randrange(len(table)), rng.randrange(values.shape[1])
+        places = list(np.ndindex(values.shape))
+        if field in ("at", "by") and rng.random() < 0.5:  # most bounds follow no coordinate, so that these say nothing
+            places = np.argwhere(table["at"].reshape(values.shape) != fmt.NONE).tolist()
+        row, column = rng.choice(places)
         old, least, most = int(values[row, column]), np.iinfo(values.dtype).min, np.iinfo(values.dtype).max
         others = np.unique(values[:, column]).tolist()
         tried = [old + 1, old - 1, rng.choice(others), rng.choice(others), old + 64, old * 2, 0, most]

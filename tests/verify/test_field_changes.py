@@ -9,19 +9,19 @@ from typing import Any
 
 import pytest
 
+from support.engines import tiny_model
 from support.field_changes import EVERY, SWAP, Subject, changed
-from support.paths import TINY_CHECKPOINT
 
 Get = Callable[[str], Subject]
 
 ENGINES: dict[str, dict[str, Any]] = {
-    "even": {"devices": 2, "workers": 2, "placement": "even"},
-    "one device": {"workers": 4},
-    "three devices": {"devices": 3, "workers": 2, "placement": "tensor_parallel"},
+    "even": {"devices": 2, "workers": 2, "placement": "even", "prefill": 12},
+    "one device": {"workers": 4, "prefill": 12},
+    "three devices": {"devices": 3, "workers": 2, "placement": "tensor_parallel", "prefill": 12},
     "for a GPU": {"target": "sm_90a", "workers": 3, "weights": "fp8"},
     "for two GPUs": {"target": "sm_100a", "devices": 2, "workers": 2, "placement": "even"},
 }
-"""Engines of the tiny checkpoint, all with its programs `decode` and `draft`."""
+"""Engines of a drawn GLM-5 of a dense layer, one with experts and the MTP layer, all with five step programs."""
 
 QUICK, MANY = 2, 22
 """Changes of each field of an engine."""
@@ -40,9 +40,9 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Get:
 
     def get(name: str) -> Subject:
         if name not in known:
-            known[name] = Subject.compiled(
-                TINY_CHECKPOINT, tmp_path_factory.mktemp("engine") / "engine", **ENGINES[name]
-            )
+            folder = tmp_path_factory.mktemp("engine")
+            known[name] = Subject.compiled(tiny_model(folder / "model"), folder / "engine", seed=1, **ENGINES[name])
+            assert len(known[name].manifest.data["programs"]) == 5
         return known[name]
 
     return get

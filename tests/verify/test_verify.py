@@ -13,7 +13,6 @@ import pytest
 from support.small import glm5_program
 from support.table_tools import Ins, Parts, Stream, changed, correct, put_together, take_apart
 from tilecompile.runtime import format as fmt
-from tilecompile.verify.base import covered
 from tilecompile.verify.proof import Proof, VerifyError, verify
 
 WORKERS = (1, 2, 3, 5, 16)
@@ -335,25 +334,3 @@ def test_malformed_tables_are_refused() -> None:
     assert "is in 2 streams, want 1" in with_table("streams", longer)
     assert "is in 0 streams, want 1" in with_table("streams", shorter)
     assert re.search(r"buffer \d+ and buffer \d+ overlap in arena activation", with_table("buffers", overlapping))
-
-
-def test_a_region_is_covered_if_every_element_is_in_a_box() -> None:
-    """A region is covered exactly if every element is in some box."""
-    rng = np.random.default_rng(0)
-    seen = set()
-    for _ in range(300):
-        boxes = np.zeros(rng.integers(0, 5), fmt.REGION.dtype)
-        for a, b in (("row_begin", "row_end"), ("col_begin", "col_end")):
-            boxes[a] = rng.integers(0, 3, len(boxes))
-            boxes[b] = boxes[a] + rng.integers(1, 4, len(boxes))
-        region = np.zeros(1, fmt.REGION.dtype)
-        region["row_begin"], region["row_end"] = 1, rng.integers(2, 4)
-        region["col_begin"], region["col_end"] = 1, rng.integers(2, 5)
-        elements = np.zeros((6, 6), bool)
-        for b in boxes:
-            elements[b["row_begin"] : b["row_end"], b["col_begin"] : b["col_end"]] = True
-        r = region[0]
-        want = bool(elements[r["row_begin"] : r["row_end"], r["col_begin"] : r["col_end"]].all())
-        assert covered(r, boxes) == want
-        seen.add(want)
-    assert seen == {True, False}

@@ -162,6 +162,28 @@ class Subject:
         return stream
 
 
+def uncovered(regions: Any, boxes: Any, among: Bools) -> Ints:
+    """Numbers of the regions [n] that some boxes [m] don't cover, each those that `among` bool [n, m] gives it.
+
+    Boxes that are apart cover a region exactly if their parts of it add up to it; others are compared cell by cell.
+    One of equal regions with the same boxes stands for all, and the first of them is returned.
+    """
+    packed = np.packbits(among, axis=1)
+    first: dict[bytes, int] = {}
+    for i in range(len(regions)):
+        first.setdefault(regions[i].tobytes() + packed[i].tobytes(), i)
+    some = np.array(list(first.values()), np.int64)
+    if overlaps(boxes, boxes).sum() == len(boxes):  # each meets itself only
+        size, part = np.ones(len(some), np.int64), among[some].astype(np.int64)
+        for lo, hi in (("row_begin", "row_end"), ("col_begin", "col_end")):
+            begin, end = (regions[field][some].astype(np.int64) for field in (lo, hi))
+            size *= end - begin
+            ends = np.minimum(end[:, None], boxes[hi])
+            part *= np.maximum(ends - np.maximum(begin[:, None], boxes[lo]), 0)
+        return np.asarray(some[part.sum(axis=1) != size])
+    return np.array([i for i in some.tolist() if not covered(regions[i], boxes[among[i]])], np.int64)
+
+
 def covered(region: Any, boxes: Any) -> bool:
     """Whether the boxes together cover the region, decided cell by cell on the grid of all their bounds."""
     edges = []

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tilecompile.runtime import format as fmt
-from tilecompile.verify.base import ACTIVATION, Bools, Ints, Subject, VerifyError, covered, overlaps
+from tilecompile.verify.base import ACTIVATION, Bools, Ints, Subject, VerifyError, overlaps, uncovered
 
 Clocks = dict[int, npt.NDArray[np.int32]]
 
@@ -169,14 +169,11 @@ def race(s: Subject, a: Any, writer: int, b: Any, other: int) -> None:
 
 def _written(s: Subject, regions: Any, owners: Ints, write: Bools, earlier: Bools) -> None:
     """Checks that the reads of one scratch buffer see only what the step wrote; `earlier` is [regions, writes]."""
-    proved = set()
-    for i in np.flatnonzero(~write):
-        key = (regions[i].tobytes(), earlier[i].tobytes())
-        if key not in proved and not covered(regions[i], regions[write][earlier[i]]):
-            meets = overlaps(regions[i : i + 1], regions[write])[0] & ~earlier[i]
-            after = [int(w) for w in owners[write][meets] if w != owners[i]]
-            raise unwritten(s, regions[i], int(owners[i]), after[0] if after else None)
-        proved.add(key)
+    reads = np.flatnonzero(~write)
+    for i in reads[uncovered(regions[reads], regions[write], earlier[reads])][:1]:
+        meets = overlaps(regions[i : i + 1], regions[write])[0] & ~earlier[i]
+        after = [int(w) for w in owners[write][meets] if w != owners[i]]
+        raise unwritten(s, regions[i], int(owners[i]), after[0] if after else None)
 
 
 def unwritten(s: Subject, region: Any, owner: int, after: int | None) -> VerifyError:

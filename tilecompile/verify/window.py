@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tilecompile.runtime import format as fmt
-from tilecompile.verify.base import ACTIVATION, Bools, Ints, Subject, covered, overlaps
+from tilecompile.verify.base import ACTIVATION, Bools, Ints, Subject, overlaps, uncovered
 from tilecompile.verify.order import deadlock, race
 from tilecompile.verify.sections import Section, digest_of
 
@@ -139,7 +139,7 @@ class _Proof:
                 known = np.concatenate([known, past], axis=1)
                 writes = np.concatenate([writes, before.regions[theirs[wrote]]])
             if scratch[b]:
-                found += self.uncovered(mine, known, writes, writer)
+                found += self.open_reads(mine, known, writes, writer)
         return pairs, found
 
     def across(self, clocks: Clocks, mine: Ints, theirs: Ints) -> Bools:
@@ -157,24 +157,17 @@ class _Proof:
             race(self.s, *first, *second)
         return conflict
 
-    def uncovered(self, mine: Ints, known: Bools, writes: Any, writer: Ints) -> list[tuple[int, int]]:
+    def open_reads(self, mine: Ints, known: Bools, writes: Any, writer: Ints) -> list[tuple[int, int]]:
         """Reads that the writes before (`known`) don't cover: the region, and a member that writes some of it, or -1.
 
         The first writes are those of the section, by `writer`. One of equal reads after the same writes stands for all.
         """
-        proved: set[bytes] = set()
-        found = []
-        packed = np.packbits(known, axis=1)
         regions, owner = self.section.regions[mine], self.section.region_owner[mine]
-        for i in np.flatnonzero(regions["mode"] == fmt.READ).tolist():
-            key = regions[i].tobytes() + packed[i].tobytes()
-            if key in proved:
-                continue
-            proved.add(key)
-            if not covered(regions[i], writes[known[i]]):
-                own = slice(0, len(writer))
-                meets = overlaps(regions[i : i + 1], writes[own])[0] & ~known[i, own] & (writer != owner[i])
-                found.append((int(mine[i]), int(writer[meets][0]) if meets.any() else -1))
+        reads = np.flatnonzero(regions["mode"] == fmt.READ)
+        own, found = slice(0, len(writer)), []
+        for i in reads[uncovered(regions[reads], writes, known[reads])].tolist():
+            meets = overlaps(regions[i : i + 1], writes[own])[0] & ~known[i, own] & (writer != owner[i])
+            found.append((int(mine[i]), int(writer[meets][0]) if meets.any() else -1))
         return found
 
     def real(self, member: Any) -> int:

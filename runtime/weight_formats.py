@@ -30,6 +30,9 @@ Count = TypeVar("Count", int, npt.NDArray[np.int64])
 SCALE_BYTES = {"f32": 4, "e4m3": 1}
 """Bytes of a scale, by its type."""
 
+LINE_BYTES = 64
+"""Bytes of a cache line, and of the widest loads."""
+
 ROWS, FRAGMENTS = "rows", "fragments"
 """Layouts of weight tiles (`format.LAYOUTS`): for CPUs and for GPUs."""
 
@@ -107,19 +110,26 @@ class WeightFormat:
         each = self.panel_scales(cols, col_begin) * SCALE_BYTES[self.scale]
         return panels * (each + (SCALE_BYTES[self.matrix_scale] if self.matrix_scale else 0))
 
-    def head_bytes(self, panels: Count, cols: Count, col_begin: Count) -> Count:
-        """Bytes in front of a tile's numbers in layout "fragments": the scales of its panels, in whole k-blocks."""
-        return -(-self.scale_bytes(panels, cols, col_begin) // FRAGMENT_BYTES) * FRAGMENT_BYTES
+    @property
+    def group_cols(self) -> int:
+        """Columns of a panel of layout "rows" that are stored as one line, where blocks have scales; else 1."""
+        return LINE_BYTES * 8 // (PANEL * self.bits) if self.scaled else 1
+
+    def head_bytes(self, panels: Count, cols: Count, col_begin: Count, layout: str = FRAGMENTS) -> Count:
+        """Bytes in front of a tile's numbers: the scales of its panels, in whole k-blocks or lines."""
+        unit = FRAGMENT_BYTES if layout == FRAGMENTS else LINE_BYTES
+        return -(-self.scale_bytes(panels, cols, col_begin) // unit) * unit
 
     def tile_bytes(self, panels: int, cols: int, col_begin: int, layout: str) -> int:
         """Bytes of a weight tile of `panels` panels, in which columns begin at `col_begin` of the matrix.
 
-        In layout "rows" each panel has its scales behind it, as if it began with a block; in layout "fragments" panels
-        are whole k-blocks, and the scales of all come first.
+        The scales of all panels come first. Panels are whole k-blocks in layout "fragments"; in layout "rows" they are
+        whole lines where there are scales.
         """
+        head = self.head_bytes(panels, cols, col_begin, layout)
         if layout == ROWS:
-            return panels * cols * (PANEL * self.bits // 8) + self.scale_bytes(panels, cols, 0)
-        return panels * -(-cols // self.fragment_cols) * FRAGMENT_BYTES + self.head_bytes(panels, cols, col_begin)
+            return head + panels * -(-cols // self.group_cols) * self.group_cols * (PANEL * self.bits // 8)
+        return head + panels * -(-cols // self.fragment_cols) * FRAGMENT_BYTES
 
 
 FORMATS: dict[str, WeightFormat] = {}
@@ -170,7 +180,7 @@ FP8 = register(
         code=DTYPES.index("fp8"),
         bits=8,
         torch="float8_e4m3fn",
-        cpp="fp8",  # no CPU body takes it: engines without a kernel only tell their task kinds apart by it
+        cpp="fp8",
         block=(SCALE_BLOCK, SCALE_BLOCK),
         largest=E4M3_MAX,
         layouts=BOTH,

@@ -252,7 +252,7 @@ def test_compile_passes_its_flags_as_options(compiler: list[CompileOptions], tmp
     [
         (["{folder}"], "no config.json"),
         (["examples/tiny-glm5", "--max-seq-len", "999999"], "the model's positions end at 2048"),
-        (["examples/tiny-glm5", "--weights", "fp8"], "machine cpu takes f32, bf16"),
+        (["examples/tiny-glm5", "--weights", "f32", "--machine", "h200"], "machine h200 takes bf16, fp8"),
         (["glm-5"], "the disk has 1000000000 free"),
     ],
 )
@@ -383,7 +383,7 @@ def test_the_target_follows_the_cpus_features(tmp_path: Path, monkeypatch: pytes
 
     for features, isas in (
         ({"avx512f", "avx512bw", "avx512dq", "avx512vl", "fma", "avx2"}, ("avx512", "avx2", "portable")),
-        ({"avx2", "fma"}, ("avx2", "avx2", "portable")),
+        ({"avx2", "fma", "f16c"}, ("avx2", "avx2", "portable")),
         (set(), ("portable", "avx2", "portable")),
     ):
         monkeypatch.setattr(module, "cpu_features", lambda features=features: features)

@@ -48,11 +48,13 @@ def test_tile_bytes_in_fragments_are_whole_blocks_behind_all_scales(
     assert stored.tile_bytes(panels, cols, col_begin, FRAGMENTS) == head + panels * -(-cols // each) * FRAGMENT_BYTES
 
 
-def test_tile_bytes_in_rows_have_the_scales_behind_each_panel() -> None:
+def test_tile_bytes_in_rows_are_whole_lines_behind_all_scales() -> None:
     assert F32.tile_bytes(3, 21, 5, ROWS) == 3 * 16 * 21 * 4
-    assert FP8.tile_bytes(3, 130, 0, ROWS) == 3 * (16 * 130 + 2 * 4)
-    assert INT4.tile_bytes(3, 33, 0, ROWS) == 3 * (8 * 33 + 16 * 2)
-    assert NVFP4.tile_bytes(1, 16, 0, ROWS) == 8 * 16 + 16 + 4
+    assert BF16.tile_bytes(3, 21, 5, ROWS) == 3 * 16 * 21 * 2
+    assert FP8.tile_bytes(3, 130, 0, ROWS) == 64 + 3 * 16 * 132
+    assert FP8.tile_bytes(6, 256, 64, ROWS) == 128 + 6 * 16 * 256
+    assert INT4.tile_bytes(3, 33, 0, ROWS) == 128 + 3 * 8 * 40
+    assert NVFP4.tile_bytes(1, 16, 0, ROWS) == 64 + 8 * 16
 
 
 def test_counts_of_many_tiles_at_once_are_those_of_each() -> None:

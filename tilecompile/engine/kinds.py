@@ -13,6 +13,7 @@ from tilecompile.ops.commit import COMMIT
 from tilecompile.options import Settings
 from tilecompile.runtime.format import COMMIT_KIND
 from tilecompile.targets.cpu import emit
+from tilecompile.targets.cpu.windows import check_windows
 from tilecompile.targets.cuda import emit as cuda_emit
 from tilecompile.targets.kind import Kind
 
@@ -43,6 +44,8 @@ def kinds_of(placed: Iterable[PlacedGraph], settings: Settings) -> Kinds:
     nodes: dict[Label, OpNode] = {(p.graph.program, n.name): n for p in placed for n in p.graph.nodes}
     kinds: Sequence[Kind]
     of_node: Mapping[Label, Kind]
+    if settings.machine.is_cpu:
+        check_windows(nodes.values())
     if settings.machine.is_cpu or not settings.kernel:
         kinds, of_node = emit.task_kinds(nodes)
     else:

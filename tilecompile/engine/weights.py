@@ -17,7 +17,7 @@ from tilecompile.ops.dtypes import torch_dtype
 from tilecompile.runtime.folder.files import ChunkHasher
 from tilecompile.runtime.format import DTYPE_BYTES
 from tilecompile.runtime.progress import Count
-from tilecompile.runtime.weight_formats import ROWS
+from tilecompile.runtime.weight_formats import FORMATS, ROWS
 from tilecompile.targets.codecs import CODECS
 
 if TYPE_CHECKING:
@@ -92,7 +92,8 @@ def pack(
             _pad(file, hasher, part.offset)
             if isinstance(part, PlacedTile):
                 pack_copy = packers[dtype_of[part.tile.tensors[0]]]
-                for matrices in _copies(part.tile):
+                stored = FORMATS[dtype_of[part.tile.tensors[0]]]
+                for matrices in _copies(part.tile, part.tile.layout == ROWS and not stored.scaled):
                     _write(file, hasher, pack_copy(part.tile, matrices))
             else:
                 _table(file, hasher, part, source)
@@ -101,10 +102,10 @@ def pack(
     return hasher.entry()
 
 
-def _copies(tile: WeightTile) -> list[range]:
-    """The matrices of each copy of a tile; in rows, where it makes no difference, each matrix by itself."""
+def _copies(tile: WeightTile, alone: bool) -> list[range]:
+    """The matrices of each copy of a tile; each matrix `alone` where that makes no difference."""
     each = range(tile.begin, tile.end)
-    return [range(m, m + 1) for m in each] if tile.gathered or tile.layout == ROWS else [each]
+    return [range(m, m + 1) for m in each] if tile.gathered or alone else [each]
 
 
 def _table(file: BinaryIO, hasher: ChunkHasher, buffer: PlacedBuffer, source: Source) -> None:

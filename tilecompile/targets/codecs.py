@@ -14,9 +14,9 @@ import torch
 from tilecompile.errors import InputError
 from tilecompile.ir.tiling import PANEL, WeightTile
 from tilecompile.ops.dtypes import torch_dtype
-from tilecompile.runtime.weight_formats import BF16, F32, FP8, ROWS, WeightFormat
+from tilecompile.runtime.weight_formats import BF16, F32, FP8, FRAGMENTS, ROWS, WeightFormat
 from tilecompile.targets.cuda.fragments import pack_copy, unpack_copy
-from tilecompile.targets.tiles import pack_rows, unpack_rows
+from tilecompile.targets.tiles import pack_lines, pack_rows, unpack_lines, unpack_rows
 
 Read = Callable[[str, int, int, int, torch.dtype], torch.Tensor]
 """Rows of one matrix of a parameter in a torch type: (name, matrix, row_begin, row_end, dtype) -> [rows, cols]."""
@@ -126,7 +126,7 @@ class Quantised:
 
 @dataclass(frozen=True)
 class Scaled:
-    """A format whose numbers are torch's, with f32 scales for blocks of at least a panel's rows; in fragments only."""
+    """A format whose numbers are torch's, of one byte, with f32 scales for blocks of at least a panel's rows."""
 
     stored: WeightFormat
     values: torch.dtype = torch.float32
@@ -143,9 +143,13 @@ class Scaled:
                 )
             end, width = tile.col_begin + tile.cols, self.stored.block[1]
             cols, blocks = slice(tile.col_begin, end), slice(tile.col_begin // width, -(-end // width))
+            pack_all = pack_copy if tile.layout == FRAGMENTS else pack_lines
             found = [[quantised.read(name, m, tile.row_begin, tile.row_end) for name in tile.tensors] for m in matrices]
             rows = [[numbers[:, cols] for numbers, _ in tensors] for tensors in found]
-            return pack_copy(rows, [[scales[:, blocks] for _, scales in tensors] for tensors in found])
+            scales = [[scales[:, blocks] for _, scales in tensors] for tensors in found]
+            each = range(len(found)) if tile.gathered else ()
+            copies = [pack_all([rows[m]], [scales[m]]) for m in each] or [pack_all(rows, scales)]
+            return torch.cat(copies)
 
         return pack
 
@@ -153,7 +157,8 @@ class Scaled:
         """The numbers times their scales."""
         blocks = self.stored.panel_scales(copy.cols, copy.col_begin)
         numbers = torch_dtype(self.stored.name)
-        matrices, scales = unpack_copy(data, copy.tensors, copy.count, copy.rows, copy.cols, numbers, blocks)
+        unpack = unpack_copy if copy.layout == FRAGMENTS else unpack_lines
+        matrices, scales = unpack(data, copy.tensors, copy.count, copy.rows, copy.cols, numbers, blocks)
         at = (torch.arange(copy.cols) + self.stored.phase(copy.col_begin)) // self.stored.block[1]
         pairs = zip(matrices, scales, strict=True)
         return [[w.float() * s[:, at] for w, s in zip(*both, strict=True)] for both in pairs]

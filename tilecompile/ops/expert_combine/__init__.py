@@ -14,7 +14,7 @@ from tilecompile.ir.tiling import PANEL, Access, Tiling, WeightTile, split, whol
 from tilecompile.ops.base import SplitAxis, TileOp, register
 from tilecompile.ops.elementwise import evaluate
 from tilecompile.ops.expert_combine.gpu import gpu
-from tilecompile.ops.linear import cpu_epilogue, epilogue_inputs, output_writes
+from tilecompile.ops.linear import cpu_columns, cpu_epilogue, epilogue_inputs, output_writes
 from tilecompile.runtime.weight_formats import FORMATS
 
 OWN = 3
@@ -73,10 +73,10 @@ def tile(node: OpNode, parts: int) -> Tiling:
 def cpu(node: OpNode) -> str:
     """The call of `expert_combine_rows` with the node's shapes and epilogue."""
     x, _, slot_weight = node.inputs[:OWN]
-    _, slots, cols = x.shape
+    slots = x.shape[1]
     epilogue = cpu_epilogue(node, OWN, lambda v: f"t * {v.strides[0]} + row")
     return (
-        f"expert_combine_rows<{FORMATS[node.weights[0].dtype].cpp}>(c, c.tokens(0), {cols}, {slots}, "
+        f"expert_combine_rows<{FORMATS[node.weights[0].dtype].cpp}>(c, c.tokens(0), {cpu_columns(node)}, {slots}, "
         f"c.arg<const float>(0), {x.strides[0]}, {x.strides[1]}, c.arg<const int32_t>(1), "
         f"c.arg<const float>(2), {slot_weight.strides[0]}, [&](const v16* a, int t, int row, int n) {{\n"
         f"{epilogue}\n  }});"

@@ -7,8 +7,9 @@
 #pragma once
 
 template <class W, class Epilogue>
-inline void expert_combine_rows(const Call& c, int count, int K, int slots, const float* x, int x_token, int x_slot,
-                                const int32_t* expert, const float* weight, int weight_token, Epilogue&& epilogue) {
+inline void expert_combine_rows(const Call& c, int count, Columns columns, int slots, const float* x, int x_token,
+                                int x_slot, const int32_t* expert, const float* weight, int weight_token,
+                                Epilogue&& epilogue) {
   const int row_begin = c.tile(0), row_end = c.tile(1), panels = (row_end - row_begin + PANEL - 1) / PANEL;
   c.scratch->norm_x = nullptr;
   float* sums = reinterpret_cast<float*>(c.scratch->base);  // [panels][count][16]
@@ -33,7 +34,7 @@ inline void expert_combine_rows(const Call& c, int count, int K, int slots, cons
       float* to = sums + ((row - row_begin) / PANEL * count + t) * PANEL;
       store(to, fma(splat(weight[t * weight_token + slot]), dot[0], load(to)));
     };
-    linear_rows<1>(w, tokens, K, row_begin, row_end, add, after);
+    linear_rows<1>(w, tokens, columns, row_begin, row_end, add, after);
   }
 
   for (int p = 0; p < panels; ++p) {

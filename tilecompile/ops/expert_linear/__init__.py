@@ -19,6 +19,7 @@ from tilecompile.ops.base import SplitAxis, TileOp, epilogue_begin, register
 from tilecompile.ops.elementwise import evaluate
 from tilecompile.ops.expert_linear.gpu import gpu
 from tilecompile.ops.linear import (
+    cpu_columns,
     cpu_epilogue,
     cpu_input,
     epilogue_inputs,
@@ -96,7 +97,7 @@ def tile(node: OpNode, parts: int) -> Tiling:
 
 def cpu(node: OpNode) -> str:
     """The call of `expert_linear_rows` with the node's shapes, prologue and epilogue; nothing for an inactive slot."""
-    x, weight = node.inputs[0], node.weights[0]
+    weight = node.weights[0]
     source, stride = cpu_input(node)
     first = epilogue_begin(node)
     each = node.inputs[first - 1].strides[0]
@@ -106,7 +107,7 @@ def cpu(node: OpNode) -> str:
         f"  if (expert < 0) return;\n"
         f"  const float* slot_weight = c.arg<const float>({first - 1}) + slot;\n"
         f"  const Tokens x = slot_tokens(tokens, {source}, {stride}, slot_weight, {each});\n"
-        f"  expert_linear_rows<{len(node.weights)}, {FORMATS[weight.dtype].cpp}>(c, expert, x, {x.shape[1]}, "
+        f"  expert_linear_rows<{len(node.weights)}, {FORMATS[weight.dtype].cpp}>(c, expert, x, {cpu_columns(node)}, "
         f"[&](const v16* a, int t, int row, int n) {{\n{epilogue}\n  }});"
     )
 

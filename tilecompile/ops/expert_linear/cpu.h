@@ -14,7 +14,7 @@ inline Tokens slot_tokens(int n, const float* x, int stride, const float* slot_w
 }
 
 template <int N, class W, class Epilogue>
-inline void expert_linear_rows(const Call& c, int expert, const Tokens& tokens, int K, Epilogue&& epilogue) {
+inline void expert_linear_rows(const Call& c, int expert, const Tokens& tokens, Columns columns, Epilogue&& epilogue) {
   const W* w = c.weights<W>(0, expert);
-  linear_rows<N>(w, tokens, K, c.tile(0), c.tile(1), epilogue, w);
+  linear_rows<N>(w, tokens, columns, c.tile(0), c.tile(1), epilogue, w);
 }

@@ -10,6 +10,7 @@ from tilecompile.ir.node import OpNode
 from tilecompile.ir.tiling import PANEL, Access, Tiling, WeightTile, split
 from tilecompile.ops.base import SplitAxis, TileOp, register
 from tilecompile.ops.head_linear.gpu import gpu
+from tilecompile.ops.linear import cpu_columns
 from tilecompile.runtime.weight_formats import FORMATS
 
 
@@ -64,7 +65,7 @@ def cpu(node: OpNode) -> str:
     x, y = node.operands
     weight = node.weights[0]
     return (
-        f"head_linear(c.weights<{FORMATS[weight.dtype].cpp}>(0), c.tokens(0), {x.shape[2]}, "
+        f"head_linear(c.weights<{FORMATS[weight.dtype].cpp}>(0), c.tokens(0), {cpu_columns(node)}, "
         f"c.arg<const float>(0), {x.strides[0]}, {x.strides[1]}, c.arg<float>(1), {y.strides[0]}, {y.strides[1]}, "
         "c.tile(0), c.tile(1), c.tile(2), c.tile(3));"
     )

@@ -54,6 +54,13 @@ def norm_scratch(node: OpNode) -> int:
     return 0 if node.attrs.get("norm") is None else 4 * x.shape[0] * x.shape[1]
 
 
+def cpu_columns(node: OpNode) -> str:
+    """The columns of a node's weights as `Columns`."""
+    weight = node.weights[0]
+    begin = weight.offset % weight.strides[-2]
+    return f"Columns{{{weight.shape[-1]}, {FORMATS[weight.dtype].phase(begin)}}}"
+
+
 def cpu_input(node: OpNode) -> tuple[str, int]:
     """C++ expression of the activations, normed where a norm is folded in, and their token stride in floats.
 
@@ -104,14 +111,14 @@ def tile(node: OpNode, parts: int) -> Tiling:
 
 def cpu(node: OpNode) -> str:
     """The call of `linear_rows` with the node's shapes, prologue and epilogue."""
-    x, weight = node.inputs[0], node.weights[0]
+    weight = FORMATS[node.weights[0].dtype]
     source, stride = cpu_input(node)
     epilogue = cpu_epilogue(node, epilogue_begin(node), lambda v: f"t * {v.strides[0]} + row")
     return (
         "const int tokens = c.tokens(0);\n"
         f"  const Tokens x = Tokens::first(tokens, {source}, {stride});\n"
-        f"  linear_rows<{len(node.weights)}>(c.weights<{FORMATS[weight.dtype].cpp}>(0), x, {x.shape[1]}, c.tile(0), "
-        f"c.tile(1), [&](const v16* a, int t, int row, int n) {{\n{epilogue}\n  }});"
+        f"  linear_rows<{len(node.weights)}>(c.weights<{weight.cpp}>(0), x, {cpu_columns(node)}, c.tile(0), c.tile(1), "
+        f"[&](const v16* a, int t, int row, int n) {{\n{epilogue}\n  }});"
     )
 
 

@@ -3,11 +3,44 @@
 // A tile is a stream of panels [K][16 rows], in bf16 [K / 2][16 rows][2]; with two weights their panels alternate. Each
 // lane is one row: the activation is broadcast, so neither K nor the reduction needs padding. Every row is summed in the
 // same order, whatever the tile, the number of tokens or the instruction set: four partial sums over k mod 4, then
-// (0+1)+(2+3). The tokens take a panel in blocks, whose sums the registers hold; the first block brings it into the cache.
+// (0+1)+(2+3). Where blocks of columns have scales, that is the sum of a block; the sum of a row adds them up, each times
+// its scale, in ascending order. The tokens take a panel in blocks, whose sums the registers hold; the first block brings
+// it into the cache.
 #pragma once
 
-// Most tokens of a block: with their sums, two columns of weights and an activation, the registers are full.
-constexpr int BLOCK_TOKENS = LANES == 16 ? 7 : 3;
+// Most tokens of a block: with their sums, the columns of weights that are taken at a time and an activation, the
+// registers are full.
+template <class W>
+constexpr int BLOCK_TOKENS = LANES == 16 ? (SCALED<W> ? 6 : 7) : SCALED<W> ? 2 : 3;
+
+// The columns of a tile: how many, and how far the first one is behind the start of its block of the matrix.
+struct Columns {
+  int count, phase;
+};
+
+// The panels of a tile in the order in which they are stored: where the next one is, and its scales.
+template <class W>
+struct Panels {
+  const W* w;
+  const float* scales;
+  Columns columns;
+
+  // Of a tile of `count` panels.
+  INLINE Panels(const W* tile, int count, Columns columns) : w(tile), scales(nullptr), columns(columns) {
+    if constexpr (SCALED<W>) {
+      scales = reinterpret_cast<const float*>(tile);
+      w = tile + (size_t(count) * blocks() * sizeof(float) + 63) / 64 * 64 / sizeof(W);
+    }
+  }
+  INLINE int blocks() const { return SCALED<W> ? (columns.phase + columns.count + SCALE_BLOCK - 1) / SCALE_BLOCK : 0; }
+  INLINE size_t size() const {
+    return size_t(SCALED<W> ? (columns.count + LINE_COLS - 1) / LINE_COLS * LINE_COLS : columns.count) * PANEL;
+  }
+  INLINE void advance(int panels) {
+    w += panels * size();
+    if constexpr (SCALED<W>) scales += panels * blocks();
+  }
+};
 
 // The activations of some of a step's tokens, and which tokens they are.
 struct Tokens {
@@ -31,8 +64,10 @@ struct Tokens {
 // into which the prefetches run on; without it, what is stored after them. Nothing is prefetched for a block of tokens
 // whose panels are in the cache already: `fetch`.
 template <int B, class W>
-[[gnu::noinline]] static void block_dot(const W* w, const float* const* x, int K, int panels, v16* out, bool fetch,
-                                        const W* after) {
+[[gnu::noinline]] static std::enable_if_t<!SCALED<W>> block_dot(Panels<W> of, const float* const* x, int panels,
+                                                                v16* out, bool fetch, const W* after) {
+  const W* w = of.w;
+  const int K = of.columns.count;
   constexpr int WIDTH = B == 1 ? PARTS : 1;  // registers of a column at a time; of several, the sums would be too many
   const int whole = K / 4 * 4, prefetched = int(PREFETCH_BYTES / (PANEL * sizeof(W)));
   const float* row[B];
@@ -85,31 +120,81 @@ template <int B, class W>
   }
 }
 
+// The same for a format with scales.
+template <int B, class W>
+[[gnu::noinline]] static std::enable_if_t<SCALED<W>> block_dot(Panels<W> of, const float* const* x, int panels,
+                                                               v16* out, bool fetch, const W* after) {
+  constexpr int WIDTH = B == 1 ? PARTS : 1;
+  const int K = of.columns.count, whole = K / LINE_COLS * LINE_COLS;
+  const int64_t bytes = of.size() * sizeof(W);
+  const float* row[B];
+  for (int t = 0; t < B; ++t) row[t] = x[t];
+  for (; panels > 0; --panels, of.advance(1), out += B) {
+    for (int part = 0; part < PARTS; part += WIDTH) {
+      vf total[B][WIDTH] = {};
+      for (int k = 0, block = 0; k < K; ++block) {
+        const int last = (block + 1) * SCALE_BLOCK - of.columns.phase, end = last < whole ? last : whole;
+        const int64_t done = k * int(PANEL * sizeof(W)) + PREFETCH_BYTES;
+        const bool within = panels > 1 || !after || done < bytes;
+        const char* ahead = within ? reinterpret_cast<const char*>(of.w) + done
+                                   : reinterpret_cast<const char*>(after) + (done - bytes);
+        vf s[B][4][WIDTH] = {};
+        const auto add = [&](int columns) INLINED {
+          vf column[WIDTH][LINE_COLS];
+          repeat<WIDTH>([&](int p) INLINED { load_line(of.w + k * PANEL, part + p, column[p]); });
+          repeat<LINE_COLS>([&](int q) INLINED {
+            if (q < columns)
+              repeat<B * WIDTH>([&](int i) INLINED {
+                const int t = i / WIDTH, p = i % WIDTH;
+                s[t][q][p] = column[p][q] * row[t][k + q] + s[t][q][p];
+              });
+          });
+        };
+        const bool fetches = B == 1 || (fetch && part == 0);
+        for (; k < end; k += LINE_COLS) {
+          if (fetches) prefetch(ahead), ahead += 64;
+          add(LINE_COLS);
+        }
+        if (k < K && k < last) {  // the columns that don't fill a line
+          add(K - k);
+          k = K;
+        }
+        repeat<B * WIDTH>([&](int i) INLINED {
+          const auto sum = [&](int q) INLINED { return s[i / WIDTH][q][i % WIDTH]; };
+          vf& to = total[i / WIDTH][i % WIDTH];
+          to = ((sum(0) + sum(1)) + (sum(2) + sum(3))) * (of.scales[block] * SCALE_UP) + to;
+        });
+      }
+      repeat<B * WIDTH>([&](int i) INLINED { out[i / WIDTH].p[part + i % WIDTH] = total[i / WIDTH][i % WIDTH]; });
+    }
+  }
+}
+
 // The same for B tokens, 1 to BLOCK_TOKENS.
 template <class W>
-inline void block_dot(int B, const W* w, const float* const* x, int K, int panels, v16* out, bool fetch,
+inline void block_dot(int B, const Panels<W>& of, const float* const* x, int panels, v16* out, bool fetch,
                       const W* after) {
   [&]<int... N>(std::integer_sequence<int, N...>) {
-    ((B == N + 1 ? block_dot<N + 1>(w, x, K, panels, out, fetch, after) : void()), ...);
-  }(std::make_integer_sequence<int, BLOCK_TOKENS>());
+    ((B == N + 1 ? block_dot<N + 1>(of, x, panels, out, fetch, after) : void()), ...);
+  }(std::make_integer_sequence<int, BLOCK_TOKENS<W>>());
 }
 
 // Rows row_begin..row_end of N weights; `epilogue(acc, t, row, n)` gets the N results of 16 rows and token t, and stores
 // them. `after` is what will be read after the tile; without it, what is stored after the tile. Where all tokens are one
 // block, it takes several panels at a time; else each panel stays in the cache until all blocks have taken it.
 template <int N, class W, class Epilogue>
-inline void linear_rows(const W* w, const Tokens& tokens, int K, int row_begin, int row_end, Epilogue&& epilogue,
+inline void linear_rows(Panels<W>& of, const Tokens& tokens, int row_begin, int row_end, Epilogue&& epilogue,
                         const W* after = nullptr) {
-  constexpr int ROOM = N * BLOCK_TOKENS > 16 ? N * BLOCK_TOKENS : 16;
+  constexpr int MOST = BLOCK_TOKENS<W>, ROOM = N * MOST > 16 ? N * MOST : 16;
   by_tokens(tokens.count, [&](auto count) INLINED {
-    const int most = count == 0 || count > BLOCK_TOKENS ? 1 : ROOM / (N * count);
-    for (int row = row_begin, panels; row < row_end; row += panels * PANEL, w += size_t(panels) * N * K * PANEL) {
+    const int most = count == 0 || count > MOST ? 1 : ROOM / (N * count);
+    for (int row = row_begin, panels; row < row_end; row += panels * PANEL, of.advance(N * panels)) {
       panels = (row_end - row + PANEL - 1) / PANEL;
       if (panels > most) panels = most;
       const W* next = row + panels * PANEL < row_end ? nullptr : after;
-      for (Block b(count, BLOCK_TOKENS); b.size > 0; b.advance()) {
+      for (Block b(count, MOST); b.size > 0; b.advance()) {
         v16 acc[ROOM];
-        block_dot(b.size, w, tokens.x + b.begin, K, N * panels, acc, b.begin == 0, next);
+        block_dot(b.size, of, tokens.x + b.begin, N * panels, acc, b.begin == 0, next);
         const v16* sum = acc;
         for (int p = 0, at = row; p < panels; ++p, at += PANEL, sum += N * b.size)
           for (int t = 0; t < b.size; ++t) {
@@ -120,4 +205,12 @@ inline void linear_rows(const W* w, const Tokens& tokens, int K, int row_begin, 
       }
     }
   });
+}
+
+// The same for a tile that has these rows and no others.
+template <int N, class W, class Epilogue>
+inline void linear_rows(const W* tile, const Tokens& tokens, Columns columns, int row_begin, int row_end,
+                        Epilogue&& epilogue, const W* after = nullptr) {
+  Panels<W> of(tile, (row_end - row_begin + PANEL - 1) / PANEL * N, columns);
+  linear_rows<N>(of, tokens, row_begin, row_end, epilogue, after);
 }

@@ -39,7 +39,7 @@ ISAS = {
             ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"),
             ("avx512f", "avx512bw", "avx512dq", "avx512vl", "fma"),
         ),
-        Isa("avx2", ("-mavx2", "-mfma"), ("avx2", "fma")),
+        Isa("avx2", ("-mavx2", "-mfma", "-mf16c"), ("avx2", "fma", "f16c")),
         Isa("portable", (), ()),
     )
 }

@@ -29,7 +29,7 @@ DEPTH = HERE.parent / "draft_depth.h"
 
 KIT = Path(__file__).parents[2] / "ops" / "kit" / "cpu"
 
-FRONT = ("simd.h", "call.h", "../sampling.h")
+FRONT = ("simd.h", "numbers.h", "call.h", "../sampling.h")
 """What bodies are written over, in `ops/kit/cpu`, or in `ops/kit` for all targets."""
 
 LOOP = ("worker.h", "profile.h", "sampling.h", "loop.h", "abi.h", "roof.h")

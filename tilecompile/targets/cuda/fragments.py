@@ -12,11 +12,10 @@ of 128 x 128 that it meets. Zeros follow up to a multiple of 512 bytes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
 from tilecompile.runtime.format import FRAGMENT_BYTES, PANEL
+from tilecompile.targets.tiles import Matrices, scale_head, split_head
 
 
 def fragments(matrix: torch.Tensor) -> torch.Tensor:
@@ -45,9 +44,6 @@ def unfragmented(blocks: torch.Tensor, rows: int, cols: int, dtype: torch.dtype)
     return whole[:rows, :cols].contiguous().view(dtype)
 
 
-Matrices = Sequence[Sequence[torch.Tensor]]
-
-
 def pack_copy(matrices: Matrices, scales: Matrices = ()) -> torch.Tensor:
     """The bytes of a tile (of one expert, if gathered), uint8.
 
@@ -57,8 +53,7 @@ def pack_copy(matrices: Matrices, scales: Matrices = ()) -> torch.Tensor:
     data = torch.cat([torch.stack([fragments(w) for w in tensors], 1).flatten() for tensors in matrices])
     if not scales:
         return data
-    head = torch.cat([torch.stack([s[::PANEL] for s in tensors], 1).flatten() for tensors in scales]).view(torch.uint8)
-    return torch.cat([torch.nn.functional.pad(head, (0, -len(head) % FRAGMENT_BYTES)), data])
+    return torch.cat([scale_head(scales, FRAGMENT_BYTES), data])
 
 
 def unpack_copy(
@@ -67,12 +62,6 @@ def unpack_copy(
     """What `pack_copy` made a tile of: `count` matrices [rows, cols] of `tensors` tensors, and the scales by row."""
     panels = -(-rows // PANEL)
     size = -(-cols * dtype.itemsize // 32)
-    heads = count * panels * tensors * scale_blocks
-    begin = -(-heads * 4 // FRAGMENT_BYTES) * FRAGMENT_BYTES
+    scales, begin = split_head(data, tensors, count, rows, scale_blocks, FRAGMENT_BYTES) if scale_blocks else ([], 0)
     blocks = data[begin:].view(count, panels, tensors, size, 32, 16)
-    matrices = [[unfragmented(blocks[m, :, i], rows, cols, dtype) for i in range(tensors)] for m in range(count)]
-    if not scale_blocks:
-        return matrices, []
-    by_panel = data[: heads * 4].clone().view(torch.float32).view(count, panels, tensors, scale_blocks)
-    by_row = by_panel.repeat_interleave(PANEL, 1)[:, :rows]
-    return matrices, [[by_row[m, :, i] for i in range(tensors)] for m in range(count)]
+    return [[unfragmented(blocks[m, :, i], rows, cols, dtype) for i in range(tensors)] for m in range(count)], scales

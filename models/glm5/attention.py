@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -10,6 +13,25 @@ from tilecompile.models.glm5.config import Glm5Config
 from tilecompile.models.modules import LayerNorm, Matrix, RmsNorm, weight
 from tilecompile.models.spec import Storage
 from tilecompile.ops.dtypes import torch_dtype
+
+
+class Rows(NamedTuple):
+    """Rows of tokens at consecutive positions: x [T, hidden], rotary angles [T, 2, R/2], the first position i32 [1]."""
+
+    x: Tensor
+    angles: Tensor
+    position: Tensor
+
+    def normed(self, norm: Callable[[Tensor], Tensor]) -> Rows:
+        """The rows after a norm."""
+        return self._replace(x=norm(self.x))
+
+    def last(self) -> Rows:
+        """The row of the last token of the step alone."""
+        tokens, *shape = self.angles.shape
+        angles = ops.last_token(self.angles.view(tokens, -1)).view(1, *shape)
+        position = ops.last_token(ops.token_positions(self.position, tokens)).view(1)
+        return Rows(ops.last_token(self.x), angles, position)
 
 
 class Indexer(nn.Module):
@@ -27,16 +49,19 @@ class Indexer(nn.Module):
         cache = torch.zeros(s.max_seq_len, self.width, dtype=torch_dtype(s.cache))
         self.register_buffer("index_cache", cache, persistent=False)
 
-    def forward(self, h: Tensor, q_latent: Tensor, angles: Tensor, position: Tensor) -> Tensor:
-        """h [T, hidden], q_latent [T, q_lora_rank] -> positions i32 [T, index_topk], -1 where there are fewer."""
-        tokens = h.shape[0]
-        key = self.k_norm(self.wk(h)).view(tokens, 1, self.width)
-        key = ops.rope(key, angles).view(tokens, self.width)
-        ops.cache_append(self.index_cache, key, position, 0)
-        query = ops.rope(self.wq_b(q_latent).view(tokens, self.heads, self.width), angles)
-        head_weight = self.weights_proj(h) * self.scale
-        score = ops.index_score(query, head_weight, self.index_cache, position, self.topk)
-        selection: Tensor = ops.topk_select(score, position, self.topk)
+    def forward(self, cached: Rows, asking: Rows, q_latent: Tensor) -> Tensor:
+        """Positions i32 [T, index_topk] for the tokens `asking`, q_latent [T, q_lora_rank]; -1 where there are fewer.
+
+        The keys of `cached` are appended to the cache.
+        """
+        count, tokens = cached.x.shape[0], asking.x.shape[0]
+        key = self.k_norm(self.wk(cached.x)).view(count, 1, self.width)
+        key = ops.rope(key, cached.angles).view(count, self.width)
+        ops.cache_append(self.index_cache, key, cached.position, 0)
+        query = ops.rope(self.wq_b(q_latent).view(tokens, self.heads, self.width), asking.angles)
+        head_weight = self.weights_proj(asking.x) * self.scale
+        score = ops.index_score(query, head_weight, self.index_cache, asking.position, self.topk)
+        selection: Tensor = ops.topk_select(score, asking.position, self.topk)
         return selection
 
 
@@ -65,24 +90,25 @@ class Attention(nn.Module):
         cache = torch.zeros(s.max_seq_len, c.kv_width, dtype=torch_dtype(s.cache))
         self.register_buffer("kv_cache", cache, persistent=False)
 
-    def forward(
-        self, h: Tensor, angles: Tensor, position: Tensor, selection: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """h [T, hidden] -> [T, hidden] and the selection that was used, for the next layers that share it."""
-        tokens = h.shape[0]
-        q_latent = self.q_a_layernorm(self.q_a_proj(h))
+    def forward(self, cached: Rows, asking: Rows, selection: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Attention [T, hidden] of the normed rows `asking`, and the selection used, for the next layers that share it.
+
+        `cached` are appended to the caches; the tokens `asking` are among them, or in the caches already.
+        """
+        count, tokens = cached.x.shape[0], asking.x.shape[0]
+        q_latent = self.q_a_layernorm(self.q_a_proj(asking.x))
         query = self.q_b_proj(q_latent).view(tokens, self.heads, self.nope + self.rope)
         q_nope, q_rope = query.split([self.nope, self.rope], dim=2)
         q_absorbed = ops.head_linear(q_nope, self.w_uk)
-        q_rope = ops.rope(q_rope, angles)
+        q_rope = ops.rope(q_rope, asking.angles)
 
-        kv, k_rope = self.kv_a_proj_with_mqa(h).split([self.latent, self.rope], dim=1)
-        k_rope = ops.rope(k_rope.view(tokens, 1, self.rope), angles).view(tokens, self.rope)
-        ops.cache_append(self.kv_cache, self.kv_a_layernorm(kv), position, 0)
-        ops.cache_append(self.kv_cache, k_rope, position, self.latent)
+        kv, k_rope = self.kv_a_proj_with_mqa(cached.x).split([self.latent, self.rope], dim=1)
+        k_rope = ops.rope(k_rope.view(count, 1, self.rope), cached.angles).view(count, self.rope)
+        ops.cache_append(self.kv_cache, self.kv_a_layernorm(kv), cached.position, 0)
+        ops.cache_append(self.kv_cache, k_rope, cached.position, self.latent)
 
         if self.indexer is not None:
-            selection = self.indexer(h, q_latent, angles, position)
-        attended = ops.mla_attention(q_absorbed, q_rope, self.kv_cache, selection, position, self.scale)
+            selection = self.indexer(cached, asking, q_latent)
+        attended = ops.mla_attention(q_absorbed, q_rope, self.kv_cache, selection, asking.position, self.scale)
         values = ops.head_linear(attended, self.w_uv).reshape(tokens, self.heads * self.value)
         return self.o_proj(values), selection

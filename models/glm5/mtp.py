@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from tilecompile import ops
+from tilecompile.models.glm5.attention import Rows
 from tilecompile.models.glm5.config import Glm5Config
 from tilecompile.models.glm5.step import ONE, Layer, Trunk
 from tilecompile.models.modules import Matrix, RmsNorm, next_ids
@@ -29,7 +30,9 @@ class MtpStep(nn.Module):
 
     A token's row of the layer's caches is at the position of the hidden state, one before the token's own. Both hidden
     states are those *after* the last norm. `extend` takes the main model's hidden rows, for the tokens that were
-    accepted; without it the step takes its own last one, for the draft before.
+    accepted; without it the step is for one token and takes its own last one, for the draft before.
+
+    Of the tokens before the last one nothing but their rows of the caches is needed, so nothing else is computed.
     """
 
     def __init__(
@@ -58,8 +61,8 @@ class MtpStep(nn.Module):
         angles = ops.rope_angles(position, self.model.inv_freq, self.tokens)
         embedded = layer.enorm(ops.embed(ids, self.model.embed_tokens.weight))
         x = layer.eh_proj_embed(embedded) + layer.eh_proj_hidden(layer.hnorm(hidden))
-        x, _ = layer(x, angles, position, None)
-        x = ops.last_token(x)
+        rows = Rows(x, angles, position)
+        x, _ = layer(rows, rows.last() if self.extend else rows, None)
         ops.keep(self.model.draft_hidden, layer.shared_head["norm"](x))
         logits = self.get_submodule(self.head)(layer.shared_head["norm"](x))
         return logits, next_ids(logits, ids, position, sampling, shift=1)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tilecompile import ops
-from tilecompile.models.glm5.attention import Attention
+from tilecompile.models.glm5.attention import Attention, Rows
 from tilecompile.models.glm5.config import Glm5Config
 from tilecompile.models.glm5.moe import Moe
 from tilecompile.models.modules import GatedMlp, Matrix, RmsNorm, inverse_frequencies, next_ids
@@ -38,12 +38,15 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RmsNorm(c.hidden_size, c.rms_norm_eps)
         self.mlp = Moe(c, s) if sparse else GatedMlp(c.hidden_size, c.intermediate_size, s.weights)
 
-    def forward(
-        self, x: Tensor, angles: Tensor, position: Tensor, selection: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """x [T, hidden] -> x after the layer, and the selection for the next one."""
-        attended, selection = self.self_attn(self.input_layernorm(x), angles, position, selection)
-        x = x + attended
+    def forward(self, cached: Rows, asking: Rows, selection: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The rows `asking` [T, hidden] after the layer, and the selection for the next one.
+
+        `cached` are the rows that the layer's caches take: the same ones, or those of more tokens, up to these.
+        """
+        normed = cached.normed(self.input_layernorm)
+        rows = normed if asking is cached else asking.normed(self.input_layernorm)
+        attended, selection = self.self_attn(normed, rows, selection)
+        x = asking.x + attended
         return self.mlp(x, self.post_attention_layernorm(x)), selection
 
 
@@ -97,7 +100,8 @@ class Glm5Step(nn.Module):
         angles = ops.rope_angles(position, model.inv_freq, self.tokens)
         x, selection = ops.embed(ids, model.embed_tokens.weight), None
         for layer in model.layers.values():
-            x, selection = layer(x, angles, position, selection)
+            rows = Rows(x, angles, position)
+            x, selection = layer(rows, rows, selection)
         assert model.norm is not None
         if self.keeps:
             ops.keep(model.hidden, model.norm(x))

@@ -22,6 +22,7 @@ from tilecompile.cost.simulate.work import work_of
 from tilecompile.cost.step_time.path import critical_path
 from tilecompile.cost.step_time.spans import gaps_of, tasks_of
 from tilecompile.cost.traffic import stated_reads
+from tilecompile.engine.graph_json import read_graph
 from tilecompile.errors import EngineError, InputError
 from tilecompile.measure.timeline.summary import summary
 from tilecompile.options import CompileOptions
@@ -72,6 +73,25 @@ def test_work_on_shares_of_the_context_adds_up(plan: Plan) -> None:
     scores, attention = ops == "index_score", ops == "mla_attention"
     assert sum(p.products[scores].sum() for p in parts) == whole.products[scores].sum()
     assert sum(p.products[attention].sum() for p in parts) == whole.products[attention].sum()
+
+
+@pytest.mark.parametrize("tokens", [1, 4, 30])
+def test_the_mtp_layer_attends_and_reads_experts_for_the_last_token_alone(tiny: Path, tokens: int) -> None:
+    """However many tokens a step of `extend` carries, what follows its caches is what a `draft` step does."""
+    plan = plan_of(tiny)
+    manifest, _, nodes = plan
+    layer = max(n.layer for n in nodes if n.layer is not None)
+    rows = {}
+    for program in ("extend", "draft"):
+        graph = read_graph(manifest).programs[program]
+        rows[program] = {n.op: n.outputs[0].shape[0] for n in graph.nodes if n.layer == layer and n.outputs}
+    for op in ("index_score", "topk_select", "mla_attention", "route", "expert_linear", "expert_combine"):
+        assert rows["extend"][op] == rows["draft"][op] == 1
+    extend, draft = work_at(plan, 200, "extend", tokens), work_at(plan, 200, "draft")
+    assert extend.products.sum() == draft.products.sum() > 0
+    assert extend.streamed.sum() == draft.streamed.sum()
+    assert extend.elements.sum() > draft.elements.sum()
+    assert (extend.elements.sum() > work_at(plan, 200, "extend", 1).elements.sum()) == (tokens > 1)
 
 
 def check_spans(found: Simulated) -> None:

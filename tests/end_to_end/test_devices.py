@@ -43,6 +43,13 @@ DRAWN = {
 }
 """Random configurations; the last one shares indexers as glm-5.2 does."""
 
+MORE = [
+    (name, (2, 4, 8)[(i + j) % 3], placement)
+    for i, name in enumerate(["tiny", *DRAWN])
+    for j, placement in enumerate(PLACEMENTS[1:])
+]
+"""Every model with every placement; each of both with every number of devices."""
+
 
 class Model:
     """A model in a folder, a text without near-ties, and the logits of its engine on one device."""
@@ -110,9 +117,7 @@ def test_engines_of_several_devices_give_the_models_logits(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("placement", PLACEMENTS[1:])
-@pytest.mark.parametrize("devices", [2, 4, 8])
-@pytest.mark.parametrize("name", ["tiny", *DRAWN])
+@pytest.mark.parametrize(("name", "devices", "placement"), MORE)
 def test_more_engines_of_several_devices_give_the_models_logits(
     model: Callable[[str], Model], name: str, devices: int, placement: str
 ) -> None:
@@ -137,8 +142,9 @@ def test_delays_change_no_bits_on_eight_devices(model: Callable[[str], Model], p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("placement", PLACEMENTS[1:])
-@pytest.mark.parametrize(("name", "devices"), [("tiny", 8), ("by frequency", 4), ("shared", 2)])
+@pytest.mark.parametrize(
+    ("name", "devices", "placement"), [one for one in MORE if one[0] in ("tiny", "by frequency", "shared")]
+)
 def test_delays_change_no_bits_for_more_models(
     model: Callable[[str], Model], name: str, devices: int, placement: str, tmp_path: Path
 ) -> None:

@@ -172,12 +172,14 @@ def test_an_engine_without_an_mtp_layer_reads_prompts_in_chunks(built: Callable[
 def test_many_texts_are_the_same_at_every_depth(
     trained: Path, sampling: dict[str, float], penalties: dict[str, float]
 ) -> None:
-    """200 held-out prompts, 128 tokens each, at every depth, in chunks of 7, on one thread and two: the same ids."""
+    """200 held-out prompts, 128 tokens each, at every depth, in chunks of 7, and every fifth on two threads too."""
     given = SamplingParams(128, ignore_eos=True, **{"temperature": 0.0, **sampling, **penalties})  # type: ignore[arg-type]
     wanted: list[list[int]] = []
     for threads in (1, 2):
         with tilecompile.load(trained, threads=threads) as engine:
             for number, prompt in enumerate(held_out(200, 60)):
+                if threads == 2 and number % 5:
+                    continue
                 for depth in (0, *DEPTHS):
                     engine.reset()
                     params = replace(given, drafts=depth, seed=number)

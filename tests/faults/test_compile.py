@@ -195,7 +195,7 @@ compiler.compile_model(options, progress)
 
 
 def test_checkpoints_whose_headers_are_false_are_refused(tmp_path: Path) -> None:
-    """The index or a file's header contradicts the files; see tests/models/test_models.py for wrong tensors."""
+    """The index or a file's header contradicts the files; see tests/models/test_checkpoints.py for wrong tensors."""
     model = tiny_model(tmp_path / "model")
     index = model / "model.safetensors.index.json"
     save_file({"lm_head.weight": torch.zeros(300, 72)}, model / "a.safetensors")

@@ -232,6 +232,14 @@ def last_tokens(g: torch.Generator, tokens: int) -> Iterator[Case]:
     yield Case(OpNode("last", "last_token", (x,), (), (view("y", 1, HIDDEN),)), drawn(g, x), 0)
 
 
+def places(g: torch.Generator, tokens: int) -> Iterator[Case]:
+    """Where the MTP layer's tokens are."""
+    node = OpNode(
+        "places", "token_positions", (view("position", 1, dtype="i32"),), (), (view("y", tokens, 1, dtype="i32"),)
+    )
+    yield Case(node, number("position", 3000), 0)
+
+
 CASES: dict[str, Make] = {
     "map": maps,
     "rms_norm": norms,
@@ -253,4 +261,5 @@ CASES: dict[str, Make] = {
     "attention_merge": parts,
     "keep": keeps,
     "last_token": last_tokens,
+    "token_positions": places,
 }

@@ -34,7 +34,9 @@ def cpu(**changes: Any) -> Machine:
     return dataclasses.replace(load_machine("cpu"), cores=2, simulator=dataclasses.replace(COSTS, **changes))
 
 
-def work_at(plan: Plan, context: int) -> Work:
+def work_at(plan: Plan, context: int, program: str = "decode", tokens: int | None = None) -> Work:
+    """The work of a program's tasks, in a step of some tokens; without a number, of as many as it carries."""
     manifest, tables, nodes = plan
-    tasks = tasks_of(manifest, tables, 1)
-    return work_of(tables, nodes, tasks.instruction, tasks.device, context)
+    number = [p["name"] for p in manifest.data["programs"]].index(program)
+    tasks, carried = tasks_of(manifest, tables, 1, number), int(manifest.program(program)["tokens"])
+    return work_of(tables, nodes, tasks.instruction, tasks.device, context, carried, tokens)

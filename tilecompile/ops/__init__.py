@@ -19,6 +19,7 @@ from tilecompile.ops.rope import rope
 from tilecompile.ops.rope_angles import rope_angles
 from tilecompile.ops.route import route
 from tilecompile.ops.sample import sample
+from tilecompile.ops.token_positions import token_positions
 from tilecompile.ops.topk_select import topk_select
 
 __all__ = [
@@ -40,5 +41,6 @@ __all__ = [
     "rope_angles",
     "route",
     "sample",
+    "token_positions",
     "topk_select",
 ]

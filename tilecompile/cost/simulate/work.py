@@ -65,11 +65,14 @@ def work_of(
     `context` counts the positions that the step's last token sees, its own included; `nodes` are the operators by
     `Instruction.op`. The step has `tokens` of the at most `carried` tokens of its program (None: all of them). Each
     token has its part of the activations, of the expert slots and of the products with caches; the rows of caches are
-    those of one token, since tokens beside each other see and select mostly the same ones.
+    those of one token, since tokens beside each other see and select mostly the same ones. An operator that works on
+    fewer tokens than the program, such as the last one alone, has as many as its operands have rows.
     """
     tokens = carried if tokens is None else tokens
     rows = tables["instructions"][index]
-    tables = tables | {"tape": _read_runs(tables, rows, tokens / carried)}
+    room = _room(nodes, rows["op"], carried)
+    part = np.minimum(room, tokens) / room
+    tables = tables | {"tape": _read_runs(tables, rows, part)}
     tape, tiles = tables["tape"], tables["tiles"]
     dtype = tables["weights"]["dtype"][tiles["tensor"][tape["tile"]]] if len(tape) else np.zeros(0, np.int64)
     streamed = tape["bytes"].astype(np.float64)
@@ -93,8 +96,8 @@ def work_of(
         caches=np.zeros(len(index)),
         distinct=np.zeros(len(index)),
         products=np.zeros(len(index)),
-        elements=elements * tokens / carried,
-        pushed=sums(np.where(away, area * size, 0.0), rows, "region") * tokens / carried,
+        elements=elements * part,
+        pushed=sums(np.where(away, area * size, 0.0), rows, "region") * part,
         filler=_fillers(tables, nodes, rows, index),
     )
     of_op = np.argsort(rows["op"], kind="stable")
@@ -106,22 +109,31 @@ def work_of(
             continue
         found = trait(nodes[op], rows["tile"][tasks].astype(np.int64), context)
         for field in fields(TaskWork):
-            times = tokens if field.name in BY_TOKEN else 1
+            times = min(room[tasks[0]], tokens) if field.name in BY_TOKEN else 1
             getattr(work, field.name)[tasks] = times * np.asarray(getattr(found, field.name))
     return work
 
 
-def _read_runs(tables: Tables, rows: npt.NDArray[np.void], part: float) -> npt.NDArray[np.void]:
+def _room(nodes: Sequence[OpNode], ops: Indices, carried: int) -> Indices:
+    """For how many tokens the operator of each task has room, of a program whose steps carry at most `carried`."""
+    found = np.full(len(nodes), carried, np.int64)
+    for op in np.unique(ops):
+        rows = [v.shape[0] for v in nodes[op].operands if len(v.shape) > 1 and v.shape[0] <= carried]
+        found[op] = max(rows, default=carried)
+    return found[ops]
+
+
+def _read_runs(tables: Tables, rows: npt.NDArray[np.void], part: Numbers) -> npt.NDArray[np.void]:
     """The tape of a step with a part of its program's tokens: runs of slots that then hold no expert have no bytes.
 
-    Each token fills equally many slots, in the worst case all with different experts.
+    `part` is each task's; each token fills equally many slots, in the worst case all with different experts.
     """
     tape: npt.NDArray[np.void] = tables["tape"].copy()
     entry, owner = entries(rows, "tape")
     slot, op = tape["slot"][entry].astype(np.int64), rows["op"][owner]
     slots = np.zeros(int(op.max(initial=0)) + 1, np.int64)
     np.maximum.at(slots, op, slot + 1)
-    tape["bytes"][entry[slot >= np.ceil(slots[op] * part)]] = 0
+    tape["bytes"][entry[slot >= np.ceil(slots[op] * part[owner])]] = 0
     return tape
 
 

@@ -101,22 +101,24 @@ def step_estimate(
 ) -> StepEstimate:
     """The estimate of a step program at a context, from its graph in tasks for `workers` workers of each device.
 
-    Operators of a layer whose `depth` is equal, by their names, run beside each other. `copies` says for how many
-    layers of the whole model one of a short model stands, `chosen` which part of the stacked matrices one token
-    chooses; tokens choose independently of each other. InputError for a machine without costs.
+    Operators whose `depth` is equal, by their names, run beside each other if they occur equally often. `copies` says
+    for how many layers of the whole model one of a short model stands, `chosen` which part of the stacked matrices one
+    token chooses; tokens choose independently of each other. InputError for a machine without costs.
     """
     rows = [_columns(grid, tiled.graph, machine, context) for grid in tiled.grids]
     columns = {name: np.array([row[name] for row in rows], np.float64) for name in COLUMNS}
     nodes = [grid.node for grid in tiled.grids]
     if machine.is_cpu:
         workers = min(workers * tiled.placement.devices, machine.cores or workers)
-    seen: dict[tuple[int | None, int], int] = {}
+    seen: dict[tuple[float, int], int] = {}
     return StepEstimate(
         machine,
         workers,
         columns,
         copies=np.array([copies(node.layer) for node in nodes], np.float64),
-        level=np.array([seen.setdefault((node.layer, depth[node.name]), len(seen)) for node in nodes], np.int64),
+        level=np.array(
+            [seen.setdefault((copies(node.layer), depth[node.name]), len(seen)) for node in nodes], np.int64
+        ),
         place=np.array([0 if machine.is_cpu else node.device for node in nodes], np.int64),
         chosen=chosen,
     )

@@ -95,12 +95,14 @@ C = TypeVar("C", bound=ModelConfig)
 class Storage:
     """How a model is stored in an engine: positions that its caches hold, type of caches, format of weight matrices.
 
-    Norms and biases are f32.
+    Norms and biases are f32. `draft_head` is the format of a second copy of the matrix that makes logits, for drafts
+    only; None where they use the model's own.
     """
 
     max_seq_len: int
     cache: str = "f32"
     weights: str = "f32"
+    draft_head: str | None = None
 
     @property
     def exact(self) -> str:

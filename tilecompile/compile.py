@@ -6,7 +6,7 @@ reports it as it begins, and writes its value to a file of `--dump DIR`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,10 @@ from tilecompile.engine.plan import Plan, copies_of
 from tilecompile.engine.stages import Stages
 from tilecompile.engine.write import write_engine
 from tilecompile.ir.program import graph_of
+from tilecompile.models.registry import spec_of
 from tilecompile.models.spec import ModelConfig
 from tilecompile.options import CompileOptions, Settings
+from tilecompile.passes.choose_steps import choose_steps
 from tilecompile.passes.events import events
 from tilecompile.passes.fuse import fuse
 from tilecompile.passes.place.choose import DEFAULT_CONTEXT, Chosen, choose, sample
@@ -61,6 +63,7 @@ def compile_model(options: CompileOptions, progress: Progress = silent) -> Compi
     source = stages.run("open", open_model, options, settings)  # configuration, weights, tokenizer
     chosen = choose_placement(source, settings, stages)  # only for placement `auto`
     recipe = chosen.choice if chosen else settings.placement
+    source = choose_sizes(source, recipe, settings, stages)  # of steps, where the options leave them open
     plan = plan_repeated(source, recipe, settings, stages) or plan_whole(source, recipe, settings, stages)
     text = stages.run("listing", listing, plan)  # the instructions, for people
     proof = stages.run("verify", prove, plan)  # no deadlock, no race, each weight read once
@@ -132,7 +135,7 @@ def choose_placement(source: ModelSource, settings: Settings, stages: Stages) ->
         return None
     layers = sample(source.config.layers)
     decode, config = source.programs[0], source.config.with_layers(layers)
-    context = settings.context or min(DEFAULT_CONTEXT, source.storage.max_seq_len)
+    context = context_of(source, settings)
     cut = (settings.machine, settings.devices, settings.workers)
 
     def chosen() -> Chosen:
@@ -140,6 +143,24 @@ def choose_placement(source: ModelSource, settings: Settings, stages: Stages) ->
         return choose(graph, len(layers), SEVERAL, *cut, context, stages.advance)
 
     return stages.run("choose", chosen)
+
+
+def choose_sizes(source: ModelSource, recipe: Choice | str, settings: Settings, stages: Stages) -> ModelSource:
+    """The source with sizes of steps by the machine's costs; as it is where they are given or the machine has none."""
+    given = settings.drafts if spec_of(source.config).drafts(source.config) else 0
+    if settings.machine.simulator is None or (given is not None and settings.prefill is not None):
+        return source
+    cut = (settings.machine, settings.devices, settings.workers, recipe, context_of(source, settings))
+    chosen = stages.run(
+        "choose_steps", choose_steps, source.config, source.storage, *cut, drafts=given, prefill=settings.prefill
+    )
+    notes = (*source.notes, f"by estimated time, {chosen.summary}")
+    return replace(source, steps=chosen.steps, estimated=chosen.stated, notes=notes)
+
+
+def context_of(source: ModelSource, settings: Settings) -> int:
+    """The number of positions that choices are made for."""
+    return settings.context or min(DEFAULT_CONTEXT, source.storage.max_seq_len)
 
 
 def prove(plan: Plan) -> Proof:

@@ -38,8 +38,8 @@ KEEP = "keep"
 """Weights in the form in which they are stored, where the target has it: the default."""
 
 PREFILL, DRAFTS = 32, 3
-"""Tokens of a prompt that a step takes on a CPU, and tokens that a round of speculation drafts, by default. On a GPU a
-step takes as many tokens of a prompt as are verified."""
+"""Tokens of a prompt that a step takes, and tokens that a round of speculation drafts, on a machine without costs. On
+one with costs both are chosen by them (`passes/choose_steps.py`)."""
 
 MAX_DEVICES = 1024
 MAX_WORKERS = 65536
@@ -54,8 +54,8 @@ class Settings:
     is for placement `auto`.
 
     Operators are cut into about `workers` times `granularity` tasks on each device. A step takes `prefill` tokens of a
-    prompt at most (None: one more than are drafted), and a round of speculation drafts `drafts` (None: the default of
-    a model that can). `kernel` says whether one is made. GPUs have no instruction set.
+    prompt at most, and a round of speculation drafts `drafts`; None: by the machine's costs. `kernel` says whether one
+    is made. GPUs have no instruction set.
     """
 
     target: str
@@ -79,11 +79,12 @@ class CompileOptions:
 
     `model` is a checkpoint folder or a named configuration, `seed` is for drawn weights, `workers` counts those of
     one device, `granularity` the tasks that each of them gets of an operator, `prefill` the tokens of a prompt that
-    a step takes, `drafts` those that a round of speculation drafts, `context` is the number of positions that placement
-    `auto` is chosen for, `experts_from` a second checkpoint folder for the experts that tokens are routed to,
-    `latent_norm_eps` the epsilon of the latent norms, `allow_nan` compiles numbers that aren't finite, `on_one_gpu`
-    divides the workers of one GPU over the devices, `no_kernel` only plans and proves, `dump` is a folder for every
-    stage's value in readable form.
+    a step takes, `drafts` those that a round of speculation drafts, `draft_head` the format of a copy of the lm_head
+    for drafts (None: they use the model's own), `context` is the number of positions that placement `auto` is chosen
+    for, `experts_from` a second checkpoint folder for the experts that tokens are routed to, `latent_norm_eps` the
+    epsilon of the latent norms, `allow_nan` compiles numbers that aren't finite, `on_one_gpu` divides the workers of
+    one GPU over the devices, `no_kernel` only plans and proves, `dump` is a folder for every stage's value in readable
+    form.
     """
 
     model: str
@@ -102,6 +103,7 @@ class CompileOptions:
     context: int | None = None
     max_seq_len: int | None = None
     weights: str | None = None
+    draft_head: str | None = None
     cache: str | None = None
     seed: int | None = None
     experts_from: Path | None = None
@@ -117,6 +119,7 @@ class CompileOptions:
         _one_of("--reduction", self.reduction, REDUCTIONS)
         _one_of("--target", self.target, TARGETS)
         _one_of("--weights", self.weights, (KEEP, *FORMATS))
+        _one_of("--draft-head", self.draft_head, FORMATS)
         _one_of("--cache", self.cache, CACHE_DTYPES)
         _in_range("--devices", self.devices, 1, MAX_DEVICES)
         _in_range("--workers", self.workers, 1, MAX_WORKERS)
@@ -168,7 +171,7 @@ class CompileOptions:
             context=self.context,
             cache=self.cache or ("f32" if machine.is_cpu else "bf16"),
             granularity=self.granularity,
-            prefill=self.prefill or (PREFILL if machine.is_cpu else None),
+            prefill=self.prefill,
             drafts=self.drafts,
             kernel=not self.no_kernel,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -18,7 +18,8 @@ from tilecompile.models.registry import NAMED, config_of, spec_of
 from tilecompile.models.spec import ModelConfig, StepProgram, Steps, Storage
 from tilecompile.models.tokenizer import read_tokenizer
 from tilecompile.models.weights import Weights
-from tilecompile.options import DRAFTS, KEEP, CompileOptions, Settings
+from tilecompile.options import DRAFTS, KEEP, PREFILL, CompileOptions, Settings
+from tilecompile.runtime.format import BODY_TOKENS, MAX_TOKENS
 from tilecompile.runtime.weight_formats import FORMATS
 
 DEFAULT_MAX_SEQ_LEN = 4096
@@ -34,7 +35,7 @@ STATED = {"bfloat16": "bf16", "float16": "f16", "float32": "f32"}
 class ModelSource:
     """A model to compile: its name, its configuration, how the engine stores it and the sizes of its steps; its weights
     (None with --no-weights), their origin in words, its tokenizer, its chat templates (see `runtime/chat.py`), how its
-    makers recommend to sample, notes for the user."""
+    makers recommend to sample, what the sizes of steps were chosen by (None: not chosen), notes for the user."""
 
     name: str
     config: ModelConfig
@@ -45,6 +46,7 @@ class ModelSource:
     tokenizer: Path | None = None
     chat: dict[str, Any] | None = None
     generation: Generation = NOTHING_STATED
+    estimated: Mapping[str, Any] | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -83,7 +85,7 @@ def open_model(options: CompileOptions, settings: Settings) -> ModelSource:
     notes += (*found, *(unparsable(chat) if chat else ()))
     if not (*config.eos_token_id, *generation.stops):
         notes += (f"{folder}: no ids that end a text (eos_token_id) are stated: only a request's own stops end it",)
-    return ModelSource(name, config, storage, steps, weights, origin, tokenizer, chat, generation, notes)
+    return ModelSource(name, config, storage, steps, weights, origin, tokenizer, chat, generation, notes=notes)
 
 
 def _chosen(config: ModelConfig, options: CompileOptions) -> ModelConfig:
@@ -126,7 +128,7 @@ def _conversions(weights: Weights[Any], storage: Storage) -> tuple[str, ...]:
 def storage_of(
     config: ModelConfig, model_weights: Weights[Any] | None, options: CompileOptions, settings: Settings
 ) -> Storage:
-    """How an engine stores a model. InputError for weights that the machine doesn't take, for more positions than the
+    """How an engine stores a model. InputError for formats that the machine doesn't take, for more positions than the
     model has, and for a context of more than the engine has."""
     takes = settings.machine.weight_types
     weights = kept_type(config, model_weights, takes) if options.weights in (None, KEEP) else options.weights
@@ -138,21 +140,31 @@ def storage_of(
     max_seq_len = options.max_seq_len or min(limit, DEFAULT_MAX_SEQ_LEN)
     if settings.context is not None and settings.context > max_seq_len:
         raise InputError(f"--context is {settings.context}, the engine holds {max_seq_len} positions")
-    return Storage(max_seq_len, settings.cache, weights)
+    head = options.draft_head
+    if head is not None and head not in takes:
+        raise InputError(f"--draft-head is {head}, and machine {settings.machine.name} takes {', '.join(takes)}")
+    storage = Storage(max_seq_len, settings.cache, weights)
+    return storage if head == storage.exact else replace(storage, draft_head=head)
 
 
 def steps_of(config: ModelConfig, options: CompileOptions, settings: Settings) -> Steps:
-    """The sizes of an engine's steps. InputError for drafts of a model that makes none."""
+    """The sizes of an engine's steps, those of a machine without costs where none are given. InputError for drafts of a
+    model that makes none, and for their head where none are made."""
     can = spec_of(config).drafts(config)
     if settings.drafts and not can:
         raise InputError(f"--drafts is {settings.drafts}, and {options.model} has no layer that drafts (MTP)")
+    if options.draft_head is not None and not (can and settings.drafts != 0):
+        why = "--drafts is 0" if can else f"{options.model} has no layer that drafts (MTP)"
+        raise InputError(f"--draft-head is {options.draft_head}, and {why}")
     drafts = settings.drafts if settings.drafts is not None else DRAFTS if can else 0
-    return Steps(settings.prefill or 1 + drafts, drafts)
+    prefill = settings.prefill or min(PREFILL, MAX_TOKENS if settings.machine.is_cpu else BODY_TOKENS)
+    return Steps(prefill, drafts)
 
 
 def _check_disk(weights: Weights[Any], storage: Storage, output: Path) -> None:
     """InputError where the disk of the engine hasn't room for the matrices, even without padding and scales."""
-    numbers = sum(prod(p.shape) for p in weights.parameters.values() if len(p.shape) > 1)
+    stored = {(w, p.shape[-2:]) for p in weights.parameters.values() if len(p.shape) > 1 for w in p.windows}
+    numbers = sum(prod(shape) for _, shape in stored)
     least = numbers * FORMATS[storage.weights].bits // 8
     free = shutil.disk_usage(next(p for p in output.absolute().parents if p.exists())).free
     if least > free:

@@ -52,7 +52,9 @@ class MtpStep(nn.Module):
         # The position, and room for what was selected and for the positions of the drafts after the first.
         selected = 1 + config.index_topk + max(0, steps.drafts - 1) if self.shares else 0
         self.model = Trunk(config, layers, storage, False, states, selected)
-        self.lm_head = Matrix(config.vocab_size, config.hidden_size, dtype=storage.exact)
+        # A copy of the lm_head in another format changes what is drafted, and never what the main model says.
+        self.head, dtype = ("draft_head", storage.draft_head) if storage.draft_head else ("lm_head", storage.exact)
+        self.add_module(self.head, Matrix(config.vocab_size, config.hidden_size, dtype=dtype))
 
     @property
     def layer(self) -> MtpLayer:
@@ -81,5 +83,5 @@ class MtpStep(nn.Module):
         if self.shares and self.extend:
             ops.keep_selection(self.model.draft_selection, selection.entries, asking.position)
         ops.keep(self.model.draft_hidden, layer.shared_head["norm"](x))
-        logits = self.lm_head(layer.shared_head["norm"](x))
+        logits = self.get_submodule(self.head)(layer.shared_head["norm"](x))
         return logits, next_ids(logits, ids, position, sampling, shift=1)

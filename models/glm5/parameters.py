@@ -27,6 +27,8 @@ def parameters(config: Glm5Config) -> dict[str, Parameter]:
     plain("model.embed_tokens.weight", c.vocab_size, c.hidden_size)
     head = "model.embed_tokens.weight" if c.tie_word_embeddings else "lm_head.weight"
     plain("lm_head.weight", c.vocab_size, c.hidden_size, tensor=head)
+    if c.mtp_layer is not None:
+        plain("draft_head.weight", c.vocab_size, c.hidden_size, tensor=head)  # only where drafts have a copy
     plain("model.norm.weight", c.hidden_size)
     for layer in range(c.num_hidden_layers + (c.mtp_layer is not None)):
         prefix = f"model.layers.{layer}"

@@ -113,7 +113,7 @@ def test_a_full_size_step_exports() -> None:
 @pytest.mark.parametrize("name", ["glm5-mini", "glm-5.2"])
 def test_parameter_table_is_the_steps_parameters(name: str) -> None:
     with torch.device("meta"):
-        steps = [Glm5Step(NAMED[name], Storage(16)), MtpStep(NAMED[name], Storage(16), extend=True)]
+        steps = [Glm5Step(NAMED[name], Storage(16)), MtpStep(NAMED[name], Storage(16, draft_head="bf16"), extend=True)]
     shapes = {key: tuple(p.shape) for step in steps for key, p in step.named_parameters()}
     assert shapes == {key: p.shape for key, p in parameters(NAMED[name]).items()}
     assert [key for key, _ in steps[0].named_buffers() if not key.endswith("_cache")] == [INV_FREQ]

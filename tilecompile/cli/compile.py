@@ -34,11 +34,15 @@ def compile_command(
     ] = False,
     prefill: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Tokens of a prompt that a step takes.  [default: 32; on GPUs 1 + drafts]"),
+        typer.Option(
+            metavar="N", help="Tokens of a prompt that a step takes.  [default: by the machine's costs, or 32]"
+        ),
     ] = None,
     drafts: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Most tokens to draft in a round, 0 to 7.  [default: 3 with an MTP layer]"),
+        typer.Option(
+            metavar="N", help="Most tokens to draft in a round, 0 to 7.  [default: by the machine's costs, or 3]"
+        ),
     ] = None,
     granularity: Annotated[int, typer.Option(help="Tasks a worker that an operator is cut into, about.")] = 1,
     placement: Annotated[
@@ -57,6 +61,13 @@ def compile_command(
     max_seq_len: Annotated[int | None, typer.Option(help="Positions that the engine can hold.")] = None,
     weights: Annotated[
         str | None, typer.Option(help="f32, bf16, fp8, nvfp4, or keep: as in the checkpoint.  [default: keep]")
+    ] = None,
+    draft_head: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FORMAT",
+            help="Format of a copy of the lm_head for drafts, such as fp8.  [default: they use the model's own]",
+        ),
     ] = None,
     cache: Annotated[str | None, typer.Option(help="f32 or bf16.  [default: f32 on a CPU, else bf16]")] = None,
     seed: Annotated[
@@ -94,6 +105,7 @@ def compile_command(
         reduction=reduction,
         max_seq_len=max_seq_len,
         weights=weights,
+        draft_head=draft_head,
         cache=cache,
         seed=seed,
         experts_from=experts_from,

@@ -118,8 +118,9 @@ def _step(
     """Simulates and shows one step."""
     from tilecompile.cli.files import write_whole
     from tilecompile.cli.output import note, print_json
+    from tilecompile.cost.rounds import PUBLISHED, constant
     from tilecompile.cost.simulate.report import figures, print_figures
-    from tilecompile.measure.simulated.speculation import PUBLISHED, constant, speculation
+    from tilecompile.measure.simulated.speculation import speculation
     from tilecompile.measure.timeline.perfetto import trace
 
     context = contexts[0] if contexts else min(DEFAULT_CONTEXT, plan.manifest.max_seq_len)

@@ -33,6 +33,7 @@ class Stage:
 STAGES = {
     "open": Stage(),
     "choose": Stage("03-place.txt", "choose", counted=True),
+    "choose_steps": Stage("01-trace.txt", "choose"),
     "trace": Stage("01-trace.txt", "trace"),
     "fuse": Stage("02-fuse.txt"),
     "place": Stage(),

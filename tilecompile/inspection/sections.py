@@ -123,7 +123,7 @@ def part_of(operator: Operator) -> str:
         return "attention"
     if ".mlp." in name:
         return "MLP and experts"
-    return "lm_head" if name.split(".")[-1] == "lm_head" else "the rest"
+    return "lm_head" if name.split(".")[-1] in ("lm_head", "draft_head") else "the rest"
 
 
 def weights_by_device(found: Structure, devices: int) -> list[dict[str, int]]:

@@ -27,6 +27,9 @@ DEFAULT_MAX_SEQ_LEN = 4096
 QUANTISED = ("fp8", "nvfp4")
 """Forms of stored matrices whose numbers have scales."""
 
+KEPT = ("fp8",)
+"""Those of them that are kept: quantised anew, a block has the same scale if its largest number is the format's."""
+
 STATED = {"bfloat16": "bf16", "float16": "f16", "float32": "f32"}
 """Forms of stored matrices by a configuration's name of the type."""
 
@@ -100,14 +103,15 @@ def _chosen(config: ModelConfig, options: CompileOptions) -> ModelConfig:
 def kept_type(config: ModelConfig, weights: Weights[Any] | None, takes: Container[str]) -> str:
     """The weight type that keeps the values as they are stored, as most matrices are.
 
-    Quantised ones that the machine doesn't take (`takes`) become bf16, or f32 where it doesn't take that either.
+    Quantised ones that aren't kept, or that the machine doesn't take (`takes`), become bf16, or f32 where it doesn't
+    take that either.
     """
     if weights is None or not weights.stored:
         return config.weight_type
     most = max(weights.stored, key=lambda kind: weights.stored[kind])
     if most not in QUANTISED:
         return "bf16" if most == "bf16" else "f32"
-    return next(name for name in (most, "bf16", "f32") if name in takes or name == "f32")
+    return next(name for name in (*(most,) * (most in KEPT), "bf16", "f32") if name in takes or name == "f32")
 
 
 def _conversions(weights: Weights[Any], storage: Storage) -> tuple[str, ...]:

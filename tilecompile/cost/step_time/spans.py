@@ -137,12 +137,12 @@ def spans_of(tasks: Tasks, begins: Numbers, ends: Numbers, duration: float) -> S
     """
     end = np.clip(ends[tasks.instruction], 0, duration)
     begin = np.clip(begins[tasks.instruction], 0, end)
-    first = np.append(True, tasks.worker[1:] != tasks.worker[:-1])
-    wait_begin = np.where(first, 0, np.append(0, end[:-1]))
-    begin = np.maximum(begin, wait_begin)
     while (late := begin[tasks.producer] > begin[tasks.consumer]).any():
         np.maximum.at(begin, tasks.consumer[late], begin[tasks.producer[late]])
-    return Spans(tasks, wait_begin, begin, np.maximum(begin, end), duration)
+    end = np.maximum(begin, end)
+    first = np.append(True, tasks.worker[1:] != tasks.worker[:-1])
+    wait_begin = np.where(first, 0, np.append(0, end[:-1]))
+    return Spans(tasks, wait_begin, np.maximum(begin, wait_begin), end, duration)
 
 
 def gaps_of(spans: Spans) -> Gaps:

@@ -46,9 +46,8 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Built:
     """The tiny model for two GPUs with two workers each; `conftest.two_devices` has the same for CPUs."""
     folder = tmp_path_factory.mktemp("gpus")
     model = tiny_model(folder / "model")
-    options = CompileOptions(
-        str(model), folder / "engine", seed=1, devices=2, workers=2, max_seq_len=64, target="sm_90a"
-    )
+    stated: dict[str, Any] = {"seed": 1, "devices": 2, "workers": 2, "max_seq_len": 64, "prefill": 4, "drafts": 3}
+    options = CompileOptions(str(model), folder / "engine", target="sm_90a", **stated)
     return Built(options.output, compile_for_host(options))
 
 

@@ -62,7 +62,7 @@ def test_texts_are_the_same_and_about_as_many_drafts_are_accepted(tmp_path: Path
     }
 
 
-@pytest.mark.parametrize("machine", ["h100", "h100x8"])
+@pytest.mark.parametrize("machine", ["h100", pytest.param("h100x8", marks=pytest.mark.slow)])
 def test_plans_for_gpus_stream_the_copy_in_steps_of_drafts(tmp_path: Path, machine: str) -> None:
     plain = {"workers": None, "machine": machine, "no_kernel": True, "no_weights": True}
     compile_model(options(tmp_path / "own", **plain))

@@ -167,7 +167,7 @@ def moved(self: modules.GatedMlp, x: torch.Tensor, h: torch.Tensor) -> torch.Ten
     ("target", "name", "change", "seen"),
     [
         (modules, "silu", partial(torch.nn.functional.gelu, approximate="tanh"), "mul(gelu_tanh(acc0), acc1)"),
-        (modules.GatedMlp, "forward", moved, "mul(acc0, silu(acc1))"),
+        pytest.param(modules.GatedMlp, "forward", moved, "mul(acc0, silu(acc1))", marks=pytest.mark.slow),
     ],
     ids=["another activation", "moved activation"],
 )

@@ -54,7 +54,8 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Engines:
 
 
 @pytest.fixture(
-    scope="module", params=["one", "even", "tensor_parallel", pytest.param("roles", marks=pytest.mark.slow)]
+    scope="module",
+    params=["one", "even", *(pytest.param(name, marks=pytest.mark.slow) for name in ("tensor_parallel", "roles"))],
 )
 def loaded(engines: Engines, request: pytest.FixtureRequest) -> Iterator[tilecompile.Engine]:
     with tilecompile.load(engines(request.param), threads=1) as engine:

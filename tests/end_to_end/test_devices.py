@@ -106,7 +106,7 @@ def agree(model: Model, devices: int, workers: int, placement: str, reduction: s
         (2, 1, "tensor_parallel", None),
         (8, 2, "tensor_parallel", None),
         (2, 1, "roles", None),
-        (8, 2, "roles", "two_step"),
+        pytest.param(8, 2, "roles", "two_step", marks=pytest.mark.slow),
         (8, 2, "even", "two_step"),
     ],
 )
@@ -135,7 +135,7 @@ def test_sums_in_two_steps_give_the_bits_of_one_shot(model: Callable[[str], Mode
     assert np.array_equal(one, two)
 
 
-@pytest.mark.parametrize("placement", ["roles", "even"])
+@pytest.mark.parametrize("placement", ["even", pytest.param("roles", marks=pytest.mark.slow)])
 def test_delays_change_no_bits_on_eight_devices(model: Callable[[str], Model], placement: str, tmp_path: Path) -> None:
     engine = model("odd").engine(8, 2, placement=placement, reduction="two_step")
     bits_under_delays(model("odd"), engine, tmp_path)

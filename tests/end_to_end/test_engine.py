@@ -48,6 +48,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 
+QUICK = ("full", "shared", "odd", "one_layer")
+"""Those of them that the quick suite compiles."""
+
+
 def save(config: dict[str, Any], model: GlmMoeDsaForCausalLM, folder: Path) -> Path:
     """The model as a checkpoint folder."""
     model.save_pretrained(folder)
@@ -62,7 +66,7 @@ def compiled(model: Path, output: Path, **options: Any) -> Path:
     return output
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in CONFIGS])
 def test_score_agrees_with_transformers(name: str, tmp_path: Path) -> None:
     config, model, ids, want, counted = draw(CONFIGS[name], TOKENS)
     assert 0.3 < float(want.std()) < 3, "the model's logits are not of order 1"
@@ -74,7 +78,7 @@ def test_score_agrees_with_transformers(name: str, tmp_path: Path) -> None:
         assert engine.stats.launches == 1
 
 
-@pytest.mark.parametrize("name", ["full", "odd"])
+@pytest.mark.parametrize("name", ["odd", pytest.param("full", marks=pytest.mark.slow)])
 def test_greedy_tokens_equal_transformers(name: str, tmp_path: Path) -> None:
     """128 greedy tokens; each must be the reference's choice for the text so far, unless its top two nearly tie."""
     config, model = make_model(CONFIGS[name], 11)
@@ -124,6 +128,7 @@ def test_one_launch_serves_many_requests(tmp_path: Path) -> None:
         assert engine.stats.steps >= 1000
 
 
+@pytest.mark.slow
 def test_threads_and_workers_do_not_change_bits(tmp_path: Path) -> None:
     config, model = make_model(ODD, 2)
     folder = save(config, model, tmp_path / "model")

@@ -66,7 +66,7 @@ def test_logits_are_those_of_the_packed_numbers(name: str, weights: str, tmp_pat
 @pytest.mark.parametrize(
     ("weights", "placement"),
     [
-        ("fp8", "tensor_parallel"),
+        pytest.param("fp8", "tensor_parallel", marks=pytest.mark.slow),
         ("nvfp4", "even"),
         pytest.param("fp8", "even", marks=pytest.mark.slow),
         pytest.param("nvfp4", "tensor_parallel", marks=pytest.mark.slow),

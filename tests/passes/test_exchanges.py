@@ -102,7 +102,8 @@ def test_stores_to_peers_are_counted_as_pushes() -> None:
     assert not [n for n in one.graph.nodes if n.op == "push" and ".partial" in n.name]
 
 
-@pytest.mark.parametrize(("devices", "workers"), [pytest.param(1, 9, marks=pytest.mark.slow), (3, 3)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("devices", "workers"), [(1, 9), (3, 3)])
 def test_engines_with_attention_in_parts_give_the_same_logits(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, devices: int, workers: int
 ) -> None:
